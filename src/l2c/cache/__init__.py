@@ -1,1 +1,1 @@
-"""."""
+"""Schedules, predictors, and the cached forward."""

@@ -1,0 +1,59 @@
+"""Which evaluation and which branch is being computed: told by the solver, never inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from l2c.errors import CacheStateError
+
+DEFAULT_BRANCH = "all"
+
+
+@dataclass
+class Clock:
+    """Position within a run.
+
+    Attributes:
+        num_evaluations: How many evaluations the run makes.
+        evaluation: Index of the current evaluation, or -1 before the first and outside a run.
+        branch: Name of the current call within the evaluation: `cond`, `uncond`, or `all` for a single call.
+    """
+
+    num_evaluations: int
+    evaluation: int = -1
+    branch: str = DEFAULT_BRANCH
+    running: bool = False
+
+    def start(self) -> None:
+        """Begins a run."""
+        self.running, self.evaluation, self.branch = True, -1, DEFAULT_BRANCH
+
+    def stop(self) -> None:
+        """Ends a run, finished or not."""
+        self.running, self.evaluation, self.branch = False, -1, DEFAULT_BRANCH
+
+    def tick(self, evaluation: int) -> None:
+        """Enters an evaluation; they come in order, and none is left out.
+
+        Raises:
+            CacheStateError: If no run is in progress or the evaluation is not the next one.
+        """
+        if not self.running:
+            raise CacheStateError("no run is in progress; tick the clock inside `with cache.run():`")
+        if evaluation != self.evaluation + 1 or evaluation >= self.num_evaluations:
+            raise CacheStateError(
+                f"evaluation {evaluation} follows evaluation {self.evaluation} in a run of "
+                f"{self.num_evaluations}; every run starts at 0 and takes each evaluation once, in order"
+            )
+        self.evaluation = evaluation
+
+    @contextmanager
+    def in_branch(self, branch: str) -> Iterator[None]:
+        """Names the calls made inside the block, which then have stores of their own."""
+        previous, self.branch = self.branch, branch
+        try:
+            yield
+        finally:
+            self.branch = previous

@@ -1,0 +1,323 @@
+"""`CacheSchedule`: what to compute at which evaluation, how to stand in for the rest, and what it was made for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
+from l2c.errors import ConfigError, ContractError, ScheduleError
+from l2c.files import atomic_write
+from l2c.layers import LayerTable
+
+FORMAT = "l2c.cache-schedule"
+VERSION = 1
+FINGERPRINT_TOLERANCE = 0.05
+TIMESTEP_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sampling run as a schedule sees it.
+
+    Attributes:
+        solver: Name of the solver.
+        steps: Number of steps asked of the solver.
+        spacing: Spacing of its evaluations.
+        timesteps: Training timestep of every model evaluation, 0 to 999, in order.
+        log_snrs: Half log-SNR log(alpha / sigma) of every evaluation.
+        guidance: Guidance scale; 1 is without guidance. None: any.
+    """
+
+    solver: str
+    steps: int
+    spacing: str
+    timesteps: tuple[float, ...]
+    log_snrs: tuple[float, ...]
+    guidance: float | None = None
+
+    @property
+    def title(self) -> str:
+        """For people: `ddim with 50 steps (linspace spacing)`."""
+        return f"{self.solver} with {self.steps} steps ({self.spacing} spacing)"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a schedule was made for.
+
+    Attributes:
+        run: Solver, timesteps and guidance.
+        model: Name or file of the model, for people.
+        fingerprint: Of the weights (`l2c.layers.fingerprint`); empty fits any weights of the architecture.
+        prediction_type: What the network predicts: `epsilon`.
+    """
+
+    run: Run
+    model: str = ""
+    fingerprint: tuple[float, ...] = ()
+    prediction_type: str = "epsilon"
+
+    def check_run(self, run: Run) -> None:
+        """Compares a run with the one that the schedule was made for.
+
+        Raises:
+            ContractError: If the number of evaluations, the solver, or the timesteps differ.
+        """
+        mine, count, want = self.run, len(run.timesteps), len(self.run.timesteps)
+        advice = (
+            f"sample with solver '{mine.solver}', {mine.steps} steps and '{mine.spacing}' spacing, or get a "
+            f"schedule for this run with: l2c learn --solver {run.solver} --steps {run.steps} "
+            f"--spacing {run.spacing}"
+        )
+        if count != want:
+            raise ContractError(
+                f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}"
+            )
+        if mine.solver != run.solver:
+            raise ContractError(f"schedule was made for {mine.title} but the run uses {run.title}; {advice}")
+        gaps = [abs(a - b) for a, b in zip(mine.timesteps, run.timesteps, strict=True)]
+        if max(gaps, default=0.0) > TIMESTEP_TOLERANCE:
+            at = gaps.index(max(gaps))
+            raise ContractError(
+                f"schedule was made for {mine.title}, whose evaluation {at} is at timestep "
+                f"{mine.timesteps[at]:g}, but in {run.title} it is at {run.timesteps[at]:g}; {advice}"
+            )
+
+    def compare_weights(self, other: tuple[float, ...]) -> ContractError | None:
+        """The error to raise when a model's fingerprint is not the one learned on; None when they agree."""
+        if not self.fingerprint or not other:
+            return None
+        gaps = [abs(a - b) for a, b in zip(self.fingerprint, other, strict=True)]
+        differing = sum(not gap <= FINGERPRINT_TOLERANCE for gap in gaps)
+        if not differing:
+            return None
+        return ContractError(
+            f"the schedule was learned on other weights ({self.model or 'unnamed model'}): {differing} of "
+            f"{len(gaps)} layers differ; learn one for these weights with l2c learn, or accept the difference "
+            "with any_weights=True (--any-weights)"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a schedule computes, in multiply-accumulates (MACs) for one image, without guidance.
+
+    Attributes:
+        macs: Of the whole run with the schedule.
+        full_macs: Of the whole run with everything computed.
+        linear_macs: Like `macs`, leaving out the attention products, as DiT papers count.
+        full_linear_macs: Like `full_macs`, leaving out the attention products.
+    """
+
+    macs: int
+    full_macs: int
+    linear_macs: int
+    full_linear_macs: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the MACs that is left."""
+        return self.macs / self.full_macs
+
+
+@dataclass(frozen=True)
+class CacheSchedule:
+    """Which layers compute at which evaluation, how the others are stood in for, and the contract.
+
+    Attributes:
+        compute: Bool (evaluations, layers); True where a layer is computed.
+        layers: The layers of the architecture it is for.
+        contract: What it was made for.
+        predictor: How reused layers are stood in for.
+        scores: Router scores (evaluations, layers) in [0, 1] it was thresholded from, if it was; NaN where
+            there is none.
+        provenance: How it came to be: method, settings, figures. Plain data.
+
+    Raises:
+        ScheduleError: If the parts do not fit each other.
+    """
+
+    compute: Tensor
+    layers: LayerTable
+    contract: Contract
+    predictor: Predictor = field(default_factory=Predictor)
+    scores: Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = (len(self.contract.run.timesteps), len(self.layers))
+        if self.compute.dtype != torch.bool or tuple(self.compute.shape) != expected:
+            raise ScheduleError(
+                f"the mask must be bool of shape {expected} (evaluations, layers), "
+                f"got {self.compute.dtype} {tuple(self.compute.shape)}"
+            )
+        if self.scores is not None and self.scores.shape != self.compute.shape:
+            raise ScheduleError(f"scores {tuple(self.scores.shape)} and mask {expected} differ in shape")
+        _ = self.plan  # a schedule that reuses what was never computed is refused here
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of model evaluations of the run."""
+        return int(self.compute.shape[0])
+
+    @cached_property
+    def plan(self) -> StandInPlan:
+        """For every reused (evaluation, layer): which computed values are read, with which weights."""
+        return plan_stand_ins(self.compute, self.predictor, self.contract.run.log_snrs)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Multiply-accumulates with and without the schedule."""
+        evaluations, table = self.num_evaluations, self.layers
+        linear = torch.tensor([layer.linear_macs for layer in table.layers], dtype=torch.float64)
+        total = torch.tensor([layer.macs for layer in table.layers], dtype=torch.float64)
+        counts = self.compute.sum(dim=0).double()
+        rest = evaluations * table.rest_macs
+        return Cost(
+            macs=round(float(counts @ total)) + rest,
+            full_macs=evaluations * table.full_macs,
+            linear_macs=round(float(counts @ linear)) + rest,
+            full_linear_macs=evaluations * round(float(linear.sum())) + rest,
+        )
+
+    def check_layers(self, table: LayerTable) -> None:
+        """Compares a model's layers with those that the schedule was made for.
+
+        Raises:
+            ContractError: If family, layers or sizes differ.
+        """
+        mine = self.layers
+        if (mine.family, mine.names) != (table.family, table.names):
+            raise ContractError(
+                f"schedule was made for a {mine.family} with {len(mine)} layers "
+                f"({self.contract.model or 'unnamed model'}), but the model is a {table.family} with "
+                f"{len(table)} layers; learn one for this model with l2c learn"
+            )
+        if [layer.macs for layer in mine.layers] != [layer.macs for layer in table.layers]:
+            raise ContractError(
+                f"schedule was made for a {mine.family} with {mine.full_macs / 1e9:.3g} GMACs per evaluation at "
+                f"{'x'.join(map(str, mine.sample_shape))}, but the model has {table.full_macs / 1e9:.3g} GMACs at "
+                f"{'x'.join(map(str, table.sample_shape))}; learn one for this model with l2c learn"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the schedule as one `.safetensors` file; an interrupted write leaves the old file.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        tensors = {"compute": self.compute.to(torch.uint8).contiguous()}
+        if self.scores is not None:
+            tensors["scores"] = self.scores.float().contiguous()
+        if self.predictor.coefficients is not None:
+            tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
+        header = {
+            "layers": self.layers.to_json(),
+            "contract": asdict(self.contract),
+            "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
+            "provenance": dict(self.provenance),
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "schedule": json.dumps(header, sort_keys=True)}
+        atomic_write(path, safetensors.torch.save(tensors, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> CacheSchedule:
+        """Reads a schedule file; nothing in it is ever executed.
+
+        Raises:
+            ScheduleError: If the file is missing, truncated, of another kind, or malformed.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ScheduleError(f"there is no schedule file {path}; l2c learn --out makes one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            hint = (
+                "; a published router (.pt) is imported with l2c.import_router" if path.suffix != ".safetensors" else ""
+            )
+            raise ScheduleError(f"{path} is not a whole schedule file ({error}){hint}") from error
+        if metadata.get("format") != FORMAT:
+            raise ScheduleError(f"{path} is a safetensors file but not a schedule written by l2c")
+        version = metadata.get("version", "")
+        if not version.isdecimal() or int(version) > VERSION:
+            raise ScheduleError(
+                f"{path} has schedule format {version or 'unknown'}, this l2c reads up to {VERSION}; update l2c"
+            )
+        try:
+            header = json.loads(metadata["schedule"])
+            contract = dict(header["contract"])
+            run = {key: tuple(v) if isinstance(v, list) else v for key, v in contract.pop("run").items()}
+            contract["fingerprint"] = tuple(contract["fingerprint"])
+            predictor = Predictor(**header["predictor"], coefficients=tensors.get("coefficients"))
+            return cls(
+                compute=tensors["compute"].bool(),
+                layers=LayerTable.from_json(header["layers"]),
+                contract=Contract(run=Run(**run), **contract),
+                predictor=predictor,
+                scores=tensors.get("scores"),
+                provenance=header["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise ScheduleError(f"{path} is malformed ({error!r}); write it anew with l2c learn") from error
+
+    def summary(self) -> dict[str, Any]:
+        """The schedule in figures, as plain data: what `l2c inspect` shows.
+
+        `cached` speaks of the evaluations that reuse anything, as the L2C paper counts its layers.
+        """
+        cached = ~self.compute.all(dim=1)
+        kinds: dict[str, dict[str, int]] = {}
+        for index, layer in enumerate(self.layers.layers):
+            kind = kinds.setdefault(layer.kind, {"computed": 0, "total": 0})
+            kind["computed"] += int(self.compute[cached, index].sum())
+            kind["total"] += int(cached.sum())
+        cost, run = self.cost, self.contract.run
+        total = sum(kind["total"] for kind in kinds.values())
+        computed = sum(kind["computed"] for kind in kinds.values())
+        return {
+            "family": self.layers.family,
+            "model": self.contract.model,
+            "solver": run.solver,
+            "steps": run.steps,
+            "spacing": run.spacing,
+            "guidance": run.guidance,
+            "evaluations": self.num_evaluations,
+            "layers": len(self.layers),
+            "predictor": self.predictor.name,
+            "cached": {
+                "evaluations": int(cached.sum()),
+                "computed": computed,
+                "total": total,
+                "removed": 1 - computed / total if total else 0.0,
+                "kinds": kinds,
+            },
+            "cost": {
+                "macs": cost.macs,
+                "full_macs": cost.full_macs,
+                "fraction": cost.fraction,
+                "linear_macs": cost.linear_macs,
+                "full_linear_macs": cost.full_linear_macs,
+            },
+            "rows": [
+                {"evaluation": i, "timestep": t, "log_snr": s if math.isfinite(s) else None, "computed": int(row.sum())}
+                for i, (t, s, row) in enumerate(zip(run.timesteps, run.log_snrs, self.compute, strict=True))
+            ],
+            "sample_shape": list(self.layers.sample_shape),
+            "prediction_type": self.contract.prediction_type,
+            "weights": "any" if not self.contract.fingerprint else "fingerprinted",
+            "provenance": dict(self.provenance),
+        }

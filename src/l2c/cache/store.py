@@ -1,0 +1,93 @@
+"""Where computed layer outputs wait until they are read for the last time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from l2c.cache.predictors import StandInPlan
+from l2c.errors import CacheStateError
+from l2c.layers import LayerTable
+
+
+def last_reads(plan: StandInPlan) -> dict[tuple[int, int], int]:
+    """For every (evaluation, layer) whose value is stored: the evaluation that reads it last."""
+    reads: dict[tuple[int, int], int] = {}
+    for (evaluation, layer), terms in plan.items():
+        for source, _ in terms:
+            reads[source, layer] = max(evaluation, reads.get((source, layer), 0))
+    return reads
+
+
+def peak_elements(plan: StandInPlan, layers: LayerTable) -> int:
+    """Most elements that the store holds at once, for one image and one branch."""
+    reads = last_reads(plan)
+    changes: dict[tuple[int, int], int] = {}  # (evaluation, position in it) -> elements
+    for (source, layer), last in reads.items():
+        size = layers.layers[layer].out_elements
+        changes[source, layer] = changes.get((source, layer), 0) + size
+        changes[last, layer] = changes.get((last, layer), 0) - size
+    live = peak = 0
+    for position in sorted(changes):
+        live += changes[position]
+        peak = max(peak, live)
+    return peak
+
+
+def peak_bytes(
+    plan: StandInPlan, layers: LayerTable, batch_size: int, branches: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Peak memory of the store in bytes: elements, times images in a call, times branches, times item size.
+
+    Args:
+        plan: What is reused from where.
+        layers: The model's layers.
+        batch_size: Number of images in one call of the model (twice the pictures when guidance is one batch).
+        branches: Number of calls per evaluation with stores of their own.
+        dtype: Element type of the layers' outputs.
+    """
+    return peak_elements(plan, layers) * batch_size * branches * dtype.itemsize
+
+
+@dataclass
+class FeatureStore:
+    """Computed outputs by branch, evaluation and layer. Values leave when they are read for the last time.
+
+    Attributes:
+        reads: From `last_reads`; values that nobody reads are not kept.
+    """
+
+    reads: dict[tuple[int, int], int]
+    _values: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+
+    def put(self, branch: str, evaluation: int, layer: int, value: Tensor) -> None:
+        """Keeps a computed value if it is read later."""
+        if (evaluation, layer) in self.reads:
+            self._values[branch, evaluation, layer] = value
+
+    def read(self, branch: str, source: int, layer: int, evaluation: int) -> Tensor:
+        """Value computed at `source`, read at `evaluation`; dropped if that is its last reading.
+
+        Raises:
+            CacheStateError: If the value is not there.
+        """
+        key = (branch, source, layer)
+        try:
+            return self._values.pop(key) if self.reads[source, layer] == evaluation else self._values[key]
+        except KeyError:
+            raise CacheStateError(
+                f"branch '{branch}' has no value of layer {layer} from evaluation {source} at evaluation "
+                f"{evaluation}; call the model once per evaluation in every branch, and each branch at every "
+                "evaluation"
+            ) from None
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._values.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(value.numel() * value.element_size() for value in self._values.values())

@@ -1,0 +1,52 @@
+"""Writing files so that an interrupted write leaves what was there before."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from l2c.errors import OutputError
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        os.replace(temporary, path)  # noqa: PTH105
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+
+
+def make_folder(path: str | Path) -> Path:
+    """Creates a folder for results and checks that it can be written, before any work is done.
+
+    Raises:
+        OutputError: If it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the folder {path}: {error.strerror or error}; choose another --out"
+        ) from error
+    return path

@@ -1,0 +1,81 @@
+"""One way to call every model: noise prediction from (x, t, y), whatever class the network is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.layers import find_layers
+from l2c.sampling.noise_schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A model with what sampling has to know about it.
+
+    Attributes:
+        model: Our `DiT` or `UViT`, or diffusers' `DiTTransformer2DModel`.
+        sample_shape: (channels, height, width) of its input.
+        num_classes: Number of class labels; the label `num_classes` is the null class.
+        first_timestep: What the network is fed for training timestep 0.
+        noise_schedule: The forward process that it was trained on.
+    """
+
+    model: nn.Module
+    sample_shape: tuple[int, int, int]
+    num_classes: int
+    first_timestep: int
+    noise_schedule: NoiseSchedule
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Denoiser:
+        """Reads everything from the model's configuration.
+
+        Raises:
+            ConfigError: If there is no layer adapter for the model's class.
+        """
+        config: Any = model.config
+        num_classes = getattr(config, "num_classes", None)
+        if num_classes is None:
+            num_classes = config.num_embeds_ada_norm
+        return cls(
+            model,
+            find_layers(model).sample_shape,
+            num_classes,
+            getattr(config, "first_timestep", 0),
+            NoiseSchedule(getattr(config, "beta_schedule", "linear"), getattr(config, "prediction_type", "epsilon")),
+        )
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are latents and not pictures."""
+        return self.sample_shape[0] not in (1, 3)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    def __call__(self, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+        """Noise that the network predicts.
+
+        Args:
+            x: Noisy samples (B, C, H, W).
+            timestep: Training timestep, a tensor (); it may be fractional.
+            labels: Class labels (B,).
+
+        Returns:
+            Predicted noise (B, C, H, W) in the dtype of `x`; a learned variance is left out.
+        """
+        times = (timestep + self.first_timestep).expand(x.shape[0])
+        output: Any = self.model(x.to(self.dtype), times, labels)
+        prediction: Tensor = getattr(output, "sample", output)
+        return prediction[:, : x.shape[1]].to(x.dtype)

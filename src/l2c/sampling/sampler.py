@@ -1,0 +1,213 @@
+"""The one sampling loop, and `sample`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.clock import Clock
+from l2c.cache.runtime import CachedModel, active_cache, enable_cache
+from l2c.cache.schedule import CacheSchedule, Run
+from l2c.errors import ConfigError
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.guidance import Guidance
+from l2c.sampling.solvers import Solver, make_solver
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model with a solver: noise and labels in, samples out.
+
+    A cache that is enabled on the model is used; without one, everything is computed.
+
+    Attributes:
+        denoiser: The model.
+        solver: Solver name.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
+        guidance: Classifier-free guidance.
+    """
+
+    denoiser: Denoiser
+    solver: str = "ddim"
+    steps: int = 50
+    spacing: str = "linspace"
+    guidance: Guidance = field(default_factory=Guidance)
+
+    def make_solver(self) -> Solver:
+        """A fresh solver for one run."""
+        return make_solver(self.solver, self.steps, self.spacing, self.denoiser.noise_schedule)
+
+    @property
+    def run(self) -> Run:
+        """The run that sampling makes, as schedules record it."""
+        return replace(self.make_solver().run, guidance=self.guidance.scale)
+
+    def __call__(self, noise: Tensor, labels: Tensor, observer: Observer | None = None) -> Tensor:
+        """Samples one batch.
+
+        Args:
+            noise: Unit normal (B, C, H, W), float32, on the model's device.
+            labels: Class labels (B,), int64.
+            observer: Called as (evaluation, network input, guided noise prediction) at every evaluation.
+
+        Returns:
+            Samples (B, C, H, W), unclamped. Differentiable where gradients are enabled.
+        """
+        solver = self.make_solver()
+        timesteps = torch.tensor(solver.run.timesteps, device=noise.device)
+        x = noise * solver.init_scale
+        with _clocked(self.denoiser.model, replace(solver.run, guidance=self.guidance.scale)) as clock:
+            for evaluation in range(len(solver.run.timesteps)):
+                if clock is not None:
+                    clock.tick(evaluation)
+                scaled = solver.scale_input(x, evaluation)
+                predicted = self.guidance.predict(self.denoiser, scaled, timesteps[evaluation], labels, clock)
+                if observer is not None:
+                    observer(evaluation, scaled, predicted)
+                x = solver.step(evaluation, x, predicted)
+        return x
+
+
+@contextmanager
+def _clocked(model: nn.Module, run: Run) -> Iterator[Clock | None]:
+    cache = active_cache(model)
+    if cache is None:
+        yield None
+        return
+    with cache.run(run) as clock:
+        yield clock
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Unit normal noise (len(seeds), *shape), each image from its own generator.
+
+    Image `seed` is the same alone, in any batch and in any order. The numbers are drawn on the CPU, so they are
+    the same on every device.
+
+    >>> bool((seeded_noise([7, 3], (1, 2, 2))[1] == seeded_noise([3], (1, 2, 2))[0]).all())
+    True
+    """
+    noise = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    return torch.stack(noise)
+
+
+def check_labels(labels: int | Sequence[int] | Tensor, num_classes: int) -> Tensor:
+    """Labels as an int64 tensor (B,).
+
+    Raises:
+        ConfigError: If there are none or one is not a class of the model.
+    """
+    tensor = torch.as_tensor([labels] if isinstance(labels, int) else labels)
+    if tensor.ndim != 1 or not tensor.numel() or tensor.is_floating_point():
+        raise ConfigError(f"labels must be a list of whole numbers, one per image, got {labels!r}")
+    bad = [int(label) for label in tensor if not 0 <= int(label) <= num_classes]
+    if bad:
+        raise ConfigError(
+            f"class label {bad[0]} is out of range; the model has classes 0 to {num_classes - 1} "
+            f"({num_classes} is the null class)"
+        )
+    return tensor.long()
+
+
+@torch.inference_mode()
+def sample(
+    model: nn.Module,
+    labels: int | Sequence[int] | Tensor,
+    seeds: Sequence[int] | None = None,
+    noise: Tensor | None = None,
+    solver: str = "ddim",
+    steps: int = 50,
+    guidance: float = 1.5,
+    schedule: CacheSchedule | None = None,
+    *,
+    spacing: str = "linspace",
+    guidance_mode: str = "batch",
+    guidance_channels: int | None = None,
+    batch_size: int | None = None,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Samples images, one per label.
+
+    Args:
+        model: A model from `load_model`, or diffusers' `DiTTransformer2DModel`.
+        labels: Class label of each image.
+        seeds: Seed of each image; 0, 1, 2, ... by default. A seed always gives the same image.
+        noise: Initial noise (B, C, H, W) instead of seeds.
+        solver: One of `l2c.sampling.SOLVERS`.
+        steps: Number of model evaluations.
+        guidance: Classifier-free guidance scale; 1 is without.
+        schedule: What to compute and what to reuse; None computes everything, or what the cache says that
+            `enable_cache` has enabled.
+        spacing: Spacing of the evaluations: `linspace`, `trailing`, `karras` or `logsnr`.
+        guidance_mode: `batch` or `split`, see `Guidance`.
+        guidance_channels: Guide only the first channels, see `Guidance`.
+        batch_size: Images at a time; all at once by default.
+        observer: See `Sampler`.
+
+    Returns:
+        Images (B, C, H, W) in [-1, 1], or latents for a latent model; on the model's device, float32.
+
+    Raises:
+        ConfigError: If an argument is unknown or out of range.
+        ContractError: If the schedule was made for another model or run.
+
+    Example:
+        >>> import l2c
+        >>> model = l2c.load_model("dit-mini-cifar10")
+        >>> l2c.sample(model, labels=[3, 5], solver="dpmsolver++", steps=2).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    denoiser = Denoiser.of(model)
+    label_tensor = check_labels(labels, denoiser.num_classes)
+    count = len(label_tensor)
+    if noise is None:
+        seeds = range(count) if seeds is None else seeds
+        if len(seeds) != count:
+            raise ConfigError(f"got {len(seeds)} seeds for {count} labels; give one seed per image")
+        noise = seeded_noise(seeds, denoiser.sample_shape)
+    elif tuple(noise.shape) != (count, *denoiser.sample_shape):
+        raise ConfigError(
+            f"noise must have shape {(count, *denoiser.sample_shape)} for {count} labels, got {tuple(noise.shape)}"
+        )
+    elif seeds is not None:
+        raise ConfigError("give either seeds or noise, not both")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    sampler = Sampler(denoiser, solver, steps, spacing, Guidance(guidance, guidance_mode, guidance_channels))
+    with _scheduled(sampler, schedule, min(batch_size or count, count)):
+        samples = [
+            sampler(part.to(denoiser.device, torch.float32), part_labels.to(denoiser.device), observer)
+            for part, part_labels in zip(
+                noise.split(batch_size or count), label_tensor.split(batch_size or count), strict=True
+            )
+        ]
+    images = torch.cat(samples)
+    return images if denoiser.latent else images.clamp(-1, 1)
+
+
+@contextmanager
+def _scheduled(sampler: Sampler, schedule: CacheSchedule | None, batch_size: int) -> Iterator[None]:
+    """Enables the schedule, if there is one, for the duration, after checking that it fits the run."""
+    if schedule is None:
+        yield
+        return
+    schedule.contract.check_run(sampler.run)
+    with enable_cache(sampler.denoiser.model, schedule) as cache:
+        logger.info("feature store: at most %.1f MB", store_bytes(cache, sampler, batch_size) / 1e6)
+        yield
+
+
+def store_bytes(cache: CachedModel, sampler: Sampler, batch_size: int) -> int:
+    """Peak memory of the feature store in bytes while `sampler` samples `batch_size` images at a time."""
+    guidance = sampler.guidance
+    return cache.peak_store_bytes(guidance.call_size(batch_size), guidance.calls, sampler.denoiser.dtype)
