@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from l2c.errors import OutputError
@@ -50,3 +52,41 @@ def make_folder(path: str | Path) -> Path:
             f"cannot write to the folder {path}: {error.strerror or error}; choose another --out"
         ) from error
     return path
+
+
+@contextmanager
+def output_folder(path: str | Path) -> Iterator[Path]:
+    """`make_folder` for the time of some work: if the work fails before it writes, a new folder goes again.
+
+    Raises:
+        OutputError: If it cannot be made or written.
+    """
+    path = Path(path)
+    existed = path.exists()
+    make_folder(path)
+    try:
+        yield path
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                path.rmdir()  # only succeeds while it is empty
+        raise
+
+
+def check_output_file(path: str | Path) -> None:
+    """Checks that a file can be written, before any work is done, and leaves nothing behind.
+
+    Raises:
+        OutputError: If it is a folder, or if it or a folder on the way to it cannot be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; choose a file name for --out")
+    ancestor = path.parent
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    try:
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
+from l2c.cache.summary import summarize
 from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.files import atomic_write
 from l2c.layers import LayerTable
@@ -275,49 +275,5 @@ class CacheSchedule:
             raise ScheduleError(f"{path} is malformed ({error!r}); write it anew with l2c learn") from error
 
     def summary(self) -> dict[str, Any]:
-        """The schedule in figures, as plain data: what `l2c inspect` shows.
-
-        `cached` speaks of the evaluations that reuse anything, as the L2C paper counts its layers.
-        """
-        cached = ~self.compute.all(dim=1)
-        kinds: dict[str, dict[str, int]] = {}
-        for index, layer in enumerate(self.layers.layers):
-            kind = kinds.setdefault(layer.kind, {"computed": 0, "total": 0})
-            kind["computed"] += int(self.compute[cached, index].sum())
-            kind["total"] += int(cached.sum())
-        cost, run = self.cost, self.contract.run
-        total = sum(kind["total"] for kind in kinds.values())
-        computed = sum(kind["computed"] for kind in kinds.values())
-        return {
-            "family": self.layers.family,
-            "model": self.contract.model,
-            "solver": run.solver,
-            "steps": run.steps,
-            "spacing": run.spacing,
-            "guidance": run.guidance,
-            "evaluations": self.num_evaluations,
-            "layers": len(self.layers),
-            "predictor": self.predictor.name,
-            "cached": {
-                "evaluations": int(cached.sum()),
-                "computed": computed,
-                "total": total,
-                "removed": 1 - computed / total if total else 0.0,
-                "kinds": kinds,
-            },
-            "cost": {
-                "macs": cost.macs,
-                "full_macs": cost.full_macs,
-                "fraction": cost.fraction,
-                "linear_macs": cost.linear_macs,
-                "full_linear_macs": cost.full_linear_macs,
-            },
-            "rows": [
-                {"evaluation": i, "timestep": t, "log_snr": s if math.isfinite(s) else None, "computed": int(row.sum())}
-                for i, (t, s, row) in enumerate(zip(run.timesteps, run.log_snrs, self.compute, strict=True))
-            ],
-            "sample_shape": list(self.layers.sample_shape),
-            "prediction_type": self.contract.prediction_type,
-            "weights": "any" if not self.contract.fingerprint else "fingerprinted",
-            "provenance": dict(self.provenance),
-        }
+        """The schedule in figures, as plain data; see `l2c.cache.summary.summarize`."""
+        return summarize(self)

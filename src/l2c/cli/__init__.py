@@ -1,1 +1,1 @@
-"""."""
+"""The command line: `l2c demo | learn | sample | inspect`."""

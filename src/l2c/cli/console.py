@@ -1,0 +1,93 @@
+"""Where the program writes: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def results() -> Console:
+    """Console on stdout."""
+    return Console(highlight=False)
+
+
+def messages() -> Console:
+    """Console on stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(kind: str, message: str) -> None:
+    """Writes one sentence to stderr: `l2c: error: ...`."""
+    sentence = " ".join(message.split())
+    print(f"l2c: {kind}: {sentence}", file=sys.stderr)
+
+
+def show_warnings_as_sentences() -> None:
+    """Warnings appear like errors, without the source line that raised them."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            say("warning", str(message))
+
+    warnings.showwarning = show
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Writes strict JSON to stdout."""
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def progress_bar(*extra: str) -> Progress:
+    """A progress bar on stderr: title, bar, count, any extra fields by name, and the time left.
+
+    Args:
+        extra: Names of task fields that are shown as they are.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in extra),
+        TimeRemainingColumn(),
+        console=messages(),
+        transient=True,
+    )
+
+
+def seconds(value: float) -> str:
+    """Seconds for people.
+
+    >>> seconds(0.1234), seconds(12.345), seconds(123.4)
+    ('0.123 s', '12.3 s', '123 s')
+    """
+    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def macs(value: float) -> str:
+    """Multiply-accumulates with a unit.
+
+    >>> macs(5.7197e12), macs(1.9e9)
+    ('5.72 T', '1.90 G')
+    """
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= 0.995 * size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def bar(fraction: float, width: int, encoding: str) -> str:
+    """A horizontal bar of at most `width` characters, finer than a character where the terminal can.
+
+    >>> bar(0.5, 4, "utf-8"), bar(0.5, 4, "ascii")
+    ('██', '##')
+    """
+    if not encoding.lower().startswith("utf"):
+        return "#" * round(fraction * width)
+    eighths = round(fraction * width * 8)
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")

@@ -1,0 +1,109 @@
+"""The program `l2c`: finds the command, runs it, and turns what goes wrong into one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import l2c
+from l2c.cli.console import say, show_warnings_as_sentences
+from l2c.cli.demo import demo
+from l2c.cli.inspect import inspect
+from l2c.cli.learn import learn
+from l2c.cli.sample import sample
+from l2c.errors import ConfigError, L2CError
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="l2c",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (demo, learn, sample, inspect):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"l2c {l2c.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def overview(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make diffusion transformers sample faster by learning which layers to compute, and when.
+
+    A diffusion transformer is evaluated some 20 to 50 times per picture, and from one evaluation to the
+    next many of its attention and MLP layers hardly change. **l2c** learns, for your model and your solver,
+    which of them to compute at which evaluation; the others reuse their last output. What it learns is one
+    small file, a *schedule*.
+
+    Start with `l2c demo`, which shows the whole way on a small model in a few minutes. Then, for a model of
+    yours: `l2c learn` makes a schedule, `l2c sample --schedule` uses it, `l2c inspect` shows what is in it.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit code.
+
+    0 is success, 1 a failure, 2 wrong usage, 130 an interrupt; in the last three, stderr has one sentence.
+
+    Args:
+        arguments: What follows `l2c`; the process's own arguments by default.
+    """
+    show_warnings_as_sentences()
+    program = typer.main.get_command(app)
+    try:
+        code = program.main(
+            args=None if arguments is None else list(arguments), prog_name="l2c", standalone_mode=False
+        )
+    except L2CError as error:
+        say("error", str(error))
+        return USAGE if isinstance(error, ConfigError) else FAILURE
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        sentence = _explain(error)
+        if sentence is None:
+            raise  # a fault of the program: its traceback is what helps
+        say("error", sentence)
+        return USAGE if _is_usage_error(error) else FAILURE
+    if code == INTERRUPTED:
+        say("error", "interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _is_usage_error(error: Exception) -> bool:
+    return hasattr(error, "format_message")  # typer carries click's classes in different places
+
+
+def _explain(error: Exception) -> str | None:
+    """A sentence for errors that are not ours but the user's to deal with."""
+    if _is_usage_error(error):
+        path = getattr(getattr(error, "ctx", None), "command_path", None) or "l2c"
+        message = error.format_message().strip().rstrip(".")  # type: ignore[attr-defined]
+        return f"{message[:1].lower()}{message[1:]}; see {path} --help"
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return "out of memory; use a smaller --batch-size or --dtype bfloat16"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return None
+
+
+def main() -> NoReturn:
+    """Entry point of the program."""
+    sys.exit(run())

@@ -1,0 +1,131 @@
+"""Options that several commands share, with their help, and how their values are read.
+
+Nothing here imports torch, so that `--help` stays quick; a test compares the lists of names with the library's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from l2c.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+SOLVER_NAMES = "ddim, dpmsolver++, dpmsolver++3, dpmsolver-singlestep, euler, unipc"
+SPACING_NAMES = "linspace, trailing, karras, logsnr"
+
+MODEL = "Model"
+RUN = "Sampling run"
+OUTPUT = "Output"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|PATH",
+        help="A trained class-conditional diffusion transformer: the name of one that comes with l2c "
+        "(dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT "
+        "layout, or a folder saved by diffusers. Its size is read from the file.",
+        rich_help_panel=MODEL,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.",
+        rich_help_panel=MODEL,
+    ),
+]
+DType = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Number format of the weights: float32, bfloat16 or float16.",
+        rich_help_panel=MODEL,
+    ),
+]
+JsonOutput = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON instead of a table.", rich_help_panel=OUTPUT),
+]
+
+SOLVER_HELP = f"How noise becomes a picture, by the names of diffusers' schedulers: {SOLVER_NAMES}."
+STEPS_HELP = "How often the model is evaluated per picture (NFE)."
+SPACING_HELP = f"How the evaluations are spread over the noise levels, as in diffusers: {SPACING_NAMES}."
+GUIDANCE_HELP = "Classifier-free guidance scale; 1 is without, which halves the work."
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_MOST_IMAGES = 100_000
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Whole numbers from a list with commas and ranges.
+
+    Raises:
+        ConfigError: If it is anything else.
+
+    >>> parse_numbers("0,7,2-4", "--labels")
+    [0, 7, 2, 3, 4]
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ConfigError(f"{option} takes whole numbers and ranges such as 0,7,2-4, got '{text}'")
+        span = range(int(first), int(last or first) + 1)
+        if not span or len(numbers) + len(span) > _MOST_IMAGES:
+            raise ConfigError(f"{option} has a range that is empty or too long: '{part.strip()}'")
+        numbers += span
+    return numbers
+
+
+def resolve_device(name: str) -> str:
+    """`auto` becomes the best device there is; others must exist.
+
+    Raises:
+        ConfigError: If the device is unknown or not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"there is no device '{name}' here; use cpu, cuda, cuda:N or mps, or auto"
+        ) from error
+    return str(device)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The number format of that name.
+
+    Raises:
+        ConfigError: If it is unknown.
+    """
+    import torch
+
+    if name not in _DTYPES:
+        raise ConfigError(f"unknown number format '{name}'; choose {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def check_suffix(path: Path, suffix: str, option: str) -> None:
+    """Checks how the name of a file to be written ends.
+
+    Raises:
+        ConfigError: If it ends otherwise.
+    """
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"{option} writes a {suffix} file, got '{path}'; end its name in {suffix}")

@@ -1,0 +1,258 @@
+"""What `l2c sample` does: loads, samples under a progress bar, writes pictures and a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from l2c.bench.timing import synchronize
+from l2c.cache.runtime import enable_cache
+from l2c.cache.schedule import CacheSchedule
+from l2c.cli.console import macs, messages, print_json, progress_bar, results, seconds
+from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
+from l2c.cli.schedules import read_schedule
+from l2c.errors import ConfigError
+from l2c.files import atomic_write, output_folder
+from l2c.layers import find_layers
+from l2c.models import load_model
+from l2c.records import RunRecord, describe_device
+from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
+from l2c.sampling.decoding import LatentDecoder
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.guidance import Guidance
+from l2c.sampling import sampler as sampling
+from l2c.sampling.sampler import Sampler
+
+DEFAULT_COUNT = 8
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What was asked for, as on the command line; None where the schedule or the program decides."""
+
+    model: str
+    schedule: Path | None
+    any_weights: bool
+    labels: str | None
+    num: int | None
+    seed: int
+    seeds: str | None
+    solver: str | None
+    steps: int | None
+    spacing: str | None
+    guidance: float | None
+    guidance_mode: str
+    guidance_channels: int | None
+    batch_size: int
+    device: str
+    dtype: str
+    vae: Path | None
+
+
+def run_sample(request: SampleRequest, out: Path) -> RunRecord:
+    """Samples and writes everything to the folder `out`.
+
+    Raises:
+        L2CError: Whatever is wrong; a new folder that is still empty is then removed again.
+    """
+    labels = None if request.labels is None else parse_numbers(request.labels, "--labels")
+    seeds = _plan_seeds(request, labels)
+    dtype = resolve_dtype(request.dtype)
+    with output_folder(out) as folder:
+        device = resolve_device(request.device)
+        schedule = None if request.schedule is None else read_schedule(request.schedule)
+        decoder = None if request.vae is None else LatentDecoder(request.vae, device)
+        began = perf_counter()
+        model = load_model(request.model, dtype=dtype, device=device)
+        load_s = perf_counter() - began
+        sampler = _make_sampler(model, request, schedule)
+        if decoder is not None and not sampler.denoiser.latent:
+            raise ConfigError(f"{request.model} makes pictures, not latents, so --vae has nothing to decode")
+        labels = _assign_labels(labels, len(seeds), sampler.denoiser.num_classes)
+        samples, sample_s, costs = _sample(sampler, schedule, request, labels, seeds)
+        files, decode_s = _write(folder, samples, decoder, seeds, labels)
+        record = RunRecord(
+            command="sample",
+            config=_config(request, sampler, labels),
+            seeds=tuple(seeds),
+            timings={"load_s": [load_s], "sample_s": [sample_s], "decode_s": decode_s},
+            results={"files": files, **costs},
+            device=describe_device(device),
+        )
+        record.save(folder / "record.json")
+    return record
+
+
+def _plan_seeds(request: SampleRequest, labels: list[int] | None) -> list[int]:
+    """Seed of every picture; their number decides how many there are."""
+    if request.seeds is None:
+        count = request.num or (DEFAULT_COUNT if labels is None else len(labels))
+        return list(range(request.seed, request.seed + count))
+    seeds = parse_numbers(request.seeds, "--seeds")
+    if request.num is not None and request.num != len(seeds):
+        raise ConfigError(
+            f"--seeds lists {len(seeds)} pictures but --num asks for {request.num}; leave one of them out"
+        )
+    return seeds
+
+
+def _assign_labels(labels: list[int] | None, count: int, num_classes: int) -> list[int]:
+    """Label of every picture: the listed ones, or all classes, in turn."""
+    listed: Sequence[int] = labels or range(num_classes)
+    bad = [label for label in listed if label >= num_classes]
+    if bad:
+        raise ConfigError(
+            f"class label {bad[0]} is out of range; the model has classes 0 to {num_classes - 1}"
+        )
+    return [listed[index % len(listed)] for index in range(count)]
+
+
+def _make_sampler(model: nn.Module, request: SampleRequest, schedule: CacheSchedule | None) -> Sampler:
+    """The run that was asked for, with the schedule's own wherever nothing was."""
+    made_for = None if schedule is None else schedule.contract.run
+    guidance = request.guidance
+    if guidance is None:
+        guidance = 1.5 if made_for is None or made_for.guidance is None else made_for.guidance
+    sampler = Sampler(
+        Denoiser.of(model),
+        request.solver or (made_for.solver if made_for else "ddim"),
+        request.steps if request.steps is not None else (made_for.steps if made_for else 50),
+        request.spacing or (made_for.spacing if made_for else "linspace"),
+        Guidance(guidance, request.guidance_mode, request.guidance_channels),
+    )
+    run = sampler.run  # an unknown solver or spacing ends here
+    if schedule is not None:
+        schedule.contract.check_run(run)
+    return sampler
+
+
+def _sample(
+    sampler: Sampler,
+    schedule: CacheSchedule | None,
+    request: SampleRequest,
+    labels: list[int],
+    seeds: list[int],
+) -> tuple[Tensor, float, dict[str, Any]]:
+    """Samples under a progress bar.
+
+    Returns:
+        Samples on the CPU, seconds, and costs.
+    """
+    model, run, guidance = sampler.denoiser.model, sampler.run, sampler.guidance
+    full_macs = find_layers(model).full_macs * len(run.timesteps)
+    costs: dict[str, Any] = {
+        "macs_per_picture": full_macs if schedule is None else schedule.cost.macs,
+        "full_macs_per_picture": full_macs,
+        "guidance_factor": 1 if guidance.scale == 1 else 2,
+        "store_peak_bytes": 0,
+    }
+    with ExitStack() as stack:
+        if schedule is not None:
+            cache = stack.enter_context(enable_cache(model, schedule, any_weights=request.any_weights))
+            peak = sampling.store_bytes(cache, sampler, min(request.batch_size, len(seeds)))
+            costs["store_peak_bytes"] = peak
+            messages().print(f"stored layer outputs will take at most {peak / 1e6:.1f} MB")
+        bar = stack.enter_context(progress_bar())
+        task = bar.add_task("sampling", total=-(-len(seeds) // request.batch_size) * len(run.timesteps))
+        synchronize()
+        began = perf_counter()
+        samples = sampling.sample(
+            model,
+            labels,
+            seeds,
+            solver=run.solver,
+            steps=run.steps,
+            spacing=run.spacing,
+            guidance=guidance.scale,
+            guidance_mode=guidance.mode,
+            guidance_channels=guidance.channels,
+            batch_size=request.batch_size,
+            observer=lambda *_: bar.advance(task),
+        )
+        synchronize()
+        return samples.cpu(), perf_counter() - began, costs
+
+
+def _write(
+    folder: Path, samples: Tensor, decoder: LatentDecoder | None, seeds: list[int], labels: list[int]
+) -> tuple[list[str], list[float]]:
+    """Writes latents, pictures and their grid.
+
+    Returns:
+        Names of the files, and the seconds of decoding where there was any.
+    """
+    files: list[str] = []
+    decode_s: list[float] = []
+
+    def write(name: str, data: bytes) -> None:
+        atomic_write(folder / name, data)
+        files.append(name)
+
+    if samples.shape[1] not in (1, 3):
+        metadata = {"seeds": ",".join(map(str, seeds)), "labels": ",".join(map(str, labels))}
+        write("latents.safetensors", safetensors.torch.save({"latents": samples.contiguous()}, metadata))
+        if decoder is None:
+            messages().print("the model makes latents; to see pictures, name an autoencoder with --vae FOLDER")
+            return files, decode_s
+        began = perf_counter()
+        samples = decoder(samples).cpu()
+        decode_s.append(perf_counter() - began)
+    pixels = to_pixels(samples)
+    for index, (seed, label) in enumerate(zip(seeds, labels, strict=True)):
+        write(f"seed{seed:06d}-label{label:03d}.png", png(picture_grid(pixels[index : index + 1])))
+    write("grid.png", png(picture_grid(pixels, scale=enlargement(pixels.shape[1]))))
+    return files, decode_s
+
+
+def _config(request: SampleRequest, sampler: Sampler, labels: list[int]) -> dict[str, Any]:
+    """Every setting with the value that was used."""
+    run = sampler.run
+    return {
+        "model": request.model,
+        "schedule": None if request.schedule is None else str(request.schedule),
+        "any_weights": request.any_weights,
+        "labels": labels,
+        "solver": run.solver,
+        "steps": run.steps,
+        "spacing": run.spacing,
+        "timesteps": list(run.timesteps),
+        "guidance": sampler.guidance.scale,
+        "guidance_mode": request.guidance_mode,
+        "guidance_channels": request.guidance_channels,
+        "batch_size": request.batch_size,
+        "dtype": request.dtype,
+        "vae": None if request.vae is None else str(request.vae),
+    }
+
+
+def report(record: RunRecord, folder: Path, *, as_json: bool) -> None:
+    """Prints what came out."""
+    if as_json:
+        print_json({"folder": str(folder), **record.to_json()})
+        return
+    config, costs, taken = record.config, record.results, record.timings["sample_s"][0]
+    full, left, count = costs["full_macs_per_picture"], costs["macs_per_picture"], len(record.seeds)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    grid.add_row("pictures" if "grid.png" in costs["files"] else "latents", Text(f"{count} in {folder}"))
+    grid.add_row(
+        "run",
+        f"{config['solver']}, {len(config['timesteps'])} evaluations, {config['spacing']} spacing, "
+        f"guidance {config['guidance']:g}",
+    )
+    grid.add_row("time", f"{seconds(taken)}, {seconds(taken / count)} per picture")
+    guided = ", twice that with guidance" if costs["guidance_factor"] == 2 else ""
+    share = f"all of {macs(full)}" if left == full else f"{macs(left)} of {macs(full)} ({left / full:.1%})"
+    grid.add_row("MACs", f"{share} per picture{guided}")
+    results().print(grid)

@@ -1,0 +1,161 @@
+"""Schedule files as the program reads and shows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from l2c.cli.console import bar, macs, results
+from l2c.errors import ConfigError
+
+if TYPE_CHECKING:
+    from l2c.cache.schedule import CacheSchedule
+
+_BAR_WIDTH = 24
+_STAND_INS = {
+    "copy": "repeats its last output",
+    "taylor": "continues its last outputs as a polynomial over the noise level",
+    "linear": "is a learned combination of its last outputs",
+}
+
+
+def read_schedule(path: Path, threshold: float | None = None, model: str | None = None) -> CacheSchedule:
+    """Reads a schedule, or a router file published by the authors of Learning-to-Cache.
+
+    Args:
+        path: `.safetensors` written by l2c, or a router in `.pt` or `.pth`.
+        threshold: Decide anew from the scores in the file, instead of as it was saved or published.
+        model: Name of the model that a router file is for, where the file does not say.
+
+    Raises:
+        ScheduleError: If the file cannot be read.
+        ConfigError: If the threshold is out of range or there are no scores that it could decide on.
+    """
+    from l2c.cache.schedule import CacheSchedule
+    from l2c.methods.published import ROUTER_SUFFIXES, import_router
+
+    if path.suffix in ROUTER_SUFFIXES:
+        return import_router(path, threshold=threshold, model=model)
+    schedule = CacheSchedule.load(path)
+    if threshold is None:
+        return schedule
+    if schedule.scores is None:
+        raise ConfigError(f"{path} has no router scores, so --threshold has nothing to decide on")
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
+    return replace(
+        schedule,
+        compute=schedule.scores.isnan() | (schedule.scores > threshold),
+        provenance={**schedule.provenance, "threshold": threshold},
+    )
+
+
+def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) -> None:
+    """Prints a schedule's contract, counts and cost, and with `rows` a line per evaluation."""
+    console = results()
+    console.print(_facts(summary, title))
+    console.print()
+    console.print(_counts(summary))
+    console.print()
+    console.print(_costs(summary))
+    if rows:
+        console.print()
+        console.print(_evaluations(summary, console.encoding))
+
+
+def _facts(summary: dict[str, Any], title: str) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    shape = "x".join(map(str, summary["sample_shape"]))
+    weights = "any weights" if summary["weights"] == "any" else "checked against the weights"
+    guidance = "any guidance" if summary["guidance"] is None else f"guidance {summary['guidance']:g}"
+    stand_in = summary["predictor"]
+    grid.add_row("schedule", Text(title))
+    grid.add_row(
+        "for model",
+        Text(
+            f"{summary['model'] or summary['family']}: {summary['layers']} layers, input {shape}, {weights}"
+        ),
+    )
+    grid.add_row(
+        "for run",
+        Text(
+            f"{summary['solver']}, {summary['steps']} steps, {summary['spacing']} spacing, {guidance} "
+            f"= {summary['evaluations']} evaluations"
+        ),
+    )
+    grid.add_row("reuse", Text(f"{stand_in}: a reused layer {_STAND_INS[stand_in.partition('-')[0]]}"))
+    made = ", ".join(f"{key} {value}" for key, value in summary["provenance"].items() if _is_plain(value))
+    if made:
+        grid.add_row("made by", Text(made))
+    return grid
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def _counts(summary: dict[str, Any]) -> Table:
+    cached = summary["cached"]
+    table = _table(f"Layers computed in the {cached['evaluations']} evaluations that may reuse")
+    table.add_column("kind")
+    for name in ("computed", "of", "removed"):
+        table.add_column(name, justify="right")
+    for kind, counts in [*cached["kinds"].items(), ("all", cached)]:
+        removed = 1 - counts["computed"] / counts["total"] if counts["total"] else 0.0
+        table.add_row(kind, str(counts["computed"]), str(counts["total"]), f"{removed:.2%}")
+    return table
+
+
+def _costs(summary: dict[str, Any]) -> Table:
+    cost = summary["cost"]
+    table = _table("MACs per picture over the whole run, guidance not counted")
+    table.add_column("counted")
+    for name in ("everything", "scheduled", "left"):
+        table.add_column(name, justify="right")
+    for label, full, left in (
+        ("linear layers only (as for DiT)", cost["full_linear_macs"], cost["linear_macs"]),
+        ("with attention products (as for U-ViT)", cost["full_macs"], cost["macs"]),
+    ):
+        table.add_row(label, macs(full), macs(left), f"{left / full:.1%}")
+    return table
+
+
+def _evaluations(summary: dict[str, Any], encoding: str) -> Table:
+    kinds = list(summary["cached"]["kinds"])
+    sizes = {kind: summary["layer_kinds"].count(kind) for kind in kinds}
+    table = _table("Layers computed at each evaluation, from noise to picture")
+    table.add_column("evaluation", justify="right")
+    table.add_column("timestep", justify="right")
+    for kind in kinds:
+        table.add_column(f"{kind} /{sizes[kind]}", justify="right")
+    table.add_column("MACs left", justify="right")
+    table.add_column("", width=_BAR_WIDTH, no_wrap=True)
+    for row in summary["rows"]:
+        counts = [str(row["kinds"][kind]) for kind in kinds]
+        share = row["fraction"]
+        table.add_row(
+            str(row["evaluation"]),
+            f"{row['timestep']:.4g}",
+            *counts,
+            f"{share:.0%}",
+            bar(share, _BAR_WIDTH, encoding),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+    )
