@@ -277,9 +277,10 @@ class CacheSchedule:
     def summary(self) -> dict[str, Any]:
         """The schedule in figures, as plain data: what `l2c inspect` shows.
 
-        `cached` speaks of the evaluations that reuse anything, as the L2C paper counts its layers.
+        `cached` speaks of the evaluations that a router decided, as the L2C paper counts its layers, or, without
+        scores, of those that reuse anything.
         """
-        cached = ~self.compute.all(dim=1)
+        cached = ~self.compute.all(dim=1) if self.scores is None else self.scores.isfinite().any(dim=1)
         kinds: dict[str, dict[str, int]] = {}
         for index, layer in enumerate(self.layers.layers):
             kind = kinds.setdefault(layer.kind, {"computed": 0, "total": 0})
