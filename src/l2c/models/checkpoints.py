@@ -1,0 +1,182 @@
+"""Reading weights files: from a path to named tensors, or to one sentence that says why not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from l2c.errors import CheckpointError
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SAFETENSORS_SUFFIX = ".safetensors"
+WEIGHTS_NAME = "diffusion_pytorch_model"
+
+Tensors = dict[str, torch.Tensor]
+
+_WRAPPERS = ("ema", "model", "state_dict")
+"""Where public training scripts put the weights inside a larger dict; the averaged ones come first."""
+
+_ROUTER_KEY = re.compile(r"\d+\.prob")
+
+
+def read_weights(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Read the named tensors of one weights file, without running any code that it may hold.
+
+    Dicts that wrap the weights (`ema`, `model`, `state_dict`) and the key prefixes that distributed and
+    compiled training leave (`module.`, `_orig_mod.`) are taken off.
+
+    Args:
+        path: A `.safetensors` file, or a PyTorch file ending in `.pt`, `.pth`, `.bin` or `.ckpt`.
+
+    Returns:
+        The tensors on the CPU by name, and the file's text metadata (empty for PyTorch files).
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, empty, truncated, of another kind, would run code
+            when loaded, or holds routers instead of weights.
+    """
+    if not path.is_file():
+        kind = "is not a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {kind}; check the path of the weights")
+    try:
+        num_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if num_bytes == 0:
+        raise CheckpointError(f"{path} is empty; download or copy it again")
+    if path.suffix == SAFETENSORS_SUFFIX:
+        tensors, metadata = _read_safetensors(path)
+    elif path.suffix in PICKLE_SUFFIXES:
+        tensors, metadata = _unwrap(_read_pickle(path), path), {}
+    else:
+        expected = ", ".join((SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES))
+        raise CheckpointError(f"{path} has the suffix {path.suffix!r}; weights must end in one of {expected}")
+    if tensors and all(_ROUTER_KEY.fullmatch(name) for name in tensors):
+        raise _router_error(path)
+    return {_strip_prefixes(name): tensor for name, tensor in tensors.items()}, metadata
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is missing or does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def read_folder_weights(folder: Path) -> Tensors:
+    """Read the weights of one model folder in diffusers layout: one file, or shards with an index.
+
+    Raises:
+        CheckpointError: There are no weights, a shard is missing, or one cannot be read.
+    """
+    for suffix in (SAFETENSORS_SUFFIX, ".bin"):
+        if (folder / f"{WEIGHTS_NAME}{suffix}").exists():
+            return read_weights(folder / f"{WEIGHTS_NAME}{suffix}")[0]
+        index = folder / f"{WEIGHTS_NAME}{suffix}.index.json"
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index} has no 'weight_map'; download the folder again")
+            tensors: Tensors = {}
+            for shard in sorted({Path(str(name)).name for name in weight_map.values()}):
+                tensors.update(read_weights(folder / shard)[0])
+            return tensors
+    raise CheckpointError(
+        f"{folder} has a config.json but no weights; expected {WEIGHTS_NAME}{SAFETENSORS_SUFFIX} or .bin"
+    )
+
+
+def name_some(names: Iterable[str], limit: int = 3) -> str:
+    """List names for a message, the first few in full and the rest as a count.
+
+    >>> name_some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + rest
+
+
+def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); download or copy it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        # Public training scripts store their arguments beside the weights; a Namespace is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise CheckpointError(f"{path} {_explain_pickle_failure(path, error)}") from error
+
+
+def _explain_pickle_failure(path: Path, error: Exception) -> str:
+    text = str(error)
+    refused = re.search(r"(?:Unsupported|GLOBAL)\s+(?:global: GLOBAL )?([\w.]+\.[\w.]+) ", text)
+    if refused:
+        return (
+            f"holds Python objects ({refused[1]}) that would run code when loaded, so it was not loaded; "
+            "get a safetensors file, or one with a plain state_dict"
+        )
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    if "TorchScript" in text:
+        return "is a TorchScript program, not weights; save the model's state_dict instead"
+    if is_zip or isinstance(error, EOFError) or "unexpected EOF" in text:
+        return "is truncated or damaged; download or copy it again"
+    return "is not a PyTorch checkpoint; expected a state_dict saved with torch.save"
+
+
+def _unwrap(content: object, path: Path) -> Tensors:
+    """Find the dict of tensors in what a PyTorch file holds."""
+    if isinstance(content, dict):
+        if "routers" in content:
+            raise _router_error(path)
+        for wrapper in _WRAPPERS:
+            if isinstance(content.get(wrapper), dict):
+                return _unwrap(content[wrapper], path)
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors
+    raise CheckpointError(
+        f"{path} holds a {type(content).__name__} without named tensors; expected a state_dict, bare or "
+        "under " + " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
+    )
+
+
+def _router_error(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds routers (scores of layers), not a model; pass it where a schedule is expected and "
+        "give the weights of the model here"
+    )
+
+
+def _strip_prefixes(name: str) -> str:
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name

@@ -1,0 +1,126 @@
+"""What a model was built and trained as: the fields every family shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from l2c.errors import ConfigError
+
+NUM_TRAIN_TIMESTEPS = 1000
+"""Length of every training noise schedule: all published models were trained with a thousand steps."""
+
+BETA_SCHEDULES = ("linear", "scaled_linear")
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Geometry and training conventions of a class-conditional diffusion transformer.
+
+    Attributes:
+        in_channels: Channels of the images or latents; 4 are the latents of a Stable Diffusion autoencoder.
+        image_size: Height and width of what the network sees, in pixels or latent pixels.
+        patch_size: Side of the square patch that becomes one token; divides `image_size`.
+        hidden_size: Width of a token; a multiple of `num_heads`.
+        depth: Number of blocks, as the family counts them.
+        num_heads: Attention heads per block.
+        mlp_ratio: Width of the MLP's inner layer over `hidden_size`.
+        num_classes: Number of real classes; labels run from 0 to `num_classes - 1`.
+        has_null_class: Whether the label table has one more row, for "no class" (needed for guidance).
+        beta_schedule: Training noise schedule over 1000 timesteps: `"linear"` for betas
+            linspace(1e-4, 0.02), `"scaled_linear"` for linspace(sqrt(0.00085), sqrt(0.012)) squared.
+        first_timestep: What the network is fed for the first (least noisy) of those 1000 timesteps; index
+            `i` is fed `i + first_timestep`.
+        prediction_type: What the network predicts: `"epsilon"`, `"v_prediction"` or `"sample"`.
+
+    Raises:
+        ConfigError: A size is not positive, does not divide what it must, or a name is unknown.
+    """
+
+    in_channels: int
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    mlp_ratio: float = 4.0
+    has_null_class: bool = True
+    beta_schedule: str = "linear"
+    first_timestep: int = 0
+    prediction_type: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "in_channels",
+            "image_size",
+            "patch_size",
+            "hidden_size",
+            "depth",
+            "num_heads",
+            "num_classes",
+        )
+        for name in (*sizes, "mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        _check_divides("patch_size", self.patch_size, "image_size", self.image_size)
+        _check_divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
+        _check_divides("4 (sine and cosine for rows and columns)", 4, "hidden_size", self.hidden_size)
+        _check_known("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        _check_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
+
+    @property
+    def latent(self) -> bool:
+        """Whether the network sees latents of an autoencoder instead of pixels."""
+        return self.in_channels == 4
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches, that is image tokens, per image."""
+        return self.grid_size**2
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        """Width of the MLP's inner layer."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def num_labels(self) -> int:
+        """Rows of the label table, the null class included."""
+        return self.num_classes + self.has_null_class
+
+    @property
+    def null_class(self) -> int | None:
+        """Label that means "no class", or None for a model trained without one."""
+        return self.num_classes if self.has_null_class else None
+
+    def betas(self) -> torch.Tensor:
+        """Variances that the training noise schedule adds per timestep.
+
+        Returns:
+            Tensor of shape (1000,), float64, on the CPU whatever the default device.
+        """
+        start, end = (
+            (1e-4, 0.02) if self.beta_schedule == "linear" else (math.sqrt(0.00085), math.sqrt(0.012))
+        )
+        ramp = torch.linspace(start, end, NUM_TRAIN_TIMESTEPS, dtype=torch.float64, device="cpu")
+        return ramp if self.beta_schedule == "linear" else ramp.square()
+
+
+def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    if value % divisor:
+        raise ConfigError(f"{name} {value} must be a multiple of {divisor_name}, got {divisor}")
+
+
+def _check_known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
