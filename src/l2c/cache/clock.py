@@ -25,14 +25,22 @@ class Clock:
     evaluation: int = -1
     branch: str = DEFAULT_BRANCH
     running: bool = False
+    _entered: bool = False
 
-    def start(self) -> None:
-        """Begins a run."""
-        self.running, self.evaluation, self.branch = True, -1, DEFAULT_BRANCH
+    def start(self, first: int = 0) -> None:
+        """Begins a run, or the part of one that begins at evaluation `first`."""
+        self.running, self.evaluation, self.branch = True, first - 1, DEFAULT_BRANCH
+        self._entered = False
 
     def stop(self) -> None:
         """Ends a run, finished or not."""
         self.running, self.evaluation, self.branch = False, -1, DEFAULT_BRANCH
+        self._entered = False
+
+    @property
+    def entered(self) -> bool:
+        """Whether a run is in progress and has reached its first evaluation."""
+        return self._entered
 
     def tick(self, evaluation: int) -> None:
         """Enters an evaluation; they come in order, and none is left out.
@@ -45,9 +53,10 @@ class Clock:
         if evaluation != self.evaluation + 1 or evaluation >= self.num_evaluations:
             raise CacheStateError(
                 f"evaluation {evaluation} follows evaluation {self.evaluation} in a run of "
-                f"{self.num_evaluations}; every run starts at 0 and takes each evaluation once, in order"
+                f"{self.num_evaluations}; every run takes each evaluation once, in order, beginning with 0"
             )
         self.evaluation = evaluation
+        self._entered = True
 
     @contextmanager
     def in_branch(self, branch: str) -> Iterator[None]:

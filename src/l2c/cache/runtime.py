@@ -162,7 +162,7 @@ class CachedModel:
         clock, gating = self.clock, self.gating
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            if clock.evaluation < 0:
+            if not clock.entered:
                 raise CacheStateError(
                     "the model was called with a cache enabled but outside a run; sample with l2c.sample, or "
                     "wrap your own loop in `with cache.run():` and call `cache.clock.tick(i)` at each evaluation"
@@ -172,11 +172,12 @@ class CachedModel:
         return forward
 
     @contextmanager
-    def run(self, run: Run | None = None) -> Iterator[Clock]:
+    def run(self, run: Run | None = None, first: int = 0) -> Iterator[Clock]:
         """One sampling run: starts from an empty store and leaves an empty one, also after an exception.
 
         Args:
             run: The run that is about to start, checked against the schedule's contract; None skips the check.
+            first: Evaluation that it starts with; learning walks parts of runs.
 
         Raises:
             ContractError: If the schedule was made for another run.
@@ -187,7 +188,7 @@ class CachedModel:
         if self.schedule is not None and run is not None:
             self.schedule.contract.check_run(run)
         self.gating.clear()
-        self.clock.start()
+        self.clock.start(first)
         try:
             yield self.clock
         finally:

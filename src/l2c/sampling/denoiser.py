@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.sampling.noise_schedule import NoiseSchedule
 
@@ -19,7 +20,7 @@ class Denoiser:
     Attributes:
         model: Our `DiT` or `UViT`, or diffusers' `DiTTransformer2DModel`.
         sample_shape: (channels, height, width) of its input.
-        num_classes: Number of class labels; the label `num_classes` is the null class.
+        num_classes: Number of classes; labels run from 0 to `num_classes - 1`.
         first_timestep: What the network is fed for training timestep 0.
         noise_schedule: The forward process that it was trained on.
     """
@@ -48,6 +49,17 @@ class Denoiser:
             getattr(config, "first_timestep", 0),
             NoiseSchedule(getattr(config, "beta_schedule", "linear"), getattr(config, "prediction_type", "epsilon")),
         )
+
+    @property
+    def null_class(self) -> int:
+        """Label that stands for no class.
+
+        Raises:
+            ConfigError: If the model was trained without one.
+        """
+        if not getattr(self.model.config, "has_null_class", True):
+            raise ConfigError("the model was trained without a null class, so it has no guidance; use guidance 1")
+        return self.num_classes
 
     @property
     def latent(self) -> bool:

@@ -56,7 +56,7 @@ class Guidance:
         """Guided noise prediction (B, C, H, W); arguments as for `Denoiser`."""
         if self.scale == 1:
             return denoiser(x, timestep, labels)
-        null = torch.full_like(labels, denoiser.num_classes)
+        null = torch.full_like(labels, denoiser.null_class)
         if self.mode == "batch":
             both = denoiser(torch.cat([x, x]), timestep, torch.cat([labels, null]))
             cond, uncond = both.chunk(2)
@@ -65,6 +65,10 @@ class Guidance:
                 cond = denoiser(x, timestep, labels)
             with _branch(clock, "uncond"):
                 uncond = denoiser(x, timestep, null)
+        return self.combine(cond, uncond)
+
+    def combine(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        """Guided prediction from the conditional and the unconditional one, all (B, C, H, W)."""
         guided = uncond + self.scale * (cond - uncond)
         if self.channels is None:
             return guided

@@ -110,14 +110,14 @@ class SinglestepSolver:
             self._start = (x, data)
             middle = evaluation + 1
             target = self.run.log_snrs[middle] if middle < len(self.run.log_snrs) else end
-            return _exponential_step(x, data, log_snr, target)
+            return exponential_step(x, data, log_snr, target)
         assert self._start is not None
         x_start, data_start = self._start
         slope = data - data_start  # over half of the outer step, so twice that over the whole: (1 / 2 r1) = 1
-        return _exponential_step(x_start, data_start + slope, self._outer[evaluation // 2], end)
+        return exponential_step(x_start, data_start + slope, self._outer[evaluation // 2], end)
 
 
-def _exponential_step(x: Tensor, data: Tensor, log_snr: float, target: float) -> Tensor:
+def exponential_step(x: Tensor, data: Tensor, log_snr: float, target: float) -> Tensor:
     """Solution at `target` if the data prediction is constant from `log_snr` on."""
     (_, sigma), (alpha_target, sigma_target) = alpha_sigma(log_snr), alpha_sigma(target)
     return (sigma_target / sigma) * x - alpha_target * math.expm1(log_snr - target) * data
