@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -107,6 +108,16 @@ def describe_device(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         described["name"] = torch.cuda.get_device_name(device)
     else:
-        described["name"] = platform.processor() or platform.machine()
+        described["name"] = _processor()
         described["threads"] = torch.get_num_threads()
     return described
+
+
+def _processor() -> str:
+    """Model of the processor, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, name = line.partition(":")
+            if key.strip() == "model name":
+                return name.strip()
+    return platform.processor() or platform.machine()

@@ -67,7 +67,7 @@ def inspect(
     it fits. Papers count MACs in two ways, so both are shown: DiT's count linear layers only, U-ViT's also
     the two products inside attention.
 
-    Examples:
+    For example:
     - `l2c inspect router.safetensors`
     - `l2c inspect DDIM50_router.pt --plot heatmap.png`
     - `l2c inspect router.safetensors --threshold 0.3 --save leaner.safetensors`

@@ -1,6 +1,6 @@
 """Options that several commands share, with their help, and how their values are read.
 
-Nothing here imports torch, so that `--help` stays quick; a test compares the lists of names with the library's.
+Nothing here imports torch, so that `--help` stays quick; a test compares the names with the library's.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def resolve_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in _DTYPES:
-        raise ConfigError(f"unknown number format '{name}'; choose {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}")
+        raise ConfigError(
+            f"unknown number format '{name}'; choose {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}"
+        )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 

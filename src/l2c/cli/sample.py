@@ -177,7 +177,7 @@ def sample(
     How much memory the stored outputs take at most is said before sampling begins. Solver, steps, spacing and
     guidance default to those that the schedule was made for.
 
-    Examples:
+    For example:
     - `l2c sample --labels 3,5 --num 8`
     - `l2c sample --schedule router.safetensors --labels 0-9 --out faster`
     - `l2c sample -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`

@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any
 
 import safetensors.torch
-import torch
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -27,10 +26,10 @@ from l2c.layers import find_layers
 from l2c.models import load_model
 from l2c.records import RunRecord, describe_device
 from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
+from l2c.sampling import sampler as sampling
 from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
-from l2c.sampling import sampler as sampling
 from l2c.sampling.sampler import Sampler
 
 DEFAULT_COUNT = 8
@@ -202,7 +201,9 @@ def _write(
         metadata = {"seeds": ",".join(map(str, seeds)), "labels": ",".join(map(str, labels))}
         write("latents.safetensors", safetensors.torch.save({"latents": samples.contiguous()}, metadata))
         if decoder is None:
-            messages().print("the model makes latents; to see pictures, name an autoencoder with --vae FOLDER")
+            messages().print(
+                "the model makes latents; to see pictures, name an autoencoder with --vae FOLDER"
+            )
             return files, decode_s
         began = perf_counter()
         samples = decoder(samples).cpu()

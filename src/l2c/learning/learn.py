@@ -64,6 +64,7 @@ class LearnSettings:
         label_dropout: Share of labels replaced by the null class, with real images. Trajectories under guidance
             always carry both.
         seed: Of noise, labels and images.
+        time_limit_s: After so many seconds no further iteration is begun.
     """
 
     iterations: int = 60
@@ -74,6 +75,7 @@ class LearnSettings:
     learning_rate: float = 0.2
     label_dropout: float = 0.1
     seed: int = 0
+    time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size"):
@@ -145,6 +147,9 @@ def learn(
                 on_progress(
                     Progress(done, settings.iterations, loss, error, fraction, time.monotonic() - started)
                 )
+            if settings.time_limit_s is not None and time.monotonic() - started > settings.time_limit_s:
+                logger.info("time is up after %d of %d iterations", done, settings.iterations)
+                break
     except KeyboardInterrupt:
         interrupted = True
         logger.warning("interrupted after %d of %d iterations", done, settings.iterations)

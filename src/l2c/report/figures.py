@@ -86,7 +86,12 @@ def _title(summary: Mapping[str, Any]) -> str:
 def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[str, Any]]) -> None:
     color = COLORS.get(kind, _BAR)
     axis.imshow(
-        mask, cmap=ListedColormap([REUSED, color]), vmin=0, vmax=1, aspect="auto", origin="lower",
+        mask,
+        cmap=ListedColormap([REUSED, color]),
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        origin="lower",
         interpolation="nearest",
     )
     title = TITLES.get(kind, kind)
@@ -96,8 +101,14 @@ def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[
             Patch(facecolor=color, label="computed"),
             Patch(facecolor=REUSED, edgecolor="#c4c9cf", label="reused"),
         ],
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.1, handlelength=1,
-        columnspacing=1, fontsize=8,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2,
+        frameon=False,
+        borderaxespad=0.1,
+        handlelength=1,
+        columnspacing=1,
+        fontsize=8,
     )
     _grid(axis, mask.shape)
     _block_axis(axis)
@@ -108,7 +119,12 @@ def _score_panel(axis: Axes, scores: NDArray[np.float64], kind: str, rows: list[
     ramp = LinearSegmentedColormap.from_list(kind, ["#f6f7f9", COLORS.get(kind, _BAR)])
     ramp.set_bad("#ffffff")
     image = axis.imshow(
-        np.ma.masked_invalid(scores), cmap=ramp, vmin=0, vmax=1, aspect="auto", origin="lower",
+        np.ma.masked_invalid(scores),
+        cmap=ramp,
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        origin="lower",
         interpolation="nearest",
     )
     for column in np.flatnonzero(np.isnan(scores).all(axis=0)):
@@ -139,8 +155,11 @@ def _score_counts(axis: Axes, scores: NDArray[np.float64], summary: Mapping[str,
     kinds = list(dict.fromkeys(summary["layer_kinds"]))
     groups = [scores[:, [k == kind for k in summary["layer_kinds"]]].ravel() for kind in kinds]
     axis.hist(
-        [group[np.isfinite(group)] for group in groups], bins=np.linspace(0, 1, 26).tolist(), stacked=True,
-        color=[COLORS.get(kind, _BAR) for kind in kinds], rwidth=0.9,
+        [group[np.isfinite(group)] for group in groups],
+        bins=np.linspace(0, 1, 26).tolist(),
+        stacked=True,
+        color=[COLORS.get(kind, _BAR) for kind in kinds],
+        rwidth=0.9,
     )
     note = ""
     if isinstance(threshold, (int, float)):
