@@ -114,6 +114,7 @@ def run_demo(
 
     Raises:
         L2CError: Whatever is wrong.
+        KeyboardInterrupt: Also while learning.
     """
     settings = settings or DemoSettings()
     model = load_model(settings.model, device=device)
@@ -126,6 +127,8 @@ def run_demo(
         model_name=settings.model,
         on_progress=on_learning,
     )
+    if fresh.provenance["interrupted"]:
+        raise KeyboardInterrupt  # which learning had caught
     schedules: dict[str, CacheSchedule | None] = {FULL: None, FRESH: fresh}
     if settings.shipped is not None:
         schedules[SHIPPED] = CacheSchedule.load(settings.shipped)
@@ -218,6 +221,7 @@ def _write(folder: Path, variants: list[_Variant]) -> tuple[list[str], int]:
     pixels = {variant.key: to_pixels(variant.images) for variant in variants}
     gain = min(difference_gain(pixels[v.key], pixels[FULL]) for v in variants[1:])
     files: dict[str, bytes] = {}
+    saved: list[str] = []
     for variant in variants:
         key = variant.key
         files[f"{key}.png"] = png(picture_grid(pixels[key], _COLUMNS, _SCALE))
@@ -228,9 +232,10 @@ def _write(folder: Path, variants: list[_Variant]) -> tuple[list[str], int]:
         files[f"difference{suffix}.png"] = png(picture_grid(difference, _COLUMNS, _SCALE))
         files[f"heatmap{suffix}.png"] = heat_map(variant.schedule.summary())
         variant.schedule.save(folder / f"schedule{suffix}.safetensors")
+        saved.append(f"schedule{suffix}.safetensors")
     for name, data in files.items():
         atomic_write(folder / name, data)
-    return [*files, *sorted(path.name for path in folder.glob("schedule*.safetensors"))], gain
+    return [*files, *saved], gain
 
 
 def _finite(value: float) -> float | None:
@@ -238,4 +243,6 @@ def _finite(value: float) -> float | None:
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.name if isinstance(value, Path) else value for key, value in data.items()}
+    """Settings in the types that JSON has."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+    return {key: value.name if isinstance(value, Path) else value for key, value in plain.items()}

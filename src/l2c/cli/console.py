@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
+    """The user ended a command early, which had something to say about it."""
 
 
 def results() -> Console:
@@ -17,9 +22,9 @@ def results() -> Console:
     return Console(highlight=False)
 
 
-def messages() -> Console:
-    """Console on stderr."""
-    return Console(stderr=True, highlight=False)
+def note(message: str) -> None:
+    """Writes a line to stderr."""
+    print(message, file=sys.stderr)
 
 
 def say(kind: str, message: str) -> None:
@@ -28,14 +33,17 @@ def say(kind: str, message: str) -> None:
     print(f"l2c: {kind}: {sentence}", file=sys.stderr)
 
 
-def show_warnings_as_sentences() -> None:
-    """Warnings appear like errors, without the source line that raised them."""
+@contextmanager
+def warnings_as_sentences() -> Iterator[None]:
+    """Warnings meant for users appear like errors, without the line of code that raised them."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
             say("warning", str(message))
 
-    warnings.showwarning = show
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -44,19 +52,21 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 
 def progress_bar(*extra: str) -> Progress:
-    """A progress bar on stderr: title, bar, count, any extra fields by name, and the time left.
+    """A progress bar on stderr, if that is a terminal: title, bar, count, extra fields, and the time left.
 
     Args:
         extra: Names of task fields that are shown as they are.
     """
+    console = Console(stderr=True, highlight=False)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         *(TextColumn(f"{{task.fields[{name}]}}") for name in extra),
         TimeRemainingColumn(),
-        console=messages(),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

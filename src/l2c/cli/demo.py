@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from l2c.cli.console import macs, messages, print_json, progress_bar, results
+from l2c.cli.console import macs, note, print_json, progress_bar, results
 from l2c.cli.options import OUTPUT, Device, JsonOutput, resolve_device
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def demo(
         print_json({"folder": str(out), **record.to_json()})
     else:
         _report(record)
-        messages().print(f"open {out / 'index.html'} to see the pictures", markup=False)
+        note(f"open {out / 'index.html'} to see the pictures")
 
 
 def _report(record: RunRecord) -> None:

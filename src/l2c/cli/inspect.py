@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from l2c.cli.console import messages, print_json
+from l2c.cli.console import note, print_json
 from l2c.cli.options import OUTPUT, JsonOutput, check_suffix
 
 
@@ -93,4 +93,4 @@ def inspect(
     print_schedule(summary, str(file))
     for path in (plot, save):
         if path is not None:
-            messages().print(f"wrote {path}", markup=False)
+            note(f"wrote {path}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from l2c.cli.console import messages, print_json, progress_bar
+from l2c.cli.console import Interrupted, print_json, progress_bar
 from l2c.cli.options import (
     GUIDANCE_HELP,
     OUTPUT,
@@ -179,17 +179,14 @@ def learn(
     done = schedule.provenance["iterations"]
     interrupted = bool(schedule.provenance["interrupted"])
     if interrupted and not done:
-        raise KeyboardInterrupt
+        raise Interrupted("interrupted before anything was learned")
     schedule.save(out)
     if as_json:
         print_json({"file": str(out), **schedule.summary()})
     else:
         print_schedule(schedule.summary(), str(out), rows=False)
     if interrupted:
-        messages().print(
-            f"interrupted after {done} of {iterations} iterations; {out} has what was learned so far"
-        )
-        raise typer.Exit(130)
+        raise Interrupted(f"interrupted after {done} of {iterations} iterations; {out} has what was learned")
 
 
 def _load_images(path: Path, denoiser: Denoiser) -> ImageData:

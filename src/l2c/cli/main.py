@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import l2c
-from l2c.cli.console import say, show_warnings_as_sentences
+from l2c.cli.console import Interrupted, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
@@ -64,15 +64,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows `l2c`; the process's own arguments by default.
     """
-    show_warnings_as_sentences()
     program = typer.main.get_command(app)
+    given = None if arguments is None else list(arguments)
     try:
-        code = program.main(
-            args=None if arguments is None else list(arguments), prog_name="l2c", standalone_mode=False
-        )
+        with warnings_as_sentences():
+            code = program.main(args=given, prog_name="l2c", standalone_mode=False)
     except L2CError as error:
         say("error", str(error))
         return USAGE if isinstance(error, ConfigError) else FAILURE
+    except Interrupted as interruption:
+        say("error", str(interruption))
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

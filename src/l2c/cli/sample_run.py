@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from l2c.bench.timing import synchronize
 from l2c.cache.runtime import enable_cache
 from l2c.cache.schedule import CacheSchedule
-from l2c.cli.console import macs, messages, print_json, progress_bar, results, seconds
+from l2c.cli.console import macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
 from l2c.cli.schedules import read_schedule
 from l2c.errors import ConfigError
@@ -160,7 +160,7 @@ def _sample(
             cache = stack.enter_context(enable_cache(model, schedule, any_weights=request.any_weights))
             peak = sampling.store_bytes(cache, sampler, min(request.batch_size, len(seeds)))
             costs["store_peak_bytes"] = peak
-            messages().print(f"stored layer outputs will take at most {peak / 1e6:.1f} MB")
+            note(f"stored layer outputs will take at most {peak / 1e6:.1f} MB")
         bar = stack.enter_context(progress_bar())
         task = bar.add_task("sampling", total=-(-len(seeds) // request.batch_size) * len(run.timesteps))
         synchronize()
@@ -201,9 +201,7 @@ def _write(
         metadata = {"seeds": ",".join(map(str, seeds)), "labels": ",".join(map(str, labels))}
         write("latents.safetensors", safetensors.torch.save({"latents": samples.contiguous()}, metadata))
         if decoder is None:
-            messages().print(
-                "the model makes latents; to see pictures, name an autoencoder with --vae FOLDER"
-            )
+            note("the model makes latents; to see pictures, name an autoencoder with --vae FOLDER")
             return files, decode_s
         began = perf_counter()
         samples = decoder(samples).cpu()

@@ -136,8 +136,9 @@ def learn(
     learner = _Learner(sampler, settings, data)
     interrupted, started, done = False, time.monotonic(), 0
     try:
-        for done in range(1, settings.iterations + 1):
+        for iteration in range(1, settings.iterations + 1):
             loss, error = learner.iterate()
+            done = iteration
             if not math.isfinite(loss):
                 raise NumericsError(
                     f"the loss is {loss} at iteration {done}; check the weights for NaN, or learn in float32"

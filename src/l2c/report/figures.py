@@ -117,10 +117,9 @@ def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[
 
 def _score_panel(axis: Axes, scores: NDArray[np.float64], kind: str, rows: list[dict[str, Any]]) -> None:
     ramp = LinearSegmentedColormap.from_list(kind, ["#f6f7f9", COLORS.get(kind, _BAR)])
-    ramp.set_bad("#ffffff")
     image = axis.imshow(
         np.ma.masked_invalid(scores),
-        cmap=ramp,
+        cmap=ramp.with_extremes(bad="#ffffff"),
         vmin=0,
         vmax=1,
         aspect="auto",

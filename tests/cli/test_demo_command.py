@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import l2c
+from l2c.demo import SHIPPED_SCHEDULE, DemoSettings, run_demo, shipped_schedule
+from l2c.learning.learn import LearnSettings
+from l2c.records import RunRecord
+from l2c.testing import tiny_dit
+
+FILES = [
+    "cached.png",
+    "difference-shipped.png",
+    "difference.png",
+    "full.png",
+    "heatmap-shipped.png",
+    "heatmap.png",
+    "index.html",
+    "record.json",
+    "schedule-shipped.safetensors",
+    "schedule.safetensors",
+    "shipped.png",
+]
+
+
+@pytest.fixture
+def small(tmp_path, checkpoint):
+    """The demo on a tiny model, with a schedule in place of the shipped one."""
+    shipped = tmp_path / "shipped.safetensors"
+    l2c.methods.interval(tiny_dit(), steps=4).save(shipped)
+    return DemoSettings(
+        model=str(checkpoint),
+        steps=4,
+        labels=(1, 2),
+        seeds=(1, 2),
+        learning=LearnSettings(iterations=2, batch_size=1),
+        repetitions=2,
+        shipped=shipped,
+    )
+
+
+def test_demo_writes_everything_and_measures_in_turn(tmp_path, small):
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    runs = []
+    record = run_demo(folder, small, on_sampling=lambda title, repetition: runs.append((repetition, title)))
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert [repetition for repetition, _ in runs] == [0, 0, 0, 1, 1, 1]
+    assert len(set(runs)) == 6
+    assert RunRecord.load(folder / "record.json") == record
+    full, fresh, shipped = record.results["variants"]
+    assert full["psnr_db"] is None
+    assert full["fraction"] == full["speedup"] == 1.0
+    assert shipped["fraction"] < 0.6
+    assert shipped["psnr_min_db"] <= shipped["psnr_db"]
+    assert fresh["macs"] == round(fresh["fraction"] * full["macs"])
+    assert all(len(record.timings[key]) == 2 for key in ("full", "cached", "shipped"))
+
+
+def test_demo_command(invoke, tmp_path, small, monkeypatch):
+    monkeypatch.setattr(DemoSettings, "quick", classmethod(lambda cls: small))
+    finished = invoke("demo", "--quick", "--out", tmp_path / "demo")
+    assert finished.code == 0, finished.err
+    assert "everything computed" in finished.out
+    assert "speed-up" in finished.out
+    assert "index.html" in finished.err
+    data = json.loads(invoke("demo", "--quick", "--out", tmp_path / "demo", "--json").out)
+    assert len(data["results"]["variants"]) == 3
+
+
+def test_the_shipped_schedule_is_for_the_demo(dit):
+    path = shipped_schedule()
+    if path is None:
+        pytest.skip(f"{SHIPPED_SCHEDULE} is not in the package")
+    settings = DemoSettings()
+    schedule = l2c.CacheSchedule.load(path)
+    run = schedule.contract.run
+    assert (run.solver, run.steps, run.spacing) == (settings.solver, settings.steps, "linspace")
+    with l2c.enable_cache(dit, schedule):
+        pass
+
+
+def test_interrupt_while_learning_ends_the_demo(invoke, tmp_path, small, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2c.learning.learn._Learner.iterate", interrupt)
+    monkeypatch.setattr(DemoSettings, "quick", classmethod(lambda cls: small))
+    assert invoke("demo", "--quick", "--out", tmp_path / "demo").code == 130
+    assert not (tmp_path / "demo").exists()

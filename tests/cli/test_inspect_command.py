@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+import l2c
+from l2c.cache.schedule import CacheSchedule
+from l2c.learning.learn import LearnSettings, learn
+from l2c.testing import tiny_dit
+
+
+def open_picture(path):
+    """A picture that holds no file open."""
+    with Image.open(path) as file:
+        return file.copy()
+
+
+@pytest.mark.parametrize(
+    ("name", "computed", "total", "removed", "kinds"),
+    [
+        ("DDIM50_router.pt", 736, 1400, 47.43, {"attention": 371, "mlp": 365}),
+        ("DDIM20_router.pt", 312, 560, 44.29, {"attention": 157, "mlp": 155}),
+        ("dpm50_router.pth", 88, 1392, 93.68, None),
+        ("dpm20_router.pth", 189, 522, 63.79, None),
+    ],
+)
+def test_published_routers(invoke, shared, name, computed, total, removed, kinds):
+    finished = invoke("inspect", shared / "routers" / name, "--json")
+    assert finished.code == 0, finished.err
+    cached = json.loads(finished.out)["cached"]
+    assert (cached["computed"], cached["total"]) == (computed, total)
+    assert round(100 * cached["removed"], 2) == removed
+    if kinds is not None:
+        assert {kind: counts["computed"] for kind, counts in cached["kinds"].items()} == kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "full", "left"),
+    [
+        ("DDIM50_router.pt", "linear layers only", "5.72 T", "4.36 T"),
+        ("dpm50_router.pth", "with attention products", "6.66 T", "3.88 T"),
+        ("dpm20_router.pth", "with attention products", "2.66 T", "1.94 T"),
+    ],
+)
+def test_published_costs_are_printed(invoke, shared, name, row, full, left):
+    out = invoke("inspect", shared / "routers" / name).out
+    (line,) = [line for line in out.splitlines() if row in line]
+    assert full in line
+    assert left in line
+
+
+def test_the_table_has_a_line_per_evaluation(invoke, schedule):
+    finished = invoke("inspect", schedule)
+    assert finished.code == 0
+    assert "dpmsolver++, 4 steps, logsnr spacing" in finished.out
+    assert "any weights" in finished.out
+    lines = [line.split() for line in finished.out.splitlines()]
+    rows = [words for words in lines if words and words[0] in "0123" and words[1].replace(".", "").isdigit()]
+    assert [words[2:4] for words in rows] == [["3", "3"], ["0", "0"], ["3", "3"], ["0", "0"]]
+
+
+def test_json_has_the_mask(invoke, schedule):
+    data = json.loads(invoke("inspect", schedule, "--json").out)
+    assert [row["mask"] for row in data["rows"]] == ["111111", "000000", "111111", "000000"]
+    assert data["layer_names"][:2] == ["blocks.0.attn", "blocks.0.mlp"]
+    assert data["file"] == str(schedule)
+
+
+@pytest.fixture
+def learned(tmp_path):
+    path = tmp_path / "learned.safetensors"
+    settings = LearnSettings(iterations=2, batch_size=1)
+    learn(tiny_dit(), "ddim", 4, settings=settings, model_name="tiny").save(path)
+    return path
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(0.0, 1.0), (1.0, 0.0)])
+def test_threshold_decides_anew_and_can_be_saved(invoke, tmp_path, learned, threshold, share):
+    saved = tmp_path / "saved.safetensors"
+    finished = invoke("inspect", learned, "--threshold", threshold, "--save", saved, "--json")
+    assert finished.code == 0, finished.err
+    cached = json.loads(finished.out)["cached"]
+    assert cached["computed"] == share * cached["total"]
+    again = CacheSchedule.load(saved)
+    assert again.summary()["cached"] == cached
+    assert again.provenance["threshold"] == threshold
+
+
+def test_a_published_router_saved_is_the_same_schedule(invoke, tmp_path, shared):
+    saved = tmp_path / "saved.safetensors"
+    router = shared / "routers/DDIM20_router.pt"
+    assert invoke("inspect", router, "--save", saved).code == 0
+    assert CacheSchedule.load(saved).compute.equal(l2c.import_router(router).compute)
+
+
+def test_threshold_needs_scores(invoke, schedule):
+    finished = invoke("inspect", schedule, "--threshold", "0.5")
+    assert finished.code == 2
+    assert "no router scores" in finished.err
+
+
+def test_threshold_out_of_range(invoke, learned):
+    assert invoke("inspect", learned, "--threshold", "1.5").code == 2
+
+
+def test_plot(invoke, tmp_path, learned):
+    plot = tmp_path / "plots" / "map.png"
+    finished = invoke("inspect", learned, "--plot", plot)
+    assert finished.code == 0, finished.err
+    assert open_picture(plot).size[0] > 600
+    assert "map.png" in finished.err
+
+
+def test_plot_is_refused_before_anything_is_read(invoke, tmp_path):
+    assert invoke("inspect", "missing.safetensors", "--plot", tmp_path / "map.svg").code == 2
+    (tmp_path / "file").write_text("")
+    finished = invoke("inspect", "missing.safetensors", "--plot", tmp_path / "file" / "map.png")
+    assert finished.code == 1
+    assert "cannot write" in finished.err

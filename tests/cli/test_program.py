@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import l2c
+from l2c.cli import learn, options
+from l2c.cli.main import run
+from l2c.learning.learn import LearnSettings
+from l2c.sampling import SOLVERS, SPACINGS
+
+COMMANDS = ("demo", "inspect", "learn", "sample")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_every_command(invoke, command, flag):
+    finished = invoke(command, flag)
+    assert finished.code == 0
+    assert finished.err == ""
+    assert f"Usage: l2c {command}" in finished.out
+    assert "For example:" in finished.out
+    assert "--json" in finished.out
+
+
+def test_program_without_a_command_says_what_there_is(invoke):
+    finished = invoke()
+    assert finished.code == 0
+    assert all(command in finished.out for command in COMMANDS)
+
+
+def test_version(invoke):
+    assert invoke("--version").out == f"l2c {l2c.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--frames"], ["paint"], ["inspect"], ["sample", "extra"]])
+def test_usage_errors_are_one_sentence(invoke, arguments):
+    finished = invoke(*arguments)
+    assert finished.code == 2
+    assert finished.err.startswith("l2c: error: ")
+    assert len(finished.err.splitlines()) == 1
+    assert "--help" in finished.err
+
+
+@pytest.mark.parametrize("code", ["import l2c", "from l2c.cli.main import run; run(['sample', '--help'])"])
+def test_help_and_import_stay_light(code):
+    heavy = ("torch", "diffusers", "numpy", "matplotlib", "safetensors")
+    check = f"import sys; print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {check}"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_names_in_help_are_the_names_there_are():
+    assert ", ".join(sorted(SOLVERS)) == options.SOLVER_NAMES
+    assert ", ".join(SPACINGS) == options.SPACING_NAMES
+
+
+def test_defaults_of_learn_are_the_librarys():
+    command = {name: p.default for name, p in inspect.signature(learn.learn).parameters.items()}
+    settings = LearnSettings()
+    for name in ("iterations", "batch_size", "threshold", "learning_rate", "reduction", "seed"):
+        assert command[name] == getattr(settings, name), name
+    assert command["price"] == settings.lambda_
+    library = inspect.signature(l2c.learn).parameters
+    for name in ("solver", "steps", "spacing", "guidance"):
+        assert command[name] == library[name].default, name
+
+
+def test_interrupt(monkeypatch, capsys, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2c.demo.run_demo", interrupt)
+    assert run(["demo", "--out", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err.strip().endswith("l2c: error: interrupted")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_full_disk_and_memory_are_sentences(monkeypatch, capsys, tmp_path):
+    for error, code in ((OSError(28, "No space left on device"), 1), (MemoryError(), 1)):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("l2c.demo.run_demo", fail)
+        assert run(["demo", "--out", str(tmp_path / "demo")]) == code
+        assert "l2c: error: " in capsys.readouterr().err
+
+
+def test_faults_of_the_program_keep_their_traceback(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("l2c.demo.run_demo", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(["demo", "--out", str(tmp_path / "demo")])
+
+
+def test_number_lists():
+    assert options.parse_numbers("0, 7,2-4", "--labels") == [0, 7, 2, 3, 4]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import l2c
+from l2c.learning.learn import LearnSettings, learn
+from l2c.models import load_model, save_model
+from l2c.records import RunRecord
+from l2c.report.pictures import to_pixels
+from l2c.testing import tiny_dit, tiny_uvit
+
+
+def open_picture(path):
+    """A picture that holds no file open."""
+    with Image.open(path) as file:
+        return file.copy()
+
+
+def test_sample_writes_pictures_a_grid_and_a_record(invoke, tmp_path, checkpoint):
+    out = tmp_path / "deep" / "out"
+    finished = invoke("sample", "-m", checkpoint, "--labels", "3,5", "--num", 3, "--steps", 2, "--out", out)
+    assert finished.code == 0, finished.err
+    assert "3 in " in finished.out
+    names = ["seed000000-label003.png", "seed000001-label005.png", "seed000002-label003.png"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*names, "grid.png", "record.json"])
+    assert open_picture(out / names[0]).size == (8, 8)
+    record = RunRecord.load(out / "record.json")
+    assert record.seeds == (0, 1, 2)
+    assert record.config["labels"] == [3, 5, 3]
+    assert (record.config["solver"], record.config["steps"]) == ("ddim", 2)
+    assert record.results["files"] == [*names, "grid.png"]
+    assert record.versions["l2c"] == l2c.__version__
+    assert len(record.timings["sample_s"]) == 1
+
+
+def test_pictures_are_those_of_the_library(invoke, tmp_path, checkpoint):
+    options = ("--seeds", "7", "--labels", "2", "--steps", 2, "--solver", "euler", "--guidance", 2)
+    assert invoke("sample", "-m", checkpoint, *options, "--out", tmp_path).code == 0
+    images = l2c.sample(load_model(checkpoint), [2], [7], solver="euler", steps=2, guidance=2.0)
+    written = open_picture(tmp_path / "seed000007-label002.png")
+    assert written.tobytes() == to_pixels(images)[0].tobytes()
+
+
+def test_a_picture_depends_on_its_seed_alone(invoke, tmp_path, checkpoint):
+    for name, options in (("alone", ["--seeds", "4"]), ("among", ["--seeds", "2-6", "--batch-size", "2"])):
+        command = (
+            "sample",
+            "-m",
+            checkpoint,
+            "--labels",
+            "1",
+            "--steps",
+            2,
+            *options,
+            "--out",
+            tmp_path / name,
+        )
+        assert invoke(*command).code == 0
+    name = "seed000004-label001.png"
+    assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "among" / name).read_bytes()
+
+
+def test_a_schedule_brings_its_run(invoke, tmp_path, checkpoint, schedule):
+    finished = invoke("sample", "-m", checkpoint, "-s", schedule, "--num", 2, "--out", tmp_path, "--json")
+    assert finished.code == 0, finished.err
+    assert "at most" in finished.err
+    data = json.loads(finished.out)
+    assert data["config"]["solver"] == "dpmsolver++"
+    assert data["config"]["steps"] == 4
+    assert data["config"]["spacing"] == "logsnr"
+    assert data["results"]["macs_per_picture"] < data["results"]["full_macs_per_picture"]
+    # two pictures with guidance in one call, six layers of 16 tokens by 32 channels, four bytes each
+    assert data["results"]["store_peak_bytes"] == 2 * 2 * 6 * 16 * 32 * 4
+    assert data == {"folder": str(tmp_path), **json.loads((tmp_path / "record.json").read_text())}
+
+
+@pytest.mark.filterwarnings("default")
+def test_any_weights_warns(invoke, tmp_path, checkpoint):
+    path = tmp_path / "router.safetensors"
+    learn(tiny_dit(seed=1), "ddim", 2, settings=LearnSettings(iterations=1, batch_size=1)).save(path)
+    finished = invoke(
+        "sample", "-m", checkpoint, "-s", path, "--any-weights", "--num", 1, "--out", tmp_path / "out"
+    )
+    assert finished.code == 0, finished.err
+    assert "l2c: warning: the schedule was learned on other weights" in finished.err
+
+
+@pytest.fixture
+def latent_checkpoint(tmp_path):
+    path = tmp_path / "latent.safetensors"
+    save_model(tiny_uvit(in_channels=4), path)
+    return path
+
+
+def test_latent_models_write_latents(invoke, tmp_path, latent_checkpoint):
+    out = tmp_path / "out"
+    finished = invoke("sample", "-m", latent_checkpoint, "--num", 2, "--steps", 2, "--out", out)
+    assert finished.code == 0, finished.err
+    assert "--vae" in finished.err
+    assert "latents" in finished.out
+    assert sorted(path.name for path in out.iterdir()) == ["latents.safetensors", "record.json"]
+    expected = l2c.sample(load_model(latent_checkpoint), [0, 1], steps=2)
+    assert torch.equal(load_file(out / "latents.safetensors")["latents"], expected)
+
+
+@pytest.fixture
+def vae(tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+    model.save_pretrained(tmp_path / "pipeline" / "vae")
+    return tmp_path / "pipeline"
+
+
+def test_latents_are_decoded_by_an_autoencoder(invoke, tmp_path, latent_checkpoint, vae):
+    out = tmp_path / "out"
+    command = (
+        "sample",
+        "-m",
+        latent_checkpoint,
+        "--num",
+        2,
+        "--steps",
+        2,
+        "--vae",
+        vae,
+        "--out",
+        out,
+        "--json",
+    )
+    finished = invoke(*command)
+    assert finished.code == 0, finished.err
+    assert open_picture(out / "seed000001-label001.png").size == (16, 16)
+    assert (out / "latents.safetensors").exists()
+    assert len(json.loads(finished.out)["timings"]["decode_s"]) == 1
+
+
+def test_an_autoencoder_is_refused_by_a_model_of_pictures(invoke, tmp_path, checkpoint, vae):
+    finished = invoke("sample", "-m", checkpoint, "--vae", vae, "--out", tmp_path / "out")
+    assert finished.code == 2
+    assert "nothing to decode" in finished.err
