@@ -54,7 +54,6 @@ def test_demo_writes_everything_and_measures_in_turn(tmp_path, small):
     assert full["psnr_db"] is None
     assert full["fraction"] == full["speedup"] == 1.0
     assert shipped["fraction"] < 0.6
-    assert shipped["psnr_min_db"] <= shipped["psnr_db"]
     assert fresh["macs"] == round(fresh["fraction"] * full["macs"])
     assert all(len(record.timings[key]) == 2 for key in ("full", "cached", "shipped"))
 
