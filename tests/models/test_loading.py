@@ -160,6 +160,14 @@ def test_load_model_missing_file(tmp_path: Path) -> None:
     assert refused(str(path)) == "absent.safetensors does not exist; check the path of the weights"
 
 
+def test_load_model_finds_the_home_folder(
+    tiny_dit: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(tiny_dit, tmp_path / "model.safetensors", dtype=torch.float32)
+    assert_same(load_model("~/model.safetensors"), tiny_dit)
+
+
 def test_load_model_folder_without_a_model(tmp_path: Path) -> None:
     message = refused(tmp_path / ".")
     assert "is a folder without a model; expected config.json of a DiTTransformer2DModel" in message

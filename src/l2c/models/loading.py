@@ -84,7 +84,7 @@ def load_model(
     >>> load_model("dit-mini-cifar10").config.depth
     12
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     overrides = {} if num_heads is None else {"num_heads": num_heads}
     if path.is_dir():
         return _load_folder(path, dtype=dtype, device=device, num_heads=num_heads)
