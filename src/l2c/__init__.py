@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2c import methods
     from l2c.cache.predictors import Predictor
-    from l2c.methods.published import import_router
     from l2c.cache.runtime import CachedModel, disable_cache, enable_cache
     from l2c.cache.schedule import CacheSchedule
     from l2c.learning.learn import learn
+    from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
     from l2c.sampling.sampler import Sampler, sample
 

@@ -51,7 +51,9 @@ def count_calls(model: nn.Module) -> Iterator[Counter[str]]:
     for layer in find_layers(model).layers:
         module = model.get_submodule(layer.module_path)
 
-        def counted(*args: Any, _name: str = layer.name, _forward: Any = module.forward, **kwargs: Any) -> Any:
+        def counted(
+            *args: Any, _name: str = layer.name, _forward: Any = module.forward, **kwargs: Any
+        ) -> Any:
             counts[_name] += 1
             return _forward(*args, **kwargs)
 

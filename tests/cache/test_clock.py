@@ -22,7 +22,12 @@ def test_evaluations_come_in_order_and_once():
 
 def test_a_branch_ends_with_its_block_also_after_an_exception():
     clock = Clock(1)
-    with pytest.raises(RuntimeError), clock.in_branch("cond"):
-        assert clock.branch == "cond"
-        raise RuntimeError
+
+    def fail():
+        with clock.in_branch("cond"):
+            assert clock.branch == "cond"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert clock.branch == "all"

@@ -67,11 +67,11 @@ def test_load_refuses_missing_truncated_foreign_and_newer_files(schedule, tmp_pa
     safetensors.torch.save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ScheduleError, match="not a schedule written by l2c"):
         CacheSchedule.load(path)
-    metadata = {"format": "l2c.cache-schedule", "version": "99", "schedule": "{}"}
-    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata=metadata)
+    newer = {"l2c.cache-schedule": json.dumps({"version": 99})}
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata=newer)
     with pytest.raises(ScheduleError, match="format 99.*update l2c"):
         CacheSchedule.load(path)
-    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata={**metadata, "version": "1"})
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata={"l2c.cache-schedule": "{}"})
     with pytest.raises(ScheduleError, match="malformed"):
         CacheSchedule.load(path)
 

@@ -37,7 +37,7 @@ def test_dit_rows_run_from_the_smallest_timestep(shared):
     """Row 48 is the second evaluation of DDIM-50, row 0 the last; evaluations 0, 2, 4, ... are full."""
     path = shared / "routers/DDIM50_router.pt"
     with torch.serialization.safe_globals([argparse.Namespace]):
-        rows = torch.load(path, weights_only=True)["routers"]
+        rows = torch.load(path, map_location="cpu", weights_only=True)["routers"]
     schedule = l2c.import_router(path)
     assert schedule.compute[0::2].all()
     assert torch.equal(schedule.compute[1], rows["48.prob"].sigmoid() > 0.1)
@@ -47,7 +47,7 @@ def test_dit_rows_run_from_the_smallest_timestep(shared):
 
 def test_uvit_rows_decide_the_first_evaluation_of_an_outer_step(shared):
     path = shared / "routers/dpm50_router.pth"
-    rows = torch.load(path, weights_only=True)
+    rows = torch.load(path, map_location="cpu", weights_only=True)
     schedule = l2c.import_router(path)
     assert schedule.compute[1::2].all()
     assert schedule.compute[0].all()
@@ -79,10 +79,10 @@ class Malicious:
 def test_a_pickle_that_would_execute_code_is_not_loaded(tmp_path):
     target = tmp_path / "executed"
     torch.save({"routers": Malicious(target)}, tmp_path / "router.pt")
-    with pytest.raises(ScheduleError, match="could execute code"):
+    with pytest.raises(ScheduleError, match="would run code"):
         l2c.import_router(tmp_path / "router.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(target)))
-    with pytest.raises(ScheduleError):
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(target), protocol=2))
+    with pytest.raises(ScheduleError, match="would run code"):
         l2c.import_router(tmp_path / "plain.pt")
     assert not target.exists()
 
@@ -91,7 +91,7 @@ def test_files_that_are_not_routers_are_one_sentence(tmp_path):
     with pytest.raises(ScheduleError, match="there is no router file"):
         l2c.import_router(tmp_path / "none.pt")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 and then nothing")
-    with pytest.raises(ScheduleError, match="damaged or not a PyTorch file"):
+    with pytest.raises(ScheduleError, match="truncated or damaged"):
         l2c.import_router(tmp_path / "cut.pt")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
     with pytest.raises(ScheduleError, match="has no complete rows"):

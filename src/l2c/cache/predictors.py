@@ -128,7 +128,9 @@ def plan_stand_ins(compute: Tensor, predictor: Predictor, log_snrs: Sequence[flo
             f"but the mask covers {tuple(compute.shape)}"
         )
     if predictor.kind == "taylor" and log_snrs is None:
-        raise ScheduleError("a Taylor predictor needs the log-SNR of every evaluation, and the schedule has none")
+        raise ScheduleError(
+            "a Taylor predictor needs the log-SNR of every evaluation, and the schedule has none"
+        )
     plan: StandInPlan = {}
     rows: list[list[bool]] = compute.tolist()
     history: list[list[int]] = [[] for _ in range(compute.shape[1])]

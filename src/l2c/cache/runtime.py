@@ -31,7 +31,10 @@ Compute = Callable[[], Tensor]
 class Gating(Protocol):
     """Decides, per layer and evaluation, between computing and standing in; owns the stored features."""
 
-    num_evaluations: int
+    @property
+    def num_evaluations(self) -> int:
+        """How many evaluations it covers."""
+        ...
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
         """Output of a layer at the clock's evaluation and branch; calls `compute` only if it must."""
@@ -46,9 +49,14 @@ class HardGates:
     """Gates of a static schedule: a reused layer is not called."""
 
     def __init__(self, plan: StandInPlan, num_evaluations: int) -> None:
-        self.num_evaluations = num_evaluations
+        self._num_evaluations = num_evaluations
         self.plan = plan
         self.store = FeatureStore(last_reads(plan))
+
+    @property
+    def num_evaluations(self) -> int:
+        """See `Gating.num_evaluations`."""
+        return self._num_evaluations
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
         """See `Gating.output`."""
@@ -146,7 +154,9 @@ class CachedModel:
     `disable_cache`; parameters, buffers, hooks and state-dict keys are not touched.
     """
 
-    def __init__(self, model: nn.Module, table: LayerTable, gating: Gating, schedule: CacheSchedule | None) -> None:
+    def __init__(
+        self, model: nn.Module, table: LayerTable, gating: Gating, schedule: CacheSchedule | None
+    ) -> None:
         self.table = table
         self.gating = gating
         self.schedule = schedule

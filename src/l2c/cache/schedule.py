@@ -81,9 +81,7 @@ class Contract:
             f"--spacing {run.spacing}"
         )
         if count != want:
-            raise ContractError(
-                f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}"
-            )
+            raise ContractError(f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}")
         if mine.solver != run.solver:
             raise ContractError(f"schedule was made for {mine.title} but the run uses {run.title}; {advice}")
         gaps = [abs(a - b) for a, b in zip(mine.timesteps, run.timesteps, strict=True)]
@@ -223,12 +221,15 @@ class CacheSchedule:
         if self.predictor.coefficients is not None:
             tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
         header = {
+            "version": VERSION,
             "layers": self.layers.to_json(),
             "contract": asdict(self.contract),
             "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
             "provenance": dict(self.provenance),
         }
-        metadata = {"format": FORMAT, "version": str(VERSION), "schedule": json.dumps(header, sort_keys=True)}
+        metadata = {
+            FORMAT: json.dumps(header, sort_keys=True)
+        }  # one key: their order in the file is not fixed
         atomic_write(path, safetensors.torch.save(tensors, metadata=metadata))
 
     @classmethod
@@ -247,20 +248,23 @@ class CacheSchedule:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             hint = (
-                "; a published router (.pt) is imported with l2c.import_router" if path.suffix != ".safetensors" else ""
+                "; a published router (.pt) is imported with l2c.import_router"
+                if path.suffix != ".safetensors"
+                else ""
             )
             raise ScheduleError(f"{path} is not a whole schedule file ({error}){hint}") from error
-        if metadata.get("format") != FORMAT:
+        if FORMAT not in metadata:
             raise ScheduleError(f"{path} is a safetensors file but not a schedule written by l2c")
-        version = metadata.get("version", "")
-        if not version.isdecimal() or int(version) > VERSION:
-            raise ScheduleError(
-                f"{path} has schedule format {version or 'unknown'}, this l2c reads up to {VERSION}; update l2c"
-            )
         try:
-            header = json.loads(metadata["schedule"])
+            header = json.loads(metadata[FORMAT])
+            if header["version"] > VERSION:
+                raise ScheduleError(
+                    f"{path} has schedule format {header['version']}, this l2c reads up to {VERSION}; update l2c"
+                )
             contract = dict(header["contract"])
-            run = {key: tuple(v) if isinstance(v, list) else v for key, v in contract.pop("run").items()}
+            run: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in contract.pop("run").items()
+            }
             contract["fingerprint"] = tuple(contract["fingerprint"])
             predictor = Predictor(**header["predictor"], coefficients=tensors.get("coefficients"))
             return cls(
@@ -314,7 +318,12 @@ class CacheSchedule:
                 "full_linear_macs": cost.full_linear_macs,
             },
             "rows": [
-                {"evaluation": i, "timestep": t, "log_snr": s if math.isfinite(s) else None, "computed": int(row.sum())}
+                {
+                    "evaluation": i,
+                    "timestep": t,
+                    "log_snr": s if math.isfinite(s) else None,
+                    "computed": int(row.sum()),
+                }
                 for i, (t, s, row) in enumerate(zip(run.timesteps, run.log_snrs, self.compute, strict=True))
             ],
             "sample_shape": list(self.layers.sample_shape),

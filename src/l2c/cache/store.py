@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,25 +22,22 @@ def last_reads(plan: StandInPlan) -> dict[tuple[int, int], int]:
     return reads
 
 
-def peak_elements(plan: StandInPlan, layers: LayerTable) -> int:
-    """Most elements that the store holds at once, for one image and one branch."""
-    reads = last_reads(plan)
-    changes: dict[tuple[int, int], int] = {}  # (evaluation, position in it) -> elements
-    for (source, layer), last in reads.items():
+def peak_elements(plan: StandInPlan, layers: LayerTable, branches: int = 1) -> int:
+    """Most elements that the store holds at once, for one image per call, in a run with so many branches."""
+    changes: dict[tuple[int, int, int], int] = {}  # (evaluation, branch, layer), in order of time -> elements
+    for (source, layer), last in last_reads(plan).items():
         size = layers.layers[layer].out_elements
-        changes[source, layer] = changes.get((source, layer), 0) + size
-        changes[last, layer] = changes.get((last, layer), 0) - size
-    live = peak = 0
-    for position in sorted(changes):
-        live += changes[position]
-        peak = max(peak, live)
-    return peak
+        for branch in range(branches):
+            stored, dropped = (source, branch, layer), (last, branch, layer)
+            changes[stored] = changes.get(stored, 0) + size
+            changes[dropped] = changes.get(dropped, 0) - size
+    return max(accumulate(changes[time] for time in sorted(changes)), default=0)
 
 
 def peak_bytes(
     plan: StandInPlan, layers: LayerTable, batch_size: int, branches: int, dtype: torch.dtype = torch.float32
 ) -> int:
-    """Peak memory of the store in bytes: elements, times images in a call, times branches, times item size.
+    """Peak memory of the store in bytes: elements, times images in a call, times item size.
 
     Args:
         plan: What is reused from where.
@@ -48,7 +46,7 @@ def peak_bytes(
         branches: Number of calls per evaluation with stores of their own.
         dtype: Element type of the layers' outputs.
     """
-    return peak_elements(plan, layers) * batch_size * branches * dtype.itemsize
+    return peak_elements(plan, layers, branches) * batch_size * dtype.itemsize
 
 
 @dataclass

@@ -140,7 +140,11 @@ def find_layers(model: nn.Module) -> LayerTable:
 
 
 def transformer_layers(
-    prefixes: dict[str, str], tokens: int, width: int, mlp_ratio: float, parts: tuple[str, str] = ("attn", "mlp")
+    prefixes: dict[str, str],
+    tokens: int,
+    width: int,
+    mlp_ratio: float,
+    parts: tuple[str, str] = ("attn", "mlp"),
 ) -> tuple[Layer, ...]:
     """Layers of a plain transformer: in every block a self-attention, then an MLP.
 
@@ -159,9 +163,7 @@ def transformer_layers(
             ("attn", parts[0], ATTENTION, attention),
             ("mlp", parts[1], MLP, mlp),
         ):
-            layers.append(
-                Layer(f"{name}.{part}", f"{path}.{module}", kind, linear, products, tokens * width)
-            )
+            layers.append(Layer(f"{name}.{part}", f"{path}.{module}", kind, linear, products, tokens * width))
     return tuple(layers)
 
 

@@ -22,6 +22,11 @@ def diffusers_dit_layers(model: Any) -> LayerTable:
     layers = transformer_layers(blocks, tokens, width, 4.0, parts=("attn1", "ff"))
     embed = tokens * width * config.in_channels * patch + config.num_layers * (256 * width + width**2)
     modulation = 6 * width**2 * config.num_layers
-    final = tokens * width * (config.out_channels or config.in_channels) * patch + 2 * width**2 + 256 * width + width**2
+    final = (
+        tokens * width * (config.out_channels or config.in_channels) * patch
+        + 2 * width**2
+        + 256 * width
+        + width**2
+    )
     shape = (config.in_channels, config.sample_size, config.sample_size)
     return LayerTable("dit", layers, embed + modulation + final, shape)

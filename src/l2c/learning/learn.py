@@ -181,7 +181,9 @@ class _Learner:
             raise ConfigError(f"{self.run.title} has no evaluation that could reuse another; take more steps")
         self.device = sampler.denoiser.device
         self.router = Router(evaluations, len(self.table)).to(self.device)
-        self.optimizer = torch.optim.AdamW(self.router.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.router.parameters(), lr=settings.learning_rate, weight_decay=0.0
+        )
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.timesteps = torch.tensor(self.run.timesteps, device=self.device)
         self.fingerprint = fingerprint(sampler.denoiser.model, self.table)
@@ -198,7 +200,10 @@ class _Learner:
         errors: list[Tensor] = []
         walk, first, labels = self._start_walk()
         gating = SoftGates(self._gate, Predictor(), self.run.log_snrs)
-        with attach(self.sampler.denoiser.model, self.table, gating) as cache, cache.run(first=first) as clock:
+        with (
+            attach(self.sampler.denoiser.model, self.table, gating) as cache,
+            cache.run(first=first) as clock,
+        ):
 
             def predict(evaluation: int, x: Tensor) -> Tensor:
                 clock.tick(evaluation)

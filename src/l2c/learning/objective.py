@@ -9,7 +9,9 @@ from l2c.errors import ConfigError
 REDUCTIONS = ("mean", "sum")
 
 
-def router_loss(mixed: Tensor, full: Tensor, scores: Tensor, lambda_: float, reduction: str) -> tuple[Tensor, Tensor]:
+def router_loss(
+    mixed: Tensor, full: Tensor, scores: Tensor, lambda_: float, reduction: str
+) -> tuple[Tensor, Tensor]:
     """Error of the mixed output and price of the scores; the loss is their sum.
 
     Args:

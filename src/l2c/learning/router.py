@@ -58,7 +58,8 @@ class Router(nn.Module):
 
     def scores(self, evaluation: int) -> Tensor:
         """Scores (layers,) in (0, 1) at an evaluation that the router decides."""
-        return self.logits[str(evaluation)].sigmoid()
+        row: Tensor = self.logits[str(evaluation)]
+        return row.sigmoid()
 
     @torch.no_grad()
     def clamp_(self) -> None:

@@ -8,10 +8,7 @@ Source: arXiv 2406.01733 and the files released with it.
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,10 @@ import torch
 from torch import Tensor
 
 from l2c.cache.schedule import CacheSchedule, Contract
-from l2c.errors import ConfigError, ScheduleError
+from l2c.errors import CheckpointError, ConfigError, ScheduleError
 from l2c.layers import find_layers
-from l2c.models.sizes import model_config, new_model
+from l2c.models.checkpoints import read_pickle
+from l2c.models.sizes import model_config, new_model, resolve_name
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
 
@@ -39,7 +37,9 @@ class _Release:
     threshold: float
 
 
-def import_router(path: str | Path, threshold: float | None = None, model: str | None = None) -> CacheSchedule:
+def import_router(
+    path: str | Path, threshold: float | None = None, model: str | None = None
+) -> CacheSchedule:
     """Reads a released router file as a schedule.
 
     DiT files (a dictionary with `routers` and `args`) hold a row per DDIM step, row i for the i-th smallest
@@ -102,16 +102,13 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ScheduleError(f"there is no router file {path}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ScheduleError(
-            f"{path} holds more than tensors and plain settings, so it is not loaded: it could execute code"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        raise ScheduleError(f"{path} is damaged or not a PyTorch file; download it again") from error
+        content = read_pickle(path)
+    except CheckpointError as error:
+        raise ScheduleError(str(error)) from error
     if not isinstance(content, dict):
-        raise ScheduleError(f"{path} holds a {type(content).__name__} and not a router; a router is a dictionary")
+        raise ScheduleError(
+            f"{path} holds a {type(content).__name__} and not a router; a router is a dictionary"
+        )
     return content
 
 
@@ -139,7 +136,7 @@ def _dit_release(path: Path, args: Any, model: str | None) -> _Release:
         if not isinstance(name, str):
             raise ScheduleError(f"{path} does not say which DiT it is for; name it (--model dit-xl-2-256)")
         model = f"{name}-{resolution}"
-    return _Release(model, "ddim", 0.9 if "512" in model else 0.1)
+    return _Release(resolve_name(model), "ddim", 0.9 if "512" in model else 0.1)
 
 
 def _uvit_release(path: Path, rows: Tensor, model: str | None) -> _Release:
@@ -147,10 +144,15 @@ def _uvit_release(path: Path, rows: Tensor, model: str | None) -> _Release:
         raise ScheduleError(
             f"{path} has {rows.shape[1]} layers per row and does not say which U-ViT it is for; name it (--model)"
         )
-    return _Release(model or "uvit-h-2-256", "dpmsolver-singlestep", 0.9)
+    return _Release(resolve_name(model or "uvit-h-2-256"), "dpmsolver-singlestep", 0.9)
 
 
 def _settings(args: Any) -> dict[str, Any]:
     """Learning settings that the file carries, where it does."""
-    names = {"l1": "lambda", "lr": "learning_rate", "max_steps": "iterations", "global_batch_size": "batch_size"}
+    names = {
+        "l1": "lambda",
+        "lr": "learning_rate",
+        "max_steps": "iterations",
+        "global_batch_size": "batch_size",
+    }
     return {ours: getattr(args, theirs) for theirs, ours in names.items() if hasattr(args, theirs)}

@@ -56,7 +56,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, str]]:
     if path.suffix == SAFETENSORS_SUFFIX:
         tensors, metadata = _read_safetensors(path)
     elif path.suffix in PICKLE_SUFFIXES:
-        tensors, metadata = _unwrap(_read_pickle(path), path), {}
+        tensors, metadata = _unwrap(read_pickle(path), path), {}
     else:
         expected = ", ".join((SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES))
         raise CheckpointError(f"{path} has the suffix {path.suffix!r}; weights must end in one of {expected}")
@@ -126,7 +126,12 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> object:
+def read_pickle(path: Path) -> object:
+    """Read a PyTorch file that holds tensors and plain data, without running any code that it may hold.
+
+    Raises:
+        CheckpointError: The file is damaged, of another kind, or would run code when loaded.
+    """
     try:
         # Public training scripts store their arguments beside the weights; a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -47,7 +47,9 @@ class Denoiser:
             find_layers(model).sample_shape,
             num_classes,
             getattr(config, "first_timestep", 0),
-            NoiseSchedule(getattr(config, "beta_schedule", "linear"), getattr(config, "prediction_type", "epsilon")),
+            NoiseSchedule(
+                getattr(config, "beta_schedule", "linear"), getattr(config, "prediction_type", "epsilon")
+            ),
         )
 
     @property
@@ -58,7 +60,9 @@ class Denoiser:
             ConfigError: If the model was trained without one.
         """
         if not getattr(self.model.config, "has_null_class", True):
-            raise ConfigError("the model was trained without a null class, so it has no guidance; use guidance 1")
+            raise ConfigError(
+                "the model was trained without a null class, so it has no guidance; use guidance 1"
+            )
         return self.num_classes
 
     @property

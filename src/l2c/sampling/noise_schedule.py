@@ -68,7 +68,7 @@ class NoiseSchedule:
 
 
 def alpha_sigma(log_snr: float) -> tuple[float, float]:
-    """alpha and sigma of a variance-preserving process at a half log-SNR."""
+    """Alpha and sigma of a variance-preserving process at a half log-SNR."""
     log_alpha = -0.5 * np.logaddexp(0.0, -2 * log_snr)
     log_sigma = -0.5 * np.logaddexp(0.0, 2 * log_snr)
     return float(np.exp(log_alpha)), float(np.exp(log_sigma))

@@ -119,7 +119,7 @@ def check_labels(labels: int | Sequence[int] | Tensor, num_classes: int) -> Tens
     return tensor.long()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: nn.Module,
     labels: int | Sequence[int] | Tensor,
@@ -188,7 +188,9 @@ def sample(
         samples = [
             sampler(part.to(denoiser.device, torch.float32), part_labels.to(denoiser.device), observer)
             for part, part_labels in zip(
-                noise.split(batch_size or count), label_tensor.split(batch_size or count), strict=True
+                torch.split(noise, batch_size or count),
+                torch.split(label_tensor, batch_size or count),
+                strict=True,
             )
         ]
     images = torch.cat(samples)

@@ -94,7 +94,9 @@ class SinglestepSolver:
             points += [start, 0.5 * (start + end)]
         points = points[:steps]
         self.run = Run(name, steps, spacing, tuple(map(noise_schedule.timestep, points)), tuple(points))
-        self._start: tuple[Tensor, Tensor] | None = None  # sample and data prediction at the outer step's start
+        self._start: tuple[Tensor, Tensor] | None = (
+            None  # sample and data prediction at the outer step's start
+        )
 
     def scale_input(self, x: Tensor, evaluation: int) -> Tensor:
         """See `Solver.scale_input`."""
