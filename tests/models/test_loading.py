@@ -351,10 +351,9 @@ def test_load_model_unreadable_metadata(tiny_dit: DiT, tmp_path: Path) -> None:
 
 def test_load_model_schedule_file(tmp_path: Path) -> None:
     path = tmp_path / "schedule.safetensors"
-    save_file({"compute": torch.ones(2, 3)}, path, metadata={"format": "l2c.cache-schedule"})
+    save_file({"compute": torch.ones(2, 3)}, path, metadata={"l2c.cache-schedule": "{}"})
     assert refused(path) == (
-        "schedule.safetensors has the format l2c.cache-schedule, it is not a model; give the model's weights "
-        "here"
+        "schedule.safetensors is a file of kind l2c.cache-schedule, not a model; give the model's weights here"
     )
 
 

@@ -89,9 +89,9 @@ def conventions_from_metadata(metadata: Mapping[str, str], source: str) -> dict[
     Raises:
         CheckpointError: The metadata is not that of a model, or a value is of the wrong type.
     """
-    if metadata.get("format", "").startswith("l2c."):
+    if foreign := [key for key in metadata if key.startswith("l2c.") and key != METADATA_KEY]:
         raise CheckpointError(
-            f"{source} has the format {metadata['format']}, it is not a model; give the model's weights here"
+            f"{source} is a file of kind {foreign[0]}, not a model; give the model's weights here"
         )
     try:
         fields = json.loads(metadata.get(METADATA_KEY, "{}"))
