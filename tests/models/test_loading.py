@@ -57,6 +57,9 @@ def test_save_model_then_load_model_is_the_identity(
     model = request.getfixturevalue(family)
     save_model(model, tmp_path / "model.safetensors", dtype=torch.float32)
     assert_same(load_model(tmp_path / "model.safetensors"), model)
+    first = (tmp_path / "model.safetensors").read_bytes()
+    save_model(model, tmp_path / "model.safetensors", dtype=torch.float32)
+    assert (tmp_path / "model.safetensors").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -155,6 +158,14 @@ def test_load_model_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "absent.safetensors"
     assert refused(path) == "absent.safetensors does not exist; check the path of the weights"
     assert refused(str(path)) == "absent.safetensors does not exist; check the path of the weights"
+
+
+def test_load_model_finds_the_home_folder(
+    tiny_dit: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(tiny_dit, tmp_path / "model.safetensors", dtype=torch.float32)
+    assert_same(load_model("~/model.safetensors"), tiny_dit)
 
 
 def test_load_model_folder_without_a_model(tmp_path: Path) -> None:
@@ -330,11 +341,20 @@ def test_load_model_published_router_files(shared: Path) -> None:
 
 def test_load_model_unreadable_metadata(tiny_dit: DiT, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    for value in ("three", '"3"', "2.5"):
-        save_file(tiny_dit.state_dict(), path, metadata={"num_heads": value})
-        assert refused(path) == (
-            f"model.safetensors has metadata num_heads={value!r}, expected int as JSON; save the model again"
-        )
+    save_file(tiny_dit.state_dict(), path, metadata={"l2c.model": "three"})
+    assert refused(path).startswith("model.safetensors has unreadable metadata")
+    save_file(tiny_dit.state_dict(), path, metadata={"l2c.model": '{"num_heads": "3"}'})
+    assert refused(path) == (
+        "model.safetensors has num_heads '3' in its metadata, expected int; save the model again"
+    )
+
+
+def test_load_model_schedule_file(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.safetensors"
+    save_file({"compute": torch.ones(2, 3)}, path, metadata={"l2c.cache-schedule": "{}"})
+    assert refused(path) == (
+        "schedule.safetensors is a file of kind l2c.cache-schedule, not a model; give the model's weights here"
+    )
 
 
 def test_load_model_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -380,11 +400,12 @@ def test_load_model_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_save_model_refuses_other_suffixes_and_missing_folders(tiny_dit: DiT, tmp_path: Path) -> None:
+def test_save_model_refuses_other_suffixes_and_impossible_folders(tiny_dit: DiT, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models are saved as \.safetensors files, got model\.pt"):
         save_model(tiny_dit, "model.pt")
-    with pytest.raises(OutputError, match="cannot be written"):
-        save_model(tiny_dit, tmp_path / "absent" / "model.safetensors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        save_model(tiny_dit, tmp_path / "file" / "model.safetensors")
 
 
 def test_embedded_files_are_the_published_ones(shared: Path) -> None:

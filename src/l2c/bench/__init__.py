@@ -1,1 +1,1 @@
-"""."""
+"""Measuring time and cost."""

@@ -1,1 +1,1 @@
-"""The command line: `l2c demo | learn | sample | inspect`."""
+"""The command line: one thin file per command."""

@@ -1,1 +1,1 @@
-"""."""
+"""Learning what to compute and how to stand in for the rest."""

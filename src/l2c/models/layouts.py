@@ -27,6 +27,8 @@ CONVENTIONS: dict[str, type] = {
 }
 """Config fields that no tensor shows; files written by l2c carry them as text metadata."""
 
+METADATA_KEY = "l2c.model"
+
 _DEFAULT_HEAD_SIZE = 64
 _IMAGENET_CLASSES = 1000
 
@@ -82,31 +84,33 @@ class _WithoutRandomWeights(TorchFunctionMode):
 
 
 def conventions_from_metadata(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
-    """Read the fields of `CONVENTIONS` that a file's text metadata gives, each as a JSON value.
+    """Read the fields of `CONVENTIONS` that a file's text metadata gives.
 
     Raises:
-        CheckpointError: A value is not JSON or of the wrong type.
+        CheckpointError: The metadata is not that of a model, or a value is of the wrong type.
     """
-    conventions = {}
-    for name, kind in CONVENTIONS.items():
-        if name not in metadata:
-            continue
-        try:
-            conventions[name] = json.loads(metadata[name])
-        except ValueError:
-            conventions[name] = None
-        if type(conventions[name]) is not kind:
+    if foreign := [key for key in metadata if key.startswith("l2c.") and key != METADATA_KEY]:
+        raise CheckpointError(
+            f"{source} is a file of kind {foreign[0]}, not a model; give the model's weights here"
+        )
+    try:
+        fields = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{source} has unreadable metadata ({error}); save the model again") from error
+    conventions = {name: fields[name] for name in CONVENTIONS if name in fields}
+    for name, value in conventions.items():
+        if type(value) is not CONVENTIONS[name]:
             raise CheckpointError(
-                f"{source} has metadata {name}={metadata[name]!r}, expected {kind.__name__} as JSON; "
+                f"{source} has {name} {value!r} in its metadata, expected {CONVENTIONS[name].__name__}; "
                 "save the model again"
             )
     return conventions
 
 
 def metadata_of(model: DiT | UViT) -> dict[str, str]:
-    """Text metadata that `conventions_from_metadata` reads back."""
-    fields = {name: json.dumps(getattr(model.config, name)) for name in CONVENTIONS}
-    return {"format": "pt", "family": type(model).__name__, **fields}
+    """Text metadata that `conventions_from_metadata` reads back; one entry, so that files repeat."""
+    fields = {name: getattr(model.config, name) for name in CONVENTIONS}
+    return {METADATA_KEY: json.dumps({"family": type(model).__name__, **fields})}
 
 
 def _read_config(tensors: Tensors, source: str, conventions: Mapping[str, Any]) -> DiTConfig | UViTConfig:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from l2c.errors import CheckpointError, ConfigError, OutputError
+from l2c.errors import CheckpointError, ConfigError
+from l2c.files import atomic_write
 from l2c.models.checkpoints import (
     PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
@@ -83,7 +84,7 @@ def load_model(
     >>> load_model("dit-mini-cifar10").config.depth
     12
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     overrides = {} if num_heads is None else {"num_heads": num_heads}
     if path.is_dir():
         return _load_folder(path, dtype=dtype, device=device, num_heads=num_heads)
@@ -103,7 +104,7 @@ def save_model(
 ) -> None:
     """Save a model as one safetensors file in the public layout, with what no tensor shows as metadata.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all, and the same model makes the same bytes.
 
     Args:
         model: The model to save.
@@ -120,13 +121,7 @@ def save_model(
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata=metadata_of(model))
-        partial.replace(path)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error}") from error
+    atomic_write(path, save(tensors, metadata=metadata_of(model)))
 
 
 def _looks_like_path(source: str) -> bool:

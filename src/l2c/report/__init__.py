@@ -1,1 +1,1 @@
-"""Pictures, figures and pages made of plain data; nothing here runs a model."""
+"""Figures and pages from plain data; nothing here runs a model."""
