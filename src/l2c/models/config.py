@@ -12,7 +12,8 @@ from l2c.errors import ConfigError
 NUM_TRAIN_TIMESTEPS = 1000
 """Length of every training noise schedule: all published models were trained with a thousand steps."""
 
-BETA_SCHEDULES = ("linear", "scaled_linear")
+BETA_RANGES = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+"""First and last beta of every noise schedule, by name; `training_betas` says what lies between."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -70,7 +71,7 @@ class ModelConfig:
         _check_divides("patch_size", self.patch_size, "image_size", self.image_size)
         _check_divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
         _check_divides("4 (sine and cosine for rows and columns)", 4, "hidden_size", self.hidden_size)
-        _check_known("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        _check_known("beta_schedule", self.beta_schedule, tuple(BETA_RANGES))
         _check_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
     @property
@@ -109,11 +110,24 @@ class ModelConfig:
         Returns:
             Tensor of shape (1000,), float64, on the CPU whatever the default device.
         """
-        start, end = (
-            (1e-4, 0.02) if self.beta_schedule == "linear" else (math.sqrt(0.00085), math.sqrt(0.012))
-        )
-        ramp = torch.linspace(start, end, NUM_TRAIN_TIMESTEPS, dtype=torch.float64, device="cpu")
-        return ramp if self.beta_schedule == "linear" else ramp.square()
+        return training_betas(self.beta_schedule)
+
+
+def training_betas(beta_schedule: str) -> torch.Tensor:
+    """Variances that a noise schedule adds per timestep.
+
+    Args:
+        beta_schedule: A name in `BETA_RANGES`: `linear` spaces the betas evenly, `scaled_linear` their roots.
+
+    Returns:
+        Tensor of shape (1000,), float64, on the CPU whatever the default device.
+    """
+    start, end = BETA_RANGES[beta_schedule]
+    scaled = beta_schedule == "scaled_linear"
+    if scaled:
+        start, end = math.sqrt(start), math.sqrt(end)
+    ramp = torch.linspace(start, end, NUM_TRAIN_TIMESTEPS, dtype=torch.float64, device="cpu")
+    return ramp.square() if scaled else ramp
 
 
 def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2c.errors import ConfigError
-
-NUM_TRAIN_TIMESTEPS = 1000
-_BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+from l2c.models.config import BETA_RANGES, NUM_TRAIN_TIMESTEPS, training_betas
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,22 @@ class NoiseSchedule:
     prediction_type: str = "epsilon"
 
     def __post_init__(self) -> None:
-        if self.beta_schedule not in _BETAS:
-            raise ConfigError(f"unknown beta schedule '{self.beta_schedule}'; choose {' or '.join(_BETAS)}")
+        if self.beta_schedule not in BETA_RANGES:
+            raise ConfigError(
+                f"unknown beta schedule '{self.beta_schedule}'; choose {' or '.join(BETA_RANGES)}"
+            )
         if self.prediction_type != "epsilon":
             raise ConfigError(f"only noise prediction (epsilon) is supported, got '{self.prediction_type}'")
 
     @property
     def beta_range(self) -> tuple[float, float]:
         """First and last beta."""
-        return _BETAS[self.beta_schedule]
+        return BETA_RANGES[self.beta_schedule]
 
     @cached_property
     def log_alphas(self) -> NDArray[np.float64]:
         """log(alpha_t) at every training timestep, (1000,)."""
-        power = 2 if self.beta_schedule == "scaled_linear" else 1
-        start, end = (beta ** (1 / power) for beta in self.beta_range)
-        betas = np.linspace(start, end, NUM_TRAIN_TIMESTEPS) ** power
+        betas = training_betas(self.beta_schedule).numpy()
         return np.asarray(0.5 * np.cumsum(np.log1p(-betas)))
 
     def log_snr(self, timestep: float) -> float:
