@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from l2c.errors import ConfigError, ScheduleError
 
 ATTENTION = "attention"
 MLP = "mlp"
+
+MAX_PROBED = 2**18
+"""Weights of one layer that its fingerprint looks at, at most."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,22 @@ Adapter = Callable[[Any], LayerTable]
 _ADAPTERS: dict[str, Adapter] = {}
 
 
-def register_adapter(class_name: str) -> Callable[[Adapter], Adapter]:
-    """Registers a function that lists the layers of models of the class named `class_name`.
+def register_adapter(name: str) -> Callable[[Adapter], Adapter]:
+    """Registers a function that lists the layers of models of one class.
 
-    The name of the class is enough, so that registering an adapter for a library does not import it.
+    The name is enough, so that registering an adapter for a library does not import it.
+
+    Args:
+        name: Top-level package and name of the class: `diffusers.DiTTransformer2DModel`.
 
     Raises:
         ConfigError: If the class already has an adapter.
     """
 
     def register(adapter: Adapter) -> Adapter:
-        if class_name in _ADAPTERS:
-            raise ConfigError(f"{class_name} already has a layer adapter; a class can have only one")
-        _ADAPTERS[class_name] = adapter
+        if name in _ADAPTERS:
+            raise ConfigError(f"{name} already has a layer adapter; a class can have only one")
+        _ADAPTERS[name] = adapter
         return adapter
 
     return register
@@ -130,13 +137,17 @@ def find_layers(model: nn.Module) -> LayerTable:
         ConfigError: If no adapter is registered for the class.
     """
     for cls in type(model).__mro__:
-        if adapter := _ADAPTERS.get(cls.__name__):
+        if adapter := _ADAPTERS.get(_adapter_name(cls)):
             return adapter(model)
     known = ", ".join(sorted(_ADAPTERS))
     raise ConfigError(
-        f"no layer adapter for {type(model).__name__}; there are adapters for {known}, "
+        f"no layer adapter for {_adapter_name(type(model))}; there are adapters for {known}, "
         "and l2c.layers.register_adapter adds one"
     )
+
+
+def _adapter_name(cls: type) -> str:
+    return f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
 
 
 def transformer_layers(
@@ -172,7 +183,8 @@ def fingerprint(model: nn.Module, table: LayerTable) -> tuple[float, ...]:
     """One number per layer that changes with its weights and hardly with their precision.
 
     It is a fixed projection of the layer's output weights in units of their root mean square, so that float32,
-    bf16 and fp16 copies of a checkpoint agree within about 0.01 and other checkpoints differ by about 1.
+    bf16 and fp16 copies of a checkpoint agree within about 0.01 and other checkpoints differ by about 1. Of a
+    large matrix, an evenly spaced sample is looked at.
 
     Returns:
         As many numbers as there are layers; empty where a layer has no weights to look at (meta device).
@@ -182,9 +194,15 @@ def fingerprint(model: nn.Module, table: LayerTable) -> tuple[float, ...]:
         matrices = [p for p in model.get_submodule(layer.module_path).parameters() if p.ndim == 2]
         if not matrices or matrices[-1].is_meta:
             return ()
-        weights = matrices[-1].detach().to(device="cpu", dtype=torch.float64).flatten()
-        probe = torch.cos(torch.arange(weights.numel(), dtype=torch.float64) * 1.6180339887)
+        flat = matrices[-1].detach().flatten()
+        sampled = flat[:: math.ceil(flat.numel() / MAX_PROBED)]
+        weights = sampled.to(device="cpu", dtype=torch.float64)
         scale = weights.square().sum().sqrt().item() or 1.0
-        value = (weights @ probe).item() * math.sqrt(2.0) / scale
+        value = (weights @ _probe(weights.numel())).item() * math.sqrt(2.0) / scale
         values.append(round(value, 4) if math.isfinite(value) else math.nan)
     return tuple(values)
+
+
+@lru_cache(maxsize=4)
+def _probe(size: int) -> Tensor:
+    return torch.cos(torch.arange(size, dtype=torch.float64) * 1.6180339887)

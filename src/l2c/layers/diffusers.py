@@ -7,7 +7,7 @@ from typing import Any
 from l2c.layers.base import LayerTable, register_adapter, transformer_layers
 
 
-@register_adapter("DiTTransformer2DModel")
+@register_adapter("diffusers.DiTTransformer2DModel")
 def diffusers_dit_layers(model: Any) -> LayerTable:
     """`transformer_blocks.N.attn1` and `.ff`, named as in our own DiT so that schedules fit both.
 

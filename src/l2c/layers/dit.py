@@ -15,7 +15,7 @@ def dit_rest_macs(config: DiTConfig) -> int:
     return embed + modulation + final
 
 
-@register_adapter("DiT")
+@register_adapter("l2c.DiT")
 def dit_layers(model: DiT) -> LayerTable:
     """`blocks.N.attn` and `blocks.N.mlp`: the branches before their adaLN gates."""
     config = model.config

@@ -6,7 +6,7 @@ from l2c.layers.base import LayerTable, register_adapter, transformer_layers
 from l2c.models.uvit import UViT
 
 
-@register_adapter("UViT")
+@register_adapter("l2c.UViT")
 def uvit_layers(model: UViT) -> LayerTable:
     """Attention and MLP of every block; the long skips (`skip_linear`) are always computed."""
     config = model.config

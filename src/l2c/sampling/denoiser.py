@@ -38,13 +38,14 @@ class Denoiser:
         Raises:
             ConfigError: If there is no layer adapter for the model's class.
         """
+        table = find_layers(model)
         config: Any = model.config
         num_classes = getattr(config, "num_classes", None)
         if num_classes is None:
             num_classes = config.num_embeds_ada_norm
         return cls(
             model,
-            find_layers(model).sample_shape,
+            table.sample_shape,
             num_classes,
             getattr(config, "first_timestep", 0),
             NoiseSchedule(
