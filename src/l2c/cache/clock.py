@@ -19,6 +19,7 @@ class Clock:
         num_evaluations: How many evaluations the run makes.
         evaluation: Index of the current evaluation, or -1 before the first and outside a run.
         branch: Name of the current call within the evaluation: `cond`, `uncond`, or `all` for a single call.
+        running: Whether a run is in progress.
     """
 
     num_evaluations: int

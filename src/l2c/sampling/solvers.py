@@ -17,7 +17,8 @@ from torch import Tensor
 
 from l2c.cache.schedule import Run
 from l2c.errors import ConfigError
-from l2c.sampling.noise_schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule, alpha_sigma
+from l2c.models.config import NUM_TRAIN_TIMESTEPS
+from l2c.sampling.noise_schedule import NoiseSchedule, alpha_sigma
 
 SPACINGS = ("linspace", "trailing", "karras", "logsnr")
 
@@ -47,7 +48,9 @@ class SchedulerSolver:
 
     Args:
         scheduler: Scheduler on which `set_timesteps` has been called.
-        run: Solver name, steps and spacing it stands for.
+        name: Name of the solver that it stands for.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
     """
 
     def __init__(self, scheduler: Any, name: str, steps: int, spacing: str) -> None:
@@ -78,6 +81,7 @@ class SinglestepSolver:
 
     Args:
         noise_schedule: The forward process.
+        name: Name of the solver, as the run records it.
         steps: Number of model evaluations (NFE).
         spacing: Spacing of the outer times.
 
@@ -94,9 +98,7 @@ class SinglestepSolver:
             points += [start, 0.5 * (start + end)]
         points = points[:steps]
         self.run = Run(name, steps, spacing, tuple(map(noise_schedule.timestep, points)), tuple(points))
-        self._start: tuple[Tensor, Tensor] | None = (
-            None  # sample and data prediction at the outer step's start
-        )
+        self._start: tuple[Tensor, Tensor] | None = None  # sample and data prediction at the outer start
 
     def scale_input(self, x: Tensor, evaluation: int) -> Tensor:
         """See `Solver.scale_input`."""
