@@ -59,3 +59,10 @@ def test_fingerprint_looks_at_no_more_than_a_sample_of_a_large_matrix(monkeypatc
     monkeypatch.setattr("l2c.layers.base.MAX_PROBED", 100)
     assert fingerprint(model, table) != whole
     assert max(p.numel() for p in tiny_dit().parameters()) < MAX_PROBED
+
+
+def test_uvit_counts_what_it_has_beside_its_layers():
+    """The 3x3 convolution and the MLP of the timestep, each only where there is one."""
+    plain = find_layers(tiny_uvit(final_conv=False)).rest_macs
+    assert find_layers(tiny_uvit()).rest_macs - plain == 9 * 3 * 3 * 8 * 8
+    assert find_layers(tiny_uvit(final_conv=False, time_embed_mlp=True)).rest_macs - plain == 8 * 32**2

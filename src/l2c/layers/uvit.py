@@ -21,6 +21,8 @@ def uvit_layers(model: UViT) -> LayerTable:
     embed = patches * width * config.in_channels * patch
     skips = half * config.num_tokens * 2 * width**2
     decode = config.num_tokens * width * config.in_channels * patch
-    convolution = 9 * config.in_channels**2 * config.image_size**2
+    if config.time_embed_mlp:
+        embed += 8 * width**2
+    convolution = 9 * config.in_channels**2 * config.image_size**2 if config.final_conv else 0
     shape = (config.in_channels, config.image_size, config.image_size)
     return LayerTable("uvit", layers, embed + skips + decode + convolution, shape)
