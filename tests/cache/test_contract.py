@@ -1,5 +1,7 @@
 """The contract that every adapter keeps: what enabling, sampling with, and disabling a cache may and may not do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,6 +66,23 @@ def test_disabling_restores_the_model(model):
     with pytest.raises(CacheStateError, match="no cache is enabled"):
         l2c.disable_cache(model)
     cache.restore()  # harmless
+
+
+def test_restoring_by_the_handle_disables_the_cache(model):
+    bare = sample(model)
+    l2c.enable_cache(model, interval(model)).restore()
+    assert torch.equal(sample(model), bare)
+    l2c.enable_cache(model, interval(model))
+    l2c.disable_cache(model)
+
+
+def test_a_layer_that_is_not_there_leaves_the_model_as_it_was(model):
+    table = find_layers(model)
+    broken = replace(table, layers=(*table.layers[:2], replace(table.layers[2], module_path="nowhere")))
+    before = [m.__dict__.get("forward") for m in model.modules()]
+    with pytest.raises(AttributeError, match="nowhere"):
+        attach(model, broken, HardGates({}, 1))
+    assert [m.__dict__.get("forward") for m in model.modules()] == before
 
 
 def test_an_exception_restores_the_model_and_empties_the_store(model):

@@ -162,10 +162,9 @@ class CachedModel:
         self.schedule = schedule
         self.clock = Clock(gating.num_evaluations)
         self._model = weakref.ref(model)
-        self._shadowed: list[tuple[nn.Module, Any]] = []
-        for index, layer in enumerate(table.layers):
-            module = model.get_submodule(layer.module_path)
-            self._shadowed.append((module, module.__dict__.get("forward", _MISSING)))
+        modules = [model.get_submodule(layer.module_path) for layer in table.layers]
+        self._shadowed = [(module, module.__dict__.get("forward", _MISSING)) for module in modules]
+        for index, module in enumerate(modules):
             module.forward = self._cached_forward(index, module.forward)
 
     def _cached_forward(self, layer: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -211,7 +210,10 @@ class CachedModel:
         return peak_bytes(plan, self.table, batch_size, branches, dtype)
 
     def restore(self) -> None:
-        """Uncovers the original forwards; doing it twice does nothing."""
+        """Disables this cache: uncovers the original forwards; doing it twice does nothing."""
+        model = self._model()
+        if model is not None and _ENABLED.get(model) is self:
+            del _ENABLED[model]
         for module, shadowed in self._shadowed:
             if shadowed is _MISSING:
                 module.__dict__.pop("forward", None)
@@ -227,9 +229,7 @@ class CachedModel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        model = self._model()
-        if model is not None and _ENABLED.get(model) is self:
-            disable_cache(model)
+        self.restore()
 
 
 def enable_cache(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool = False) -> CachedModel:
@@ -279,7 +279,7 @@ def disable_cache(model: nn.Module) -> None:
     Raises:
         CacheStateError: If no cache is enabled on the model.
     """
-    cache = _ENABLED.pop(model, None)
+    cache = _ENABLED.get(model)
     if cache is None:
         raise CacheStateError("no cache is enabled on this model")
     cache.restore()

@@ -129,7 +129,7 @@ class Cost:
         return self.macs / self.full_macs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CacheSchedule:
     """Which layers compute at which evaluation, how the others are stood in for, and the contract.
 
@@ -227,9 +227,8 @@ class CacheSchedule:
             "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
             "provenance": dict(self.provenance),
         }
-        metadata = {
-            FORMAT: json.dumps(header, sort_keys=True)
-        }  # one key: their order in the file is not fixed
+        # One key, because safetensors does not fix the order of several, and files should repeat.
+        metadata = {FORMAT: json.dumps(header, sort_keys=True)}
         atomic_write(path, safetensors.torch.save(tensors, metadata=metadata))
 
     @classmethod
