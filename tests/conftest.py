@@ -7,6 +7,8 @@ import torch
 
 from l2c.models import DiT, DiTConfig, UViT, UViTConfig, load_model, random_model
 
+torch.set_num_threads(1)  # the models are tiny: more threads wait for each other, above all on a busy machine
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

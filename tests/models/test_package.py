@@ -3,14 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import l2c.models
-
-
-def test_models_names_are_sorted_and_there() -> None:
-    names = l2c.models.__all__
-    assert names == sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
-    assert all(hasattr(l2c.models, name) for name in names)
-
 
 def test_models_and_loading_stay_light() -> None:
     heavy = ["accelerate", "diffusers", "huggingface_hub", "pyarrow", "PIL", "torch._dynamo"]
