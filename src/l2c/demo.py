@@ -34,7 +34,7 @@ CLASS_NAMES = (
 )  # fmt: skip
 SHIPPED_SCHEDULE = "dit-mini-cifar10-ddim-20.safetensors"
 FULL, FRESH, SHIPPED = "full", "cached", "shipped"
-TITLES = {FULL: "everything computed", FRESH: "schedule just learned", SHIPPED: "schedule shipped"}
+TITLES = {FULL: "everything computed", FRESH: "schedule just learned", SHIPPED: "schedule shipped with l2c"}
 _SCALE, _COLUMNS = 6, 5
 
 
