@@ -172,7 +172,7 @@ def learn(
             guidance=guidance,
             data=images,
             settings=settings,
-            model_name=model,
+            model_name=Path(model).name if Path(model).exists() else model,
             on_progress=show,
         )
     done = schedule.provenance["iterations"]

@@ -164,7 +164,7 @@ def _details(record: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
         for name, value in facts.items()
     )
-    again = f"l2c sample --model {config['model']} --schedule schedule.safetensors --num 10"
+    again = f"l2c sample --model {config['model']} --schedule schedule.safetensors --labels 0-9"
     return f"""<section aria-labelledby="how">
 <h2 id="how">How it was made</h2>
 <div class="scroll"><table class="facts"><tbody>
