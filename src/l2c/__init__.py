@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from l2c.cache.predictors import Predictor
     from l2c.cache.runtime import CachedModel, disable_cache, enable_cache
     from l2c.cache.schedule import CacheSchedule
+    from l2c.learning.end_to_end import fit_predictor
     from l2c.learning.learn import learn
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
@@ -26,6 +27,7 @@ _HOMES = {
     "build_model": "l2c.models",
     "disable_cache": "l2c.cache.runtime",
     "enable_cache": "l2c.cache.runtime",
+    "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
     "learn": "l2c.learning.learn",
     "load_model": "l2c.models",
@@ -41,6 +43,7 @@ __all__ = [
     "build_model",
     "disable_cache",
     "enable_cache",
+    "fit_predictor",
     "import_router",
     "learn",
     "load_model",

@@ -58,7 +58,7 @@ def test_the_table_has_a_line_per_evaluation(invoke, schedule):
     assert "any weights" in finished.out
     lines = [line.split() for line in finished.out.splitlines()]
     rows = [words for words in lines if words and words[0] in "0123" and words[1].replace(".", "").isdigit()]
-    assert [words[2:4] for words in rows] == [["3", "3"], ["0", "0"], ["3", "3"], ["0", "0"]]
+    assert [words[2:4] for words in rows] == [["3/3", "3/3"], ["0/3", "0/3"], ["3/3", "3/3"], ["0/3", "0/3"]]
 
 
 def test_json_has_the_mask(invoke, schedule):

@@ -17,7 +17,7 @@ def test_learn_writes_a_schedule_that_sample_takes(invoke, tmp_path, checkpoint)
     schedule = CacheSchedule.load(out)
     assert schedule.provenance["iterations"] == 3
     assert schedule.provenance["lambda"] == 1e-4
-    assert schedule.contract.model == str(checkpoint)
+    assert schedule.contract.model == checkpoint.name
     command = ("sample", "-m", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "pictures")
     assert invoke(*command).code == 0
 

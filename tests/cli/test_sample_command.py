@@ -79,7 +79,7 @@ def test_a_schedule_brings_its_run(invoke, tmp_path, checkpoint, schedule):
     assert data == {"folder": str(tmp_path), **json.loads((tmp_path / "record.json").read_text())}
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_any_weights_warns(invoke, tmp_path, checkpoint):
     path = tmp_path / "router.safetensors"
     learn(tiny_dit(seed=1), "ddim", 2, settings=LearnSettings(iterations=1, batch_size=1)).save(path)

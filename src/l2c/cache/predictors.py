@@ -20,8 +20,11 @@ from l2c.errors import ConfigError, ScheduleError
 _Scalar = TypeVar("_Scalar", float, Tensor, float | Tensor)
 PredictorKind = Literal["copy", "taylor", "linear"]
 
-StandInPlan = dict[tuple[int, int], tuple[tuple[int, float], ...]]
-"""For every reused (evaluation, layer): the (source evaluation, weight) pairs, the latest source first."""
+StandInPlan = dict[tuple[int, int], tuple[tuple[int, float | Tensor], ...]]
+"""For every reused (evaluation, layer): the (source evaluation, weight) pairs, the latest source first.
+
+Weights are numbers, or tensors () while they are being learned.
+"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from l2c.cli.options import OUTPUT, Device, JsonOutput, resolve_device
 if TYPE_CHECKING:
     from l2c.records import RunRecord
 
+_NAMES = {"full": "everything", "cached": "just learned", "shipped": "shipped"}
+
 
 def demo(
     out: Annotated[
@@ -78,17 +80,17 @@ def _report(record: RunRecord) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("")
-    for name in ("seconds", "min - max", "speed-up", "MACs", "computed", "PSNR"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column("sampling", no_wrap=True)
+    for name in ("seconds", "min-max", "speed-up", "MACs", "computed", "PSNR"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in record.results["variants"]:
         reference = variant["key"] == "full"
         decibels = variant["psnr_db"]
         table.add_row(
-            variant["title"],
+            _NAMES[variant["key"]],
             f"{variant['median_s']:.2f}",
-            f"{variant['min_s']:.2f} - {variant['max_s']:.2f}",
+            f"{variant['min_s']:.1f}-{variant['max_s']:.1f}",
             f"{variant['speedup']:.2f}x",
             macs(variant["macs"]),
             f"{variant['fraction']:.0%}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from l2c.cli.console import Interrupted, print_json, progress_bar
+from l2c.cli.console import Interrupted, note, print_json, progress_bar
 from l2c.cli.options import (
     GUIDANCE_HELP,
     OUTPUT,
@@ -158,12 +158,11 @@ def learn(
         task = bar.add_task("learning", total=iterations, loss="", computed="")
 
         def show(progress: Progress) -> None:
-            bar.update(
-                task,
-                completed=progress.iteration,
-                loss=f"loss {progress.loss:.3g}",
-                computed=f"{progress.fraction:.0%} of MACs",
-            )
+            done, loss = progress.iteration, f"loss {progress.loss:.3g}"
+            computed = f"{progress.fraction:.0%} of MACs"
+            bar.update(task, completed=done, loss=loss, computed=computed)
+            if bar.disable and (done % max(1, iterations // 10) == 0 or done == iterations):
+                note(f"learning {done}/{iterations} {loss} {computed}")  # for log files
 
         schedule = learn_schedule(
             network,
@@ -173,7 +172,7 @@ def learn(
             guidance=guidance,
             data=images,
             settings=settings,
-            model_name=model,
+            model_name=Path(model).name if Path(model).exists() else model,
             on_progress=show,
         )
     done = schedule.provenance["iterations"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -17,6 +18,8 @@ from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+logging.getLogger("l2c").addHandler(logging.NullHandler())  # the commands say themselves what matters
 
 app = typer.Typer(
     name="l2c",

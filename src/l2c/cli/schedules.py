@@ -16,7 +16,7 @@ from l2c.errors import ConfigError
 if TYPE_CHECKING:
     from l2c.cache.schedule import CacheSchedule
 
-_BAR_WIDTH = 24
+_BAR_WIDTH = 20
 _STAND_INS = {
     "copy": "repeats its last output",
     "taylor": "continues its last outputs as a polynomial over the noise level",
@@ -58,13 +58,14 @@ def read_schedule(path: Path, threshold: float | None = None, model: str | None 
 def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) -> None:
     """Prints a schedule's contract, counts and cost, and with `rows` a line per evaluation."""
     console = results()
+    reusing = summary["cached"]["evaluations"]
     console.print(_facts(summary, title))
-    console.print()
+    console.print(f"\n[bold]Layers computed in the {reusing} evaluations that may reuse[/]")
     console.print(_counts(summary))
-    console.print()
+    console.print("\n[bold]MACs per picture over the whole run, guidance not counted[/]")
     console.print(_costs(summary))
     if rows:
-        console.print()
+        console.print("\n[bold]Layers computed at each evaluation, from noise to picture[/]")
         console.print(_evaluations(summary, console.encoding))
 
 
@@ -86,8 +87,8 @@ def _facts(summary: dict[str, Any], title: str) -> Table:
     grid.add_row(
         "for run",
         Text(
-            f"{summary['solver']}, {summary['steps']} steps, {summary['spacing']} spacing, {guidance} "
-            f"= {summary['evaluations']} evaluations"
+            f"{summary['solver']}, {summary['steps']} steps, {summary['spacing']} spacing, {guidance}: "
+            f"{summary['evaluations']} evaluations"
         ),
     )
     grid.add_row("reuse", Text(f"{stand_in}: a reused layer {_STAND_INS[stand_in.partition('-')[0]]}"))
@@ -103,10 +104,7 @@ def _is_plain(value: Any) -> bool:
 
 def _counts(summary: dict[str, Any]) -> Table:
     cached = summary["cached"]
-    table = _table(f"Layers computed in the {cached['evaluations']} evaluations that may reuse")
-    table.add_column("kind")
-    for name in ("computed", "of", "removed"):
-        table.add_column(name, justify="right")
+    table = _table("kind", "computed", "of", "removed")
     for kind, counts in [*cached["kinds"].items(), ("all", cached)]:
         removed = 1 - counts["computed"] / counts["total"] if counts["total"] else 0.0
         table.add_row(kind, str(counts["computed"]), str(counts["total"]), f"{removed:.2%}")
@@ -115,10 +113,7 @@ def _counts(summary: dict[str, Any]) -> Table:
 
 def _costs(summary: dict[str, Any]) -> Table:
     cost = summary["cost"]
-    table = _table("MACs per picture over the whole run, guidance not counted")
-    table.add_column("counted")
-    for name in ("everything", "scheduled", "left"):
-        table.add_column(name, justify="right")
+    table = _table("counted", "everything", "scheduled", "left")
     for label, full, left in (
         ("linear layers only (as for DiT)", cost["full_linear_macs"], cost["linear_macs"]),
         ("with attention products (as for U-ViT)", cost["full_macs"], cost["macs"]),
@@ -130,15 +125,10 @@ def _costs(summary: dict[str, Any]) -> Table:
 def _evaluations(summary: dict[str, Any], encoding: str) -> Table:
     kinds = list(summary["cached"]["kinds"])
     sizes = {kind: summary["layer_kinds"].count(kind) for kind in kinds}
-    table = _table("Layers computed at each evaluation, from noise to picture")
-    table.add_column("evaluation", justify="right")
-    table.add_column("timestep", justify="right")
-    for kind in kinds:
-        table.add_column(f"{kind} /{sizes[kind]}", justify="right")
-    table.add_column("MACs left", justify="right")
+    table = _table("evaluation", "timestep", *kinds, "MACs")
     table.add_column("", width=_BAR_WIDTH, no_wrap=True)
     for row in summary["rows"]:
-        counts = [str(row["kinds"][kind]) for kind in kinds]
+        counts = [f"{row['kinds'][kind]}/{sizes[kind]}" for kind in kinds]
         share = row["fraction"]
         table.add_row(
             str(row["evaluation"]),
@@ -150,12 +140,9 @@ def _evaluations(summary: dict[str, Any], encoding: str) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-    )
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

@@ -63,13 +63,13 @@ def _lead(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 def _table(variants: list[Mapping[str, Any]]) -> str:
     rows = []
     for variant in variants:
-        spread = f"{variant['min_s']:.2f} to {variant['max_s']:.2f}"
-        quality = "reference" if variant["key"] == "full" else _decibels(variant["psnr_db"])
+        spread = f"{_seconds(variant['min_s'])}-{_seconds(variant['max_s'])}"
+        quality = "" if variant["key"] == "full" else _decibels(variant["psnr_db"])
         rows.append(
             f'<tr><th scope="row">{escape(variant["title"].capitalize())}</th>'
-            f"<td>{variant['median_s']:.2f} s<small>{spread}</small></td>"
+            f"<td>{_seconds(variant['median_s'])} s<small>{spread}</small></td>"
             f"<td>{variant['speedup']:.2f} x</td>"
-            f"<td>{variant['macs'] / 1e9:.1f} G</td>"
+            f'<td class="extra">{variant["macs"] / 1e9:.1f} G</td>'
             f'<td><span class="share" style="--share:{variant["fraction"]:.3f}"></span>'
             f"{variant['fraction']:.0%}</td>"
             f"<td>{quality}</td></tr>"
@@ -81,7 +81,7 @@ def _table(variants: list[Mapping[str, Any]]) -> str:
 <div class="scroll">
 <table>
 <thead><tr><th scope="col">Sampling</th><th scope="col">Time</th><th scope="col">Speed-up</th>
-<th scope="col">MACs</th><th scope="col">Computed</th><th scope="col">PSNR</th></tr></thead>
+<th scope="col" class="extra">MACs</th><th scope="col">Computed</th><th scope="col">PSNR</th></tr></thead>
 <tbody>
 {chr(10).join(rows)}
 </tbody>
@@ -91,6 +91,10 @@ def _table(variants: list[Mapping[str, Any]]) -> str:
 that guidance adds. PSNR: closeness to the pictures with everything computed, mean over the pictures; more is
 closer, and beyond about 30 dB differences are hard to see.</p>
 </section>"""
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _decibels(value: float | None) -> str:
@@ -115,9 +119,9 @@ def _section(
 <h2 id="{key}">{escape(title[:1].upper() + title[1:])}</h2>
 <div class="compare">
 <figure>{_image(images["full.png"], f"Everything computed. {described}.")}
-<figcaption>everything computed, {full["median_s"]:.2f} s</figcaption></figure>
+<figcaption>everything computed, {_seconds(full["median_s"])}&nbsp;s</figcaption></figure>
 <figure>{_image(images[f"{key}.png"], cached_alt)}
-<figcaption>with the schedule, {variant["median_s"]:.2f} s</figcaption></figure>
+<figcaption>with the schedule, {_seconds(variant["median_s"])}&nbsp;s</figcaption></figure>
 <label class="slider">drag to compare
 <input type="range" min="0" max="100" value="50" aria-label="Where the cut between the two is, in percent">
 </label>
@@ -125,7 +129,7 @@ def _section(
 <p class="note">From the left, row by row: {escape(classes)}.</p>
 <figure class="difference">{_image(images[f"difference{suffix}.png"], difference_alt)}
 <figcaption>what differs, amplified {gain} times; black is equal</figcaption></figure>
-<figure class="map">{_image(images[f"heatmap{suffix}.png"], _describe_map(variant))}
+<figure class="map"><div class="scroll">{_image(images[f"heatmap{suffix}.png"], _describe_map(variant))}</div>
 <figcaption>what is computed when, evaluations from left to right, blocks from bottom to top</figcaption>
 </figure>
 </section>"""
@@ -160,7 +164,7 @@ def _details(record: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
         for name, value in facts.items()
     )
-    again = f"l2c sample --model {config['model']} --schedule schedule.safetensors --num 10"
+    again = f"l2c sample --model {config['model']} --schedule schedule.safetensors --labels 0-9"
     return f"""<section aria-labelledby="how">
 <h2 id="how">How it was made</h2>
 <div class="scroll"><table class="facts"><tbody>

@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+import l2c
+from l2c.errors import ConfigError, ContractError, NumericsError
+from l2c.learning.end_to_end import PredictorSettings, fit_predictor
+from l2c.testing import tiny_dit, tiny_uvit
+
+SETTINGS = PredictorSettings(iterations=3, batch_size=2, num_pictures=8, reference_steps=12, seed=1)
+RUN = {"solver": "dpmsolver++", "steps": 8}
+
+
+def interval(model, every=2, predictor="taylor-2"):
+    return l2c.methods.interval(model, every=every, predictor=predictor, **RUN)
+
+
+@pytest.mark.slow
+def test_learning_lowers_the_error_on_held_out_pictures(dit):
+    """On the trained model; a random one has no smooth trajectory to be predicted."""
+    schedule = l2c.methods.interval(dit, "dpmsolver++", 6, 2, "taylor")
+    settings = PredictorSettings(iterations=8, batch_size=1, num_pictures=4, depth=2, reference_steps=12)
+    provenance = fit_predictor(dit, schedule, settings=replace(settings, learning_rate=2e-2)).provenance
+    assert provenance["held_out_error"] < 0.9 * provenance["held_out_error_before"]
+
+
+def test_no_learning_is_the_taylor_polynomial():
+    """A vanishing learning rate leaves the coefficients where they started."""
+    model = tiny_dit()
+    schedule = fit_predictor(
+        model, interval(model), settings=replace(SETTINGS, iterations=1, learning_rate=1e-12)
+    )
+    learned = l2c.sample(model, [1, 2], schedule=schedule, **RUN)
+    taylor = l2c.sample(model, [1, 2], schedule=interval(model), **RUN)
+    torch.testing.assert_close(learned, taylor, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_saved_samples_what_was_learned(tmp_path):
+    model = tiny_dit()
+    schedule = fit_predictor(model, interval(model), settings=SETTINGS)
+    schedule.save(tmp_path / "s.safetensors")
+    loaded = l2c.CacheSchedule.load(tmp_path / "s.safetensors")
+    assert torch.equal(
+        l2c.sample(model, [1], schedule=loaded, **RUN), l2c.sample(model, [1], schedule=schedule, **RUN)
+    )
+    assert loaded.predictor.name == "linear-3"
+    assert torch.equal(loaded.compute, interval(model).compute)
+
+
+def test_recomputing_layers_changes_memory_and_not_the_result():
+    model = tiny_dit()
+    kept, recomputed = (
+        fit_predictor(
+            model, interval(model), settings=replace(SETTINGS, recompute=flag)
+        ).predictor.coefficients
+        for flag in (False, True)
+    )
+    torch.testing.assert_close(recomputed, kept)
+
+
+def test_learning_leaves_the_model_as_it_was_and_is_reproducible():
+    model = tiny_dit()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = (fit_predictor(model, interval(model), settings=SETTINGS) for _ in range(2))
+    assert torch.equal(first.predictor.coefficients, second.predictor.coefficients)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_ctrl_c_keeps_the_coefficients_so_far():
+    def stop(progress):
+        if progress.iteration == 2:
+            raise KeyboardInterrupt
+
+    model = tiny_dit()
+    provenance = fit_predictor(model, interval(model), settings=SETTINGS, on_progress=stop).provenance
+    assert (provenance["interrupted"], provenance["predictor_steps"]) == (True, 2)
+
+
+def test_what_cannot_be_learned_is_one_sentence():
+    model = tiny_dit()
+    with pytest.raises(ConfigError, match="computes everything"):
+        fit_predictor(model, interval(model, every=1), settings=SETTINGS)
+    with pytest.raises(ContractError, match="the model is a uvit"):
+        fit_predictor(tiny_uvit(), interval(model), settings=SETTINGS)
+    with pytest.raises(ConfigError, match="at least one batch of 4"):
+        PredictorSettings(num_pictures=4)
+    model.blocks[0].attn.proj.weight.fill_(float("nan"))
+    with pytest.raises(NumericsError, match="error is nan at step 1"):
+        fit_predictor(model, interval(model), settings=SETTINGS)
