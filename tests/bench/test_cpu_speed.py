@@ -1,0 +1,48 @@
+"""A schedule that leaves half of the work leaves about half of the time; see results/ for exact figures."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from l2c.records import RunRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def cpu_speed():
+    spec = importlib.util.spec_from_file_location("cpu_speed", ROOT / "benchmarks" / "cpu_speed.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_half_the_work_takes_little_more_than_half_the_time(cpu_speed):
+    """Fastest of several interleaved repetitions, with room for a busy machine."""
+    results = cpu_speed.measure(images=1, steps=10, repetitions=5).results
+    fastest = {name: row["min_s"] for name, row in results["variants"].items()}
+    assert results["everything_is_bit_equal"]
+    assert fastest["everything"] / fastest["none"] < 1.15
+    assert fastest["none"] / fastest["interval"] > 1.5
+    assert fastest["none"] / fastest["blocks"] > 1.4  # one evaluation in ten computes all blocks
+
+
+def test_cpu_speed_writes_what_it_measured(cpu_speed, tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    assert cpu_speed.main(["--out", str(out), "--images", "1", "--steps", "2", "--repetitions", "1"]) == 0
+    record = RunRecord.load(out)
+    assert (
+        set(record.timings) == set(record.results["variants"]) == {"none", "everything", "interval", "blocks"}
+    )
+    assert capsys.readouterr().out.strip() == cpu_speed.table(record.results)
+    assert (
+        cpu_speed.main(["--out", "/dev/null/no", "--images", "1", "--steps", "2", "--repetitions", "1"]) == 1
+    )
+    assert "cpu_speed: cannot write" in capsys.readouterr().err
+
+
+def test_readme_shows_the_figures_of_the_record(cpu_speed):
+    record = RunRecord.load(ROOT / "results" / "cpu-speed.json")
+    assert cpu_speed.table(record.results) in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,85 @@
+"""What the documents say is there is there, and what they show runs."""
+
+import ast
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import l2c
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = Path(l2c.__file__).parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/method.md"]
+
+FOREIGN = {"AdamW", "AutoencoderKL", "DDIMScheduler", "DiTTransformer2DModel", "MACs", "max_steps"}
+"""Names in the documents that are not of l2c."""
+
+
+def prose_and_spans(document: str) -> tuple[str, list[str]]:
+    """Text without code blocks, and the code spans in it."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.M | re.S)
+    return text, re.findall(r"`([^`]+)`", text)
+
+
+def defined_names() -> set[str]:
+    """Every class, function, argument, attribute and constant in the source."""
+    names: set[str] = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+            elif isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+    return names
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_names_in_the_documents_exist(document):
+    _, spans = prose_and_spans(document)
+    defined = defined_names() | FOREIGN
+    missing = [
+        span
+        for span in spans
+        if re.fullmatch(r"[\w.]+(\(.*\))?", span)
+        for name in [span.partition("(")[0]]
+        if re.search(r"[a-z][A-Z]|^l2c\.|^[a-z]+_[a-z_]+$", name)  # CamelCase, l2c.name, snake_case
+        and not name.endswith((".py", ".md", ".json"))
+        for last in name.split(".")[-1:]
+        if last not in defined and not (SOURCE / last).is_dir() and not (SOURCE / f"{last}.py").is_file()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_files_in_the_documents_exist(document):
+    text, spans = prose_and_spans(document)
+    home = (ROOT / document).parent
+    links = [
+        link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")
+    ]
+    assert [link for link in links if link and not (home / link).exists()] == []
+    paths = [
+        span for span in spans if re.fullmatch(r"(src|tests|docs|examples|benchmarks|results)/[\w./-]+", span)
+    ]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_readme_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.attempted > 5
+    assert result.failed == 0
+
+
+def test_readme_has_one_line_for_the_demo_and_one_for_the_tests():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for marker, ending in (("demo", "l2c demo"), ("test", "pytest -q")):
+        (block,) = re.findall(rf"^<!-- {marker} -->\n```bash\n(.*?)\n```$", text, flags=re.M | re.S)
+        assert len(block.splitlines()) == 1
+        assert block.endswith(ending)
