@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,9 +11,17 @@ from pathlib import Path
 
 from l2c.errors import OutputError
 
+_PARTIAL = ".partial"
+_ADVICE = "choose another --out"
 
-def atomic_write(path: str | Path, data: bytes) -> None:
+
+def atomic_write(path: str | Path, data: bytes, advice: str = _ADVICE) -> None:
     """Writes a file whole or not at all.
+
+    Args:
+        path: Where to; folders on the way are made.
+        data: Its content.
+        advice: What to do if it cannot be written, for the message.
 
     Raises:
         OutputError: If it cannot be written.
@@ -21,7 +30,7 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -33,7 +42,14 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+
+
+def remove_partial(path: str | Path) -> None:
+    """Removes what writes of a file left beside it that were killed in the middle."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+        leftover.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path) -> Path:
