@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"errors", "files", "layers"},
     "sampling": {"errors", "models", "layers", "cache"},
     "methods": {"errors", "models", "layers", "cache", "sampling"},
-    "learning": {"errors", "models", "layers", "cache", "sampling"},
+    "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
     "evaluation": {"errors", "files", "models", "layers", "cache", "sampling"},
     "bench": {"errors", "models", "layers", "cache", "sampling"},
     "testing": {"models", "layers"},
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
         "evaluation", "bench", "report",
     },
+    "__main__": {"cli"},
     "cli": {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
         "evaluation", "bench", "report", "demo", "l2c",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.evaluation.metrics import psnr
 from l2c.files import atomic_write
 from l2c.layers import find_layers
-from l2c.learning.learn import LearnSettings, Progress, learn
+from l2c.learning.learn import LearnSettings, learn
+from l2c.learning.session import Progress, Session
 from l2c.models import load_model
 from l2c.records import RunRecord, describe_device
 from l2c.report.demo_page import demo_page
@@ -52,7 +54,8 @@ class DemoSettings:
         guidance: Guidance scale.
         labels: Class of each picture.
         seeds: Seed of each picture.
-        learning: How the schedule is learned; its time limit keeps the demo short on a slow machine.
+        learning: How the schedule is learned.
+        learning_limit_s: Seconds after which learning ends, which keeps the demo short on a slow machine.
         repetitions: How often each variant is timed.
         compare_limit_s: No further repetition is begun if it would probably end after so many seconds.
         shipped: Schedule that is compared beside the learned one; None for none.
@@ -64,9 +67,8 @@ class DemoSettings:
     guidance: float = 1.5
     labels: tuple[int, ...] = tuple(range(10))
     seeds: tuple[int, ...] = CLASS_SEEDS
-    learning: LearnSettings = field(
-        default_factory=lambda: LearnSettings(iterations=10, batch_size=2, time_limit_s=75.0)
-    )
+    learning: LearnSettings = field(default_factory=lambda: LearnSettings(iterations=10, batch_size=2))
+    learning_limit_s: float = 75.0
     repetitions: int = 3
     compare_limit_s: float = 120.0
     shipped: Path | None = field(default_factory=lambda: shipped_schedule())
@@ -74,10 +76,10 @@ class DemoSettings:
     @classmethod
     def quick(cls) -> DemoSettings:
         """Few pictures, hardly any learning, one repetition: to see that everything works."""
-        learning = LearnSettings(iterations=2, batch_size=1, time_limit_s=20.0)
+        learning = LearnSettings(iterations=2, batch_size=1)
         labels = (1, 7, 8, 9)
         seeds = tuple(CLASS_SEEDS[label] for label in labels)
-        return cls(labels=labels, seeds=seeds, learning=learning, repetitions=1)
+        return cls(labels=labels, seeds=seeds, learning=learning, learning_limit_s=20.0, repetitions=1)
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,18 @@ def run_demo(
     """
     settings = settings or DemoSettings()
     model = load_model(settings.model, device=device)
+    began = perf_counter()
     fresh = learn(
         model,
         settings.solver,
         settings.steps,
         guidance=settings.guidance,
         settings=settings.learning,
+        session=Session(time_limit_s=settings.learning_limit_s),
         model_name=settings.model,
         on_progress=on_learning,
     )
+    learning_s = perf_counter() - began
     if fresh.provenance["interrupted"]:
         raise KeyboardInterrupt  # which learning had caught
     schedules: dict[str, CacheSchedule | None] = {FULL: None, FRESH: fresh}
@@ -146,7 +151,7 @@ def run_demo(
         results={
             "variants": _results(model, variants, settings.steps),
             "difference_gain": gain,
-            "learning": dict(fresh.provenance),
+            "learning": {**fresh.provenance, "seconds": round(learning_s, 1)},
             "files": files,
         },
         device=describe_device(device),

@@ -82,10 +82,10 @@ def test_the_shipped_schedule_is_for_the_demo(dit):
 
 
 def test_interrupt_while_learning_ends_the_demo(invoke, tmp_path, small, monkeypatch):
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("l2c.learning.learn._Learner.iterate", interrupt)
+    monkeypatch.setattr("l2c.learning.learn._RouterTask.backward", interrupt)
     monkeypatch.setattr(DemoSettings, "quick", classmethod(lambda cls: small))
     assert invoke("demo", "--quick", "--out", tmp_path / "demo").code == 130
     assert not (tmp_path / "demo").exists()

@@ -48,16 +48,16 @@ def interrupt_after(monkeypatch):
     from l2c.learning import learn
 
     def arrange(iterations: int) -> None:
-        iterate, count = learn._Learner.iterate, 0
+        backward, count = learn._RouterTask.backward, 0
 
-        def interrupted(learner):
+        def interrupted(task, iteration):
             nonlocal count
             if count == iterations:
                 raise KeyboardInterrupt
             count += 1
-            return iterate(learner)
+            return backward(task, iteration)
 
-        monkeypatch.setattr(learn._Learner, "iterate", interrupted)
+        monkeypatch.setattr(learn._RouterTask, "backward", interrupted)
 
     return arrange
 

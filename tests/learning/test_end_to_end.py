@@ -21,7 +21,7 @@ def test_learning_lowers_the_error_on_held_out_pictures(dit):
     """On the trained model; a random one has no smooth trajectory to be predicted."""
     schedule = l2c.methods.interval(dit, "dpmsolver++", 6, 2, "taylor")
     settings = PredictorSettings(iterations=8, batch_size=1, num_pictures=4, depth=2, reference_steps=12)
-    provenance = fit_predictor(dit, schedule, settings=replace(settings, learning_rate=2e-2)).provenance
+    provenance = fit_predictor(dit, schedule, settings=replace(settings, learning_rate=1e-2)).provenance
     assert provenance["held_out_error"] < 0.9 * provenance["held_out_error_before"]
 
 
@@ -70,7 +70,7 @@ def test_learning_leaves_the_model_as_it_was_and_is_reproducible():
 
 def test_ctrl_c_keeps_the_coefficients_so_far():
     def stop(progress):
-        if progress.iteration == 2:
+        if progress.stage == "learning" and progress.iteration == 2:
             raise KeyboardInterrupt
 
     model = tiny_dit()
@@ -87,5 +87,5 @@ def test_what_cannot_be_learned_is_one_sentence():
     with pytest.raises(ConfigError, match="at least one batch of 4"):
         PredictorSettings(num_pictures=4)
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
-    with pytest.raises(NumericsError, match="error is nan at step 1"):
+    with pytest.raises(NumericsError, match="solutions are not finite; check the weights"):
         fit_predictor(model, interval(model), settings=SETTINGS)

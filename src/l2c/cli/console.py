@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
     """The user ended a command early, which had something to say about it."""
+
+
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def is_main() -> bool:
+    """Whether this process is the only one, or the first of those that `accelerate launch` started."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def results() -> Console:
@@ -66,7 +75,7 @@ def progress_bar(*extra: str) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and is_main()),
     )
 
 

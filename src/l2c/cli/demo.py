@@ -49,7 +49,7 @@ def demo(
     """
     from l2c.demo import TITLES, DemoSettings, run_demo
     from l2c.files import output_folder
-    from l2c.learning.learn import Progress
+    from l2c.learning.session import Progress
 
     settings = DemoSettings.quick() if quick else DemoSettings()
     device = resolve_device(device)

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import l2c
-from l2c.cli.console import Interrupted, say, warnings_as_sentences
+from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
@@ -62,7 +62,8 @@ def overview(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code.
 
-    0 is success, 1 a failure, 2 wrong usage, 130 an interrupt; in the last three, stderr has one sentence.
+    0 is success, 1 a failure, 2 wrong usage, 130 an interrupt; in the last three, stderr has one sentence. Of
+    several processes only the first says what they all meet: wrong usage and interrupts.
 
     Args:
         arguments: What follows `l2c`; the process's own arguments by default.
@@ -73,10 +74,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with warnings_as_sentences():
             code = program.main(args=given, prog_name="l2c", standalone_mode=False)
     except L2CError as error:
-        say("error", str(error))
+        if is_main() or not isinstance(error, ConfigError):
+            say("error", str(error))
         return USAGE if isinstance(error, ConfigError) else FAILURE
     except Interrupted as interruption:
-        say("error", str(interruption))
+        if is_main():
+            say("error", str(interruption))
         return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -86,7 +89,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise  # a fault of the program: its traceback is what helps
         say("error", sentence)
         return USAGE if _is_usage_error(error) else FAILURE
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and is_main():
         say("error", "interrupted")
     return code if isinstance(code, int) else 0
 

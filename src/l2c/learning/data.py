@@ -79,12 +79,15 @@ class ImageData:
         pixels = torch.from_numpy(np.array(picture)).reshape(self.image_size, self.image_size, self.channels)
         return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
-    def batch(self, generator: torch.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def batch(
+        self, generator: torch.Generator, size: int, rows: slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw images at random, independently and with replacement.
 
         Args:
             generator: On the CPU; the same state draws the same batch.
             size: Number of images B.
+            rows: Those of the batch to decode and return; all draw the same.
 
         Returns:
             Images of shape (B, channels, image_size, image_size), float32 in [-1, 1], and their labels of
@@ -96,7 +99,7 @@ class ImageData:
         """
         if size < 1:
             raise ConfigError(f"a batch has at least one image, got size {size}")
-        indices = torch.randint(len(self), (size,), generator=generator)
+        indices = torch.randint(len(self), (size,), generator=generator)[rows]
         images = torch.stack([self.image(index) for index in indices.tolist()])
         return images, None if self.labels is None else self.labels[indices]
 

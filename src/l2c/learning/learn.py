@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,72 +12,52 @@ from torch import Tensor, nn
 from l2c.cache.predictors import Predictor
 from l2c.cache.runtime import SoftGates, attach
 from l2c.cache.schedule import CacheSchedule, Contract
-from l2c.errors import ConfigError, NumericsError
+from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.data import ImageData
 from l2c.learning.objective import REDUCTIONS, router_loss
 from l2c.learning.router import Router, alternating
-from l2c.learning.trajectories import Walk, drive, guided_walk, image_walk, sampled_walk, steps_before
+from l2c.learning.session import OnProgress, Session
+from l2c.learning.task import TaskSettings, draw
+from l2c.learning.trainer import Trainer
+from l2c.learning.trajectories import (
+    Walk,
+    drive,
+    guided_walk,
+    image_walk,
+    random_labels,
+    sampled_walk,
+    steps_before,
+)
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class Progress:
-    """Where learning stands after an iteration.
-
-    Attributes:
-        iteration: Iterations done.
-        iterations: Iterations asked for.
-        loss: Error plus price of the scores, averaged over the evaluations of the iteration.
-        error: The error alone.
-        fraction: Share of the run's multiply-accumulates that the schedule so far computes.
-        elapsed_s: Seconds since the start.
-    """
-
-    iteration: int
-    iterations: int
-    loss: float
-    error: float
-    fraction: float
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class LearnSettings:
+class LearnSettings(TaskSettings):
     """Settings of the paper's objective.
 
+    One iteration covers a whole trajectory, all evaluations that the router decides; with real images, one evaluation
+    drawn at random, as in the paper.
+
     Attributes:
-        iterations: Optimizer steps. One covers a whole trajectory, all evaluations that the router decides; with
-            real images, one evaluation drawn at random, as in the paper.
-        batch_size: Images per iteration.
         lambda_: Price of a computed layer; larger removes more.
         reduction: See `router_loss`.
         threshold: Scores above it compute.
         learning_rate: Of AdamW, without weight decay.
         label_dropout: Share of labels replaced by the null class, with real images. Trajectories under guidance
             always carry both.
-        seed: Of noise, labels and images.
-        time_limit_s: After so many seconds no further iteration is begun.
     """
 
-    iterations: int = 60
-    batch_size: int = 4
     lambda_: float = 1e-5
     reduction: str = "mean"
     threshold: float = 0.5
     learning_rate: float = 0.2
     label_dropout: float = 0.1
-    seed: int = 0
-    time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold must be from 0 to 1, got {self.threshold}")
         if not 0 <= self.lambda_ < math.inf or not 0 < self.learning_rate < math.inf:
@@ -101,14 +78,16 @@ def learn(
     guidance: float = 1.5,
     data: ImageData | None = None,
     settings: LearnSettings | None = None,
+    session: Session | None = None,
     model_name: str = "",
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> CacheSchedule:
     """Learns which layers to compute at every second evaluation of a run.
 
     The model is frozen: only the router's logits take gradients. Without `data` the noisy inputs come from the
     model's own sampling trajectories, so nothing but the model is needed. Ctrl-C ends learning with the schedule
-    so far, marked in its provenance.
+    so far, marked in its provenance. Started by `accelerate launch`, the processes share every batch, and all return
+    the schedule.
 
     Args:
         model: A model from `load_model`, or any with a layer adapter.
@@ -117,69 +96,63 @@ def learn(
         spacing: Spacing of the evaluations.
         guidance: Guidance scale of the trajectories.
         data: Real images to noise instead, as in the paper; guidance then plays no part.
-        settings: Everything else.
+        settings: Everything else that decides the result.
+        session: Checkpoint, time limit and log.
         model_name: Recorded in the schedule, for people.
-        on_progress: Called after every iteration.
+        on_progress: Called after every iteration, in the main process.
 
     Returns:
         A schedule with the router's scores in it.
 
     Raises:
-        ConfigError: If an argument is unknown or out of range.
+        CheckpointError: If the session's checkpoint cannot be read.
+        ConfigError: If an argument is unknown or out of range, or the checkpoint is that of another run.
         NumericsError: If the loss is not finite.
 
     Source: arXiv 2406.01733, section 3.3.
     """
     settings = settings or LearnSettings()
-    denoiser = Denoiser.of(model)
-    sampler = Sampler(denoiser, solver, steps, spacing, Guidance(guidance))
-    learner = _Learner(sampler, settings, data)
-    interrupted, started, done = False, time.monotonic(), 0
-    try:
-        for iteration in range(1, settings.iterations + 1):
-            loss, error = learner.iterate()
-            done = iteration
-            if not math.isfinite(loss):
-                raise NumericsError(
-                    f"the loss is {loss} at iteration {done}; check the weights for NaN, or learn in float32"
-                )
-            if on_progress is not None:
-                fraction = learner.schedule({}, "").cost.fraction
-                on_progress(
-                    Progress(done, settings.iterations, loss, error, fraction, time.monotonic() - started)
-                )
-            if settings.time_limit_s is not None and time.monotonic() - started > settings.time_limit_s:
-                logger.info("time is up after %d of %d iterations", done, settings.iterations)
-                break
-    except KeyboardInterrupt:
-        interrupted = True
-        logger.warning("interrupted after %d of %d iterations", done, settings.iterations)
-    return learner.schedule(
+    sampler = Sampler(Denoiser.of(model), solver, steps, spacing, Guidance(guidance))
+    images = None if data is None else f"{data.source.name} ({len(data)} images)"
+    trainer = Trainer("router", sampler, settings, session, on_progress, data=images)
+    task = _RouterTask(sampler, settings, data, trainer.rows)
+    outcome = trainer.run(task)
+    return task.schedule(
         {
             "method": "l2c",
             "source": "arXiv 2406.01733",
             "inputs": "real images" if data is not None else "own trajectories",
-            "iterations": done,
+            "iterations": outcome.iterations,
             "batch_size": settings.batch_size,
             "lambda": settings.lambda_,
             "reduction": settings.reduction,
             "threshold": settings.threshold,
             "learning_rate": settings.learning_rate,
+            "bf16": settings.bf16,
             "seed": settings.seed,
-            "seconds": round(time.monotonic() - started, 1),
-            "interrupted": interrupted,
+            "interrupted": outcome.interrupted,
         },
         model_name,
     )
 
 
-class _Learner:
-    """State of a learning run: the router, its optimizer, and the random numbers."""
+class _RouterTask:
+    """A router, its optimizer, and the batches that it is learned on.
 
-    def __init__(self, sampler: Sampler, settings: LearnSettings, data: ImageData | None) -> None:
+    Args:
+        sampler: The frozen model and its run.
+        settings: Settings of the objective.
+        data: Real images, or None for the model's own trajectories.
+        rows: Rows of a batch to learn on; the other processes have the others.
+    """
+
+    def __init__(
+        self, sampler: Sampler, settings: LearnSettings, data: ImageData | None, rows: slice
+    ) -> None:
         self.sampler = sampler
         self.settings = settings
         self.data = data
+        self.rows = rows
         self.table = find_layers(sampler.denoiser.model)
         self.run = sampler.run
         evaluations = alternating(self.run)
@@ -187,24 +160,23 @@ class _Learner:
             raise ConfigError(f"{self.run.title} has no evaluation that could reuse another; take more steps")
         self.device = sampler.denoiser.device
         self.router = Router(evaluations, len(self.table)).to(self.device)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.router.parameters(), lr=settings.learning_rate, weight_decay=0.0
         )
-        self.generator = torch.Generator().manual_seed(settings.seed)
         self.timesteps = torch.tensor(self.run.timesteps, device=self.device)
         self.fingerprint = fingerprint(sampler.denoiser.model, self.table)
         self._row: Tensor | None = None  # scores of the evaluation being mixed; None: everything computes
 
-    def iterate(self) -> tuple[float, float]:
-        """One optimizer step.
+    @property
+    def fraction(self) -> float:
+        """See `Task.fraction`."""
+        return self.schedule({}, "").cost.fraction
 
-        Returns:
-            Mean loss and mean error over the evaluations of the step.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
+    def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """See `Task.backward`; means are over the evaluations of the walk, too."""
         losses: list[Tensor] = []
         errors: list[Tensor] = []
-        walk, first, labels = self._start_walk()
+        walk, first, labels = self._start_walk(draw(self.settings.seed, iteration))
         gating = SoftGates(self._gate, Predictor(), self.run.log_snrs)
         with (
             attach(self.sampler.denoiser.model, self.table, gating) as cache,
@@ -224,40 +196,41 @@ class _Learner:
                 return full
 
             drive(walk, predict)
+        return torch.stack(losses).mean(), torch.stack(errors).mean()
+
+    def update(self, iteration: int) -> None:
+        """See `Task.update`."""
         self.optimizer.step()
         self.router.clamp_()
-        return torch.stack(losses).mean().item(), torch.stack(errors).mean().item()
 
     def _loss(self, mixed: Tensor, full: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         return router_loss(mixed, full, scores, self.settings.lambda_, self.settings.reduction)
 
-    def _start_walk(self) -> tuple[Walk, int, Tensor]:
+    def _start_walk(self, generator: torch.Generator) -> tuple[Walk, int, Tensor]:
         """A new walk, the evaluation that it starts with, and the labels of its network inputs."""
         denoiser, size = self.sampler.denoiser, self.settings.batch_size
-        shape = (size, *denoiser.sample_shape)
-        noise = torch.randn(shape, generator=self.generator).to(self.device)
+        noise = torch.randn((size, *denoiser.sample_shape), generator=generator)[self.rows].to(self.device)
         if self.data is None:
             guidance = self.sampler.guidance
-            labels = torch.randint(denoiser.num_classes, (size,), generator=self.generator).to(self.device)
+            labels = random_labels(generator, size, denoiser.num_classes)[self.rows].to(self.device)
             walk = sampled_walk(self.sampler, noise)
             if guidance.scale == 1:
                 return walk, 0, labels
             null = torch.full_like(labels, denoiser.null_class)
             return guided_walk(walk, guidance), 0, torch.cat([labels, null])
         decided = self.router.evaluations
-        evaluation = decided[int(torch.randint(len(decided), (), generator=self.generator))]
-        images, labels = self._images()
+        evaluation = decided[int(torch.randint(len(decided), (), generator=generator))]
+        images, labels = self._images(self.data, generator)
         walk = image_walk(self.sampler, images, noise, evaluation)
         return walk, evaluation - steps_before(self.run.solver), labels
 
-    def _images(self) -> tuple[Tensor, Tensor]:
-        """A batch of real images and their labels, some replaced by the null class."""
-        assert self.data is not None
-        denoiser = self.sampler.denoiser
-        images, labels = self.data.batch(self.generator, self.settings.batch_size)
+    def _images(self, data: ImageData, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """This process's real images of a batch and their labels, some replaced by the null class."""
+        denoiser, size = self.sampler.denoiser, self.settings.batch_size
+        images, labels = data.batch(generator, size, self.rows)
         if labels is None:
             labels = torch.full((len(images),), denoiser.null_class)
-        dropped = torch.rand(len(images), generator=self.generator) < self.settings.label_dropout
+        dropped = (torch.rand(size, generator=generator) < self.settings.label_dropout)[self.rows]
         if dropped.any():
             labels = torch.where(dropped, denoiser.null_class, labels)
         return images.to(self.device), labels.to(self.device)
@@ -276,7 +249,8 @@ class _Learner:
             self._row = None
 
     def _predict(self, evaluation: int, x: Tensor, labels: Tensor) -> Tensor:
-        return self.sampler.denoiser(x, self.timesteps[evaluation], labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            return self.sampler.denoiser(x, self.timesteps[evaluation], labels)
 
     def schedule(self, provenance: dict[str, Any], model_name: str) -> CacheSchedule:
         """The schedule that the scores say now."""

@@ -1,0 +1,68 @@
+"""How learning is carried out, as asked for and as reported; what is learned has settings of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from l2c.errors import ConfigError
+
+LEARNING = "learning"
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a run of learning is carried out, which has no part in what it learns.
+
+    Attributes:
+        checkpoint: File from which a run that was killed or ended early goes on when it is called again with the
+            same settings. It stays when learning is done, and then gives the result at once; delete it when the
+            result is safe.
+        save_every_s: Seconds between two writes of the checkpoint, at least.
+        restart: Begin anew even if there is a checkpoint.
+        time_limit_s: No iteration is begun that would end later than so many seconds after the start; one is
+            always done.
+        log_dir: Folder for a TensorBoard log of loss, error and share of the MACs.
+    """
+
+    checkpoint: Path | None = None
+    save_every_s: float = 30.0
+    restart: bool = False
+    time_limit_s: float | None = None
+    log_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise ConfigError(f"the time limit must be more than 0 seconds, got {self.time_limit_s:g}")
+        if not self.save_every_s >= 0:
+            raise ConfigError(f"seconds between two checkpoints must be 0 or more, got {self.save_every_s:g}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where learning stands.
+
+    Attributes:
+        stage: `learning`, or what has to be done before it.
+        iteration: Iterations of the stage that are done, pictures before learning.
+        iterations: How many there are.
+        loss: What is made small, averaged over the batch; NaN before learning.
+        error: Of a router, the loss without the price of the scores; of a predictor, the root mean square error of
+            the pictures. NaN before learning.
+        fraction: Share of the run's multiply-accumulates that the schedule so far computes.
+        elapsed_s: Seconds since the start.
+        left_s: Seconds until the end of the stage, at the speed so far and within the time limit.
+    """
+
+    stage: str
+    iteration: int
+    iterations: int
+    loss: float
+    error: float
+    fraction: float
+    elapsed_s: float
+    left_s: float
+
+
+OnProgress = Callable[[Progress], None]

@@ -1,0 +1,68 @@
+"""What the loop of learning is given: a task, its settings, and its random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from l2c.errors import ConfigError
+
+
+class Task(Protocol):
+    """What is learned: the parameters of an optimizer."""
+
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def fraction(self) -> float:
+        """See `Progress.fraction`."""
+        ...
+
+    def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of this process's rows of a batch; returns their mean loss and error.
+
+        Args:
+            iteration: Iterations done before this one.
+        """
+        ...
+
+    def update(self, iteration: int) -> None:
+        """One step of the optimizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the settings of every task have.
+
+    Attributes:
+        iterations: Optimizer steps.
+        batch_size: Pictures per step, over all processes.
+        bf16: Run the network in bfloat16; what is learned stays in float32.
+        seed: Of everything that is drawn.
+    """
+
+    iterations: int = 60
+    batch_size: int = 4
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def draw(seed: int, *key: int | str) -> torch.Generator:
+    """A generator whose numbers depend on a seed and on what they are for, and on nothing that was drawn before.
+
+    >>> bool((torch.rand(3, generator=draw(0, 7)) == torch.rand(3, generator=draw(0, 7))).all())
+    True
+    """
+    number = hashlib.sha256(json.dumps([seed, *key]).encode()).digest()[:4]
+    return torch.Generator().manual_seed(int.from_bytes(number, "big"))

@@ -1,0 +1,288 @@
+"""The loop in which everything is learned: processes, checkpoints, limits, interrupts, and a log.
+
+What is learned are some thousand numbers beside a frozen model. So every process and every checkpoint holds all of
+them, and gradients are averaged over processes in one message.
+
+Random numbers of an iteration depend on the seed and the iteration alone, and are drawn for the whole batch, of which
+a process takes its rows. Thus a run that goes on from a checkpoint needs no generator state, and several processes
+learn what one does, up to rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.errors import ConfigError, NumericsError
+from l2c.layers import find_layers, fingerprint
+from l2c.learning.checkpoint import Checkpoint, digest
+from l2c.learning.interrupts import Interrupts
+from l2c.learning.log import Log
+from l2c.learning.processes import Processes
+from l2c.learning.session import LEARNING, OnProgress, Progress, Session
+from l2c.learning.task import Task, TaskSettings
+from l2c.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of learning ended.
+
+    Attributes:
+        iterations: Iterations done, those before it was resumed included.
+        interrupted: Whether Ctrl-C ended it.
+    """
+
+    iterations: int
+    interrupted: bool
+
+
+class Trainer:
+    """One run of learning.
+
+    Args:
+        name: What is learned: `router`.
+        sampler: The frozen model and its run.
+        settings: What decides the result, with `identity`.
+        session: How to carry it out.
+        on_progress: Called in the main process after every iteration.
+        identity: What else decides the result, in JSON types.
+
+    Attributes:
+        processes: The processes that take part.
+        rows: This process's rows of a batch.
+        kept: Tensors that were costly to make; they are part of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        ConfigError: If the checkpoint is that of another run, or the processes cannot share the work.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sampler: Sampler,
+        settings: TaskSettings,
+        session: Session | None = None,
+        on_progress: OnProgress | None = None,
+        **identity: object,
+    ) -> None:
+        self._started = time.monotonic()
+        self.name, self.settings, self.session = name, settings, session or Session()
+        self.processes = Processes(sampler.denoiser.device, self.session.log_dir)
+        self.rows = self.processes.rows(settings.batch_size)
+        self._log = Log(self.processes, name)
+        self._on_progress = on_progress
+        precision = self.processes.accelerator.mixed_precision
+        if precision != "no" and not settings.bf16 and self.processes.is_main:
+            warnings.warn(
+                f"the mixed precision of accelerate ({precision}) is not used; ask for bf16=True (--bf16)",
+                stacklevel=3,
+            )
+        self._identity = {
+            "what is learned": name,
+            **_describe(sampler),
+            "processes": self.processes.count,
+            **asdict(settings),
+            **identity,
+        }
+        self._checkpoint: Checkpoint | None = None
+        if self.session.checkpoint is not None:
+            path = Path(self.session.checkpoint)
+            self._checkpoint = Checkpoint(path, self._identity, self.session.save_every_s)
+        state = self.processes.agree(self._load)
+        self.kept: dict[str, Tensor] = state.get("kept", {})
+        self._iteration: int = state.get("iteration", 0)
+        self._learned: dict[str, Any] = state.get("learned", {})
+        self._task: Task | None = None
+
+    def _load(self) -> dict[str, Any]:
+        return (self._checkpoint and self._checkpoint.load(self.session.restart)) or {}
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def run(self, task: Task) -> Outcome:
+        """Learns until the iterations are done, the time is up, or Ctrl-C.
+
+        Raises:
+            NumericsError: If the loss or its gradient is not finite.
+        """
+        self._restore(task)
+        started, first = time.monotonic(), self._iteration
+        ended = interrupted = False
+        self._log.open(self._identity, first)
+        with Interrupts(hold=self.processes.count > 1) as interrupts:
+            try:
+                while self._iteration < self.settings.iterations and not (ended or interrupted):
+                    begun = time.monotonic()
+                    task.optimizer.zero_grad(set_to_none=True)
+                    loss, error = task.backward(self._iteration)
+                    late = self._is_late(time.monotonic() - begun)
+                    means, (ended, interrupted) = self._share(task, (loss, error), (late, interrupts.asked))
+                    with interrupts.held():
+                        task.update(self._iteration)
+                        self._iteration += 1
+                        self.save(if_due=True)
+                    per_iteration_s = (time.monotonic() - started) / (self._iteration - first)
+                    self._tell(task, *means, per_iteration_s)
+            except KeyboardInterrupt:
+                if self.processes.count > 1:
+                    raise  # not from the keyboard, since that is held back, and the others do not know of it
+                interrupted = True
+            finally:
+                interrupts.hold()
+                if self._iteration > first:
+                    self.save()
+                self._log.close()
+        if self._iteration < self.settings.iterations:
+            reason = "interrupted" if interrupted else "time is up"
+            logger.warning("%s after %d of %d iterations", reason, self._iteration, self.settings.iterations)
+        logger.info(
+            "learned the %s: %d iterations in %.1f s", self.name, self._iteration - first, self.elapsed_s
+        )
+        return Outcome(self._iteration, interrupted)
+
+    def compute(
+        self,
+        name: str,
+        function: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        labels: Tensor,
+        size: int,
+        fraction: float,
+    ) -> Tensor:
+        """Pictures that take long to compute: shared by the processes, and kept in the checkpoint as they come.
+
+        Args:
+            name: What they are, for people and for the checkpoint.
+            function: Noise and labels to pictures.
+            noise: Unit normal noise (N, C, H, W).
+            labels: Class labels (N,).
+            size: Pictures to compute at a time.
+            fraction: For `Progress`.
+
+        Raises:
+            NumericsError: If one of them is not finite.
+            ConfigError: If the time is up before they are done.
+        """
+        pictures = self.kept.get(name, noise[:0].cpu())
+        first, started = len(pictures), time.monotonic()
+        try:
+            for part in self.processes.in_rounds(function, noise, labels, size, first):
+                if not part.isfinite().all():
+                    raise NumericsError(
+                        f"the {name} are not finite; check the weights for NaN, or use float32"
+                    )
+                pictures = self.kept[name] = torch.cat([pictures, part.cpu()])
+                self.save(if_due=True)
+                done, total = len(pictures), len(noise)
+                left_s = (time.monotonic() - started) / (done - first) * (total - done)
+                self._report(
+                    Progress(name, done, total, math.nan, math.nan, fraction, self.elapsed_s, left_s)
+                )
+                if done < total and self.processes.any(self._is_late(0.0)):
+                    raise ConfigError(
+                        f"time is up after {done} of {total} {name}, before learning began; allow more time, or take "
+                        "fewer pictures; with a checkpoint, the same call goes on from there"
+                    )
+        finally:
+            if len(pictures) > first:
+                self.save()
+        return pictures.to(noise.device)
+
+    def save(self, *, if_due: bool = False) -> None:
+        """Writes the checkpoint, if there is to be one, from the main process."""
+        checkpoint = self._checkpoint
+        if checkpoint is None or not self.processes.is_main or (if_due and not checkpoint.due):
+            return
+        state: dict[str, Any] = {"kept": self.kept, "iteration": self._iteration, "learned": self._learned}
+        if self._task is not None:
+            optimizer = self._task.optimizer
+            parameters = [parameter.detach().cpu() for parameter in _parameters(self._task)]
+            state["learned"] = {"parameters": parameters, "optimizer": optimizer.state_dict()}
+        checkpoint.save(state)
+
+    def _restore(self, task: Task) -> None:
+        """Puts a task where the checkpoint was written."""
+        self._task = task
+        if not self._learned:
+            return
+        with torch.no_grad():
+            for parameter, value in zip(_parameters(task), self._learned["parameters"], strict=True):
+                parameter.copy_(value)
+        task.optimizer.load_state_dict(self._learned["optimizer"])
+
+    def _share(
+        self, task: Task, means: tuple[Tensor, Tensor], flags: tuple[bool, bool]
+    ) -> tuple[tuple[float, float], tuple[bool, bool]]:
+        """Averages gradients and means over the processes; a flag of one of them becomes one of all."""
+        gradients = [parameter.grad for parameter in _parameters(task) if parameter.grad is not None]
+        head = torch.stack([*means, *(means[0].new_tensor(float(flag)) for flag in flags)]).detach()
+        message = self.processes.mean(torch.cat([head, *(gradient.flatten() for gradient in gradients)]))
+        loss, error, first, second = message[:4].tolist()
+        if not message.isfinite().all():
+            what = "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
+            raise NumericsError(
+                f"the {what} at iteration {self._iteration + 1}; check the weights for NaN, lower the learning rate, "
+                "or learn in float32"
+            )
+        if self.processes.count > 1:
+            shared = torch.split(message[4:], [gradient.numel() for gradient in gradients])
+            for gradient, mean in zip(gradients, shared, strict=True):
+                gradient.copy_(mean.view_as(gradient))
+        return (loss, error), (first > 0, second > 0)
+
+    def _is_late(self, next_s: float) -> bool:
+        """Whether the time limit will be over in so many seconds."""
+        limit = self.session.time_limit_s
+        return limit is not None and self.elapsed_s + next_s > limit
+
+    def _tell(self, task: Task, loss: float, error: float, per_iteration_s: float) -> None:
+        """Reports an iteration, from the main process."""
+        if not self.processes.is_main or (self._on_progress is None and not self._log.writes):
+            return
+        done, total = self._iteration, self.settings.iterations
+        left_s = per_iteration_s * (total - done)
+        if self.session.time_limit_s is not None:
+            left_s = max(0.0, min(left_s, self.session.time_limit_s - self.elapsed_s))
+        fraction = task.fraction
+        self._log.add({"loss": loss, "error": error, "fraction": fraction}, done)
+        self._report(Progress(LEARNING, done, total, loss, error, fraction, self.elapsed_s, left_s))
+
+    def _report(self, progress: Progress) -> None:
+        if self.processes.is_main and self._on_progress is not None:
+            self._on_progress(progress)
+
+
+def _parameters(task: Task) -> list[torch.nn.Parameter]:
+    return [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
+
+
+def _describe(sampler: Sampler) -> dict[str, Any]:
+    """What identifies a frozen model and its run."""
+    denoiser, table = sampler.denoiser, find_layers(sampler.denoiser.model)
+    return {
+        "model": f"{table.family} with {len(table)} layers",
+        "weights": digest(fingerprint(denoiser.model, table), table.to_json()),
+        "dtype": str(denoiser.dtype).removeprefix("torch."),
+        "device": denoiser.device.type,
+        "solver": sampler.solver,
+        "steps": sampler.steps,
+        "spacing": sampler.spacing,
+        "timesteps": digest(sampler.run.timesteps),
+        "guidance": sampler.guidance.scale,
+    }
