@@ -51,7 +51,9 @@ def test_a_file_that_cannot_be_written_is_found_out_before(tmp_path, name):
 
 
 def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path):
-    kept = [tmp_path / name for name in ("a[1].bin", ".a[1].bin.swp", ".a1.bin.x.partial", ".b.bin.x.partial")]
+    kept = [
+        tmp_path / name for name in ("a[1].bin", ".a[1].bin.swp", ".a1.bin.x.partial", ".b.bin.x.partial")
+    ]
     leftover = tmp_path / ".a[1].bin.abc123.partial"
     for path in (*kept, leftover):
         path.write_bytes(b"")

@@ -38,6 +38,19 @@ def test_version(invoke):
     assert invoke("--version").out == f"l2c {l2c.__version__}\n"
 
 
+def test_package_runs_as_a_program():
+    command = [sys.executable, "-m", "l2c", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"l2c {l2c.__version__}\n"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_first_of_several_processes_says_what_all_meet(invoke, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    assert bool(invoke("learn", "--pattern", "stripes").err) == (rank == "0")
+    assert "no.safetensors" in invoke("inspect", "no.safetensors").err
+
+
 @pytest.mark.parametrize("arguments", [["--frames"], ["paint"], ["inspect"], ["sample", "extra"]])
 def test_usage_errors_are_one_sentence(invoke, arguments):
     finished = invoke(*arguments)

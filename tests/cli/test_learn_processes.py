@@ -1,0 +1,183 @@
+"""`l2c learn` as processes of their own: killed, interrupted, and several that learn together."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import l2c
+from l2c.cli.main import run
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
+
+PATTERNS = {
+    "alternate": ("--batch-size", "2"),
+    "interval": ("--batch-size", "2", "--pattern", "interval", "--pictures", "12", "--reference-steps", "8"),
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes that have everything imported, so that each is there at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["l2c.cli.main", "l2c.cli.learn_run", "accelerate", "diffusers"])
+    return context
+
+
+@pytest.fixture
+def start(server, checkpoint):
+    """Starts `l2c learn` on the tiny model; what still runs is killed after the test."""
+    started = []
+
+    def begin(out: Path, pattern: str, *options: str, iterations: int = 25) -> multiprocessing.Process:
+        arguments = ["learn", "-m", str(checkpoint), "--steps", "6", "--save-every", "0", "--out", str(out)]
+        arguments += ["--iterations", str(iterations), *PATTERNS[pattern], *options]
+        process = server.Process(target=run, args=(arguments,))
+        process.start()
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def finish(process) -> None:
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def iteration(path: Path) -> int:
+    return torch.load(path, weights_only=True)["state"]["iteration"]
+
+
+def wait_for(path: Path, process, done: int = 0) -> None:
+    """Until a checkpoint has been written after so many iterations."""
+    while not (path.exists() and iteration(path) >= done):
+        assert process.is_alive()
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(start, tmp_path, pattern):
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    checkpoint = tmp_path / "killed.safetensors.checkpoint"
+    began = time.monotonic()
+    finish(start(whole, pattern))
+    duration = time.monotonic() - began
+    process = start(out, pattern)
+    wait_for(checkpoint, process)
+    process.kill()  # in the middle, for certain
+    process.join()
+    moments, reached = random.Random(pattern), []
+    for _ in range(4):
+        process = start(out, pattern)
+        time.sleep(moments.random() * duration)
+        process.kill()
+        process.join()
+        if not checkpoint.exists():  # it was done before
+            break
+        reached.append(iteration(checkpoint))
+    assert reached == sorted(reached)
+    finish(start(out, pattern))
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
+
+
+def test_ctrl_c_keeps_the_file_and_the_same_command_goes_on(start, tmp_path):
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    finish(start(whole, "alternate", iterations=60))
+    process = start(out, "alternate", iterations=60)
+    checkpoint = tmp_path / "out.safetensors.checkpoint"
+    wait_for(checkpoint, process, done=3)
+    os.kill(process.pid, signal.SIGINT)
+    finish(process)
+    provenance = l2c.CacheSchedule.load(out).provenance
+    assert provenance["interrupted"] is True
+    assert 3 <= provenance["iterations"] == iteration(checkpoint) < 60
+    finish(start(out, "alternate", iterations=60))
+    assert out.read_bytes() == whole.read_bytes()
+    assert not checkpoint.exists()
+
+
+LAUNCHED = """
+import json, sys
+import torch
+import l2c
+from pathlib import Path
+from l2c.cli.main import run
+from l2c.errors import ConfigError
+from l2c.learning.end_to_end import PredictorSettings, fit_predictor
+from l2c.learning.processes import Processes
+from l2c.models import load_model
+
+folder, checkpoint = Path(sys.argv[1]), sys.argv[2]
+processes = Processes(torch.device("cpu"))
+rows = processes.rows(4)
+def refuse(): raise ConfigError("no")
+try:
+    processes.agree(refuse)
+except ConfigError as error:
+    refused = str(error)
+rounds = processes.in_rounds(lambda x, y: x + y[:, None], torch.ones(5, 2), torch.arange(5), 3)
+(folder / f"{processes.index}.json").write_text(json.dumps({
+    "rows": [rows.start, rows.stop],
+    "agreed": processes.agree(lambda: processes.index + 7),
+    "refused": refused,
+    "any": processes.any(processes.index == 1),
+    "rounds": torch.cat(list(rounds))[:, 0].tolist(),
+}))
+model = load_model(checkpoint)
+mask = l2c.methods.interval(model, "ddim", 6)
+settings = PredictorSettings(iterations=4, batch_size=4, num_pictures=10, reference_steps=6)
+schedule = fit_predictor(model, mask, settings=settings)
+if processes.is_main:
+    schedule.save(folder / "predictor.safetensors")
+options = ["--steps", "6", "--iterations", "12", "--batch-size", "4", "--save-every", "0"]
+sys.exit(run(["learn", "-m", checkpoint, *options, "--out", str(folder / "router.safetensors")]))
+"""
+
+
+def test_two_processes_learn_what_one_does(tmp_path, checkpoint):
+    """As `accelerate launch` and `torchrun` start them."""
+    scripts = {count: tmp_path / f"{count}.py" for count in (1, 2)}
+    output = {}
+    for count, script in scripts.items():
+        script.write_text(LAUNCHED)
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if count == 2 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, script, folder, checkpoint],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        output[count] = done.stdout
+    first, second = (json.loads((tmp_path / "2" / f"{index}.json").read_text()) for index in (0, 1))
+    assert (first.pop("rows"), second.pop("rows")) == ([0, 2], [2, 4])
+    assert first == second
+    assert first == {"agreed": 7, "refused": "no", "any": True, "rounds": [1, 2, 3, 4, 5]}
+    for name in ("predictor", "router"):
+        alone, together = (l2c.CacheSchedule.load(tmp_path / str(n) / f"{name}.safetensors") for n in scripts)
+        assert alone.provenance == {k: pytest.approx(v, abs=1e-4) for k, v in together.provenance.items()}
+        assert torch.equal(alone.compute, together.compute)
+        values = [s.predictor.coefficients if name == "predictor" else s.scores for s in (alone, together)]
+        torch.testing.assert_close(*values, atol=1e-5, rtol=0.0, equal_nan=True)
+    assert output[1].replace("/1/", "/2/") == output[2]  # printed once, by the main process
+    left = sorted(path.name for path in (tmp_path / "2").iterdir())
+    assert left == ["0.json", "1.json", "predictor.safetensors", "router.safetensors"]
