@@ -102,3 +102,7 @@ def test_dit_in_bfloat16_takes_float32_images(tiny_dit: DiT, generator: torch.Ge
     half = tiny_dit.bfloat16()(x, t, y)
     assert half.dtype == torch.bfloat16
     assert (half - full).square().mean() < 1e-3 * full.square().mean()
+
+
+def test_dit_residual_stream_is_contiguous(tiny_dit: DiT) -> None:
+    assert tiny_dit.embed(torch.zeros(2, 3, 8, 8)).is_contiguous()

@@ -87,3 +87,9 @@ def test_guidance_without_a_null_class_is_refused():
     with pytest.raises(ConfigError, match="without a null class"):
         l2c.sample(model, [1], steps=2)
     l2c.sample(model, [1], steps=2, guidance=1)
+
+
+def test_the_null_class_is_a_label_only_where_there_is_one():
+    l2c.sample(tiny_dit(), [10], steps=2)
+    with pytest.raises(ConfigError, match=r"class label 10 is out of range; the model has classes 0 to 9$"):
+        l2c.sample(tiny_uvit(has_null_class=False), [10], steps=2, guidance=1)

@@ -152,7 +152,8 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, C, H, W) to tokens (B, T, D)."""
-        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        # Contiguous, because every later sum keeps the layout of the residual stream: strided ones are slow.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # type: ignore[no-any-return]
 
 
 class TimestepEmbedder(nn.Module):

@@ -54,13 +54,18 @@ class Denoiser:
         )
 
     @property
+    def has_null_class(self) -> bool:
+        """Whether the model was trained with a label for no class."""
+        return bool(getattr(self.model.config, "has_null_class", True))
+
+    @property
     def null_class(self) -> int:
         """Label that stands for no class.
 
         Raises:
             ConfigError: If the model was trained without one.
         """
-        if not getattr(self.model.config, "has_null_class", True):
+        if not self.has_null_class:
             raise ConfigError(
                 "the model was trained without a null class, so it has no guidance; use guidance 1"
             )

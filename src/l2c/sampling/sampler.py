@@ -101,8 +101,15 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return torch.stack(noise)
 
 
-def check_labels(labels: int | Sequence[int] | Tensor, num_classes: int) -> Tensor:
+def check_labels(
+    labels: int | Sequence[int] | Tensor, num_classes: int, has_null_class: bool = True
+) -> Tensor:
     """Labels as an int64 tensor (B,).
+
+    Args:
+        labels: One label, or one per image.
+        num_classes: Number of classes of the model.
+        has_null_class: Whether `num_classes` itself is a label too, which stands for no class.
 
     Raises:
         ConfigError: If there are none or one is not a class of the model.
@@ -110,11 +117,11 @@ def check_labels(labels: int | Sequence[int] | Tensor, num_classes: int) -> Tens
     tensor = torch.as_tensor([labels] if isinstance(labels, int) else labels)
     if tensor.ndim != 1 or not tensor.numel() or tensor.is_floating_point():
         raise ConfigError(f"labels must be a list of whole numbers, one per image, got {labels!r}")
-    bad = [int(label) for label in tensor if not 0 <= int(label) <= num_classes]
+    bad = [int(label) for label in tensor if not 0 <= int(label) < num_classes + has_null_class]
     if bad:
+        null_class = f" ({num_classes} is the null class)" if has_null_class else ""
         raise ConfigError(
-            f"class label {bad[0]} is out of range; the model has classes 0 to {num_classes - 1} "
-            f"({num_classes} is the null class)"
+            f"class label {bad[0]} is out of range; the model has classes 0 to {num_classes - 1}{null_class}"
         )
     return tensor.long()
 
@@ -168,7 +175,7 @@ def sample(
         torch.Size([2, 3, 32, 32])
     """
     denoiser = Denoiser.of(model)
-    label_tensor = check_labels(labels, denoiser.num_classes)
+    label_tensor = check_labels(labels, denoiser.num_classes, denoiser.has_null_class)
     count = len(label_tensor)
     if noise is None:
         seeds = range(count) if seeds is None else seeds
