@@ -29,7 +29,7 @@ from l2c.report.pictures import difference_gain, difference_pixels, picture_grid
 from l2c.sampling.sampler import sample
 
 MODEL = "dit-mini-cifar10"
-FINE_RUN = {"solver": "dpmsolver++3", "steps": 50, "spacing": "logsnr"}
+FINE_RUN: dict[str, Any] = {"solver": "dpmsolver++3", "steps": 50, "spacing": "logsnr"}
 """A run fine enough to stand for the exact solution: what all variants are an approximation of."""
 CLASS_SEEDS = (5, 7, 5, 0, 6, 5, 0, 1, 6, 9)
 """For each class, a seed at which the small model draws something that one recognises."""
