@@ -82,7 +82,7 @@ def _report(record: RunRecord) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("sampling", no_wrap=True)
-    for name in ("seconds", "min-max", "speed", "MACs", "left", "PSNR", "error"):
+    for name in ("seconds", "min-max", "speed-up", "MACs", "left", "PSNR", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in record.results["variants"]:
         reference = variant["key"] == "full"
@@ -102,7 +102,8 @@ def _report(record: RunRecord) -> None:
     count = record.results["variants"][0]["repetitions"]
     pictures = len(record.seeds)
     console.print(
-        f"{pictures} pictures; median of {count} interleaved repetitions; MACs per picture, guidance not "
-        "counted, and the share that is left; PSNR to the pictures with everything computed, mean; error: root mean square distance to a "
-        f"solution in {record.results['fine_run']['steps']} finer steps, mean, where pictures go from -1 to 1."
+        f"{pictures} pictures; median of {count} interleaved repetitions; MACs per picture, guidance not counted, "
+        "and the share that is left; PSNR to the pictures with everything computed, mean; error: root mean square "
+        f"distance to a solution in {record.results['fine_run']['steps']} finer steps, mean, where pictures go "
+        "from -1 to 1."
     )
