@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--schedule", type=Path, action="append", default=[], help="a schedule file; repeatable"
     )
     parser.add_argument("--steps", default="6,8,10,12", help="steps of the rivals (default %(default)s)")
-    parser.add_argument("--images", type=int, default=64, help="default %(default)s")
+    parser.add_argument("--images", type=int, default=64, help="at least 2 (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
     parser.add_argument("--out", type=Path, default=Path("results/quality.json"), help="default %(default)s")
     options = parser.parse_args(arguments)

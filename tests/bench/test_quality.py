@@ -23,7 +23,7 @@ def test_quality_goes_on_where_it_was(quality, dit, tmp_path, capsys):
     schedule = tmp_path / "half.safetensors"
     l2c.methods.interval(dit, "ddim", 4, 2).save(schedule)
     out = tmp_path / "quality.json"
-    common = ["--images", "1", "--out", str(out), "--schedule", str(schedule)]
+    common = ["--images", "2", "--out", str(out), "--schedule", str(schedule)]
     assert quality.main([*common, "--steps", ""]) == 0
     first = RunRecord.load(out).results["points"]
     assert [point["name"] for point in first] == ["ddim, linspace, 4", "half"]
