@@ -113,6 +113,20 @@ def test_another_run_is_refused(model, schedule, options, message):
         l2c.sample(model, [1], steps=6, schedule=schedule, **options)
 
 
+def test_other_noise_levels_are_refused(schedule):
+    scaled = tiny_dit(beta_schedule="scaled_linear")
+    with pytest.raises(ContractError, match="at half log-SNR"):
+        l2c.sample(scaled, [1], steps=6, schedule=schedule)
+
+
+def test_another_guidance_is_a_warning(model, schedule):
+    run = replace(schedule.contract.run, guidance=1.5)
+    learned = replace(schedule, contract=replace(schedule.contract, run=run))
+    with pytest.warns(UserWarning, match="learned with guidance 1.5 and the run uses 4;"):
+        l2c.sample(model, [1], steps=6, guidance=4.0, schedule=learned)
+    l2c.sample(model, [1], steps=6, guidance=1.5, schedule=learned)
+
+
 def test_another_model_is_refused(schedule):
     with pytest.raises(ContractError, match="made for a dit with 6 layers .* the model is a uvit"):
         l2c.enable_cache(tiny_uvit(), schedule)

@@ -47,11 +47,12 @@ def test_demo_writes_everything_and_measures_in_turn(tmp_path, small):
     runs = []
     record = run_demo(folder, small, on_sampling=lambda title, repetition: runs.append((repetition, title)))
     assert sorted(path.name for path in folder.iterdir()) == FILES
-    assert [repetition for repetition, _ in runs] == [0, 0, 0, 1, 1, 1]
-    assert len(set(runs)) == 6
+    assert [repetition for repetition, _ in runs] == [0, 0, 0, 1, 1, 1, 0]
+    assert len(set(runs)) == 7
     assert RunRecord.load(folder / "record.json") == record
     full, fresh, shipped = record.results["variants"]
     assert full["psnr_db"] is None
+    assert all(0 < variant["error"] < 1 for variant in (full, fresh, shipped))
     assert full["fraction"] == full["speedup"] == 1.0
     assert shipped["fraction"] < 0.6
     assert fresh["macs"] == round(fresh["fraction"] * full["macs"])

@@ -48,6 +48,7 @@ def variant(key: str, **changes: object) -> dict[str, object]:
         "macs": 2e9,
         "fraction": 0.66,
         "psnr_db": 31.25,
+        "error": 0.0213,
         "psnr_min_db": 28.0,
     }
     return {"key": key, **figures, **changes}

@@ -196,6 +196,8 @@ class CachedModel:
             raise CacheStateError("a run is already in progress on this model; finish it before another")
         if self.schedule is not None and run is not None:
             self.schedule.contract.check_run(run)
+            if note := self.schedule.contract.guidance_note(run):
+                warnings.warn(note, stacklevel=3)
         self.gating.clear()
         self.clock.start(first)
         try:

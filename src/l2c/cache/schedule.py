@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ FORMAT = "l2c.cache-schedule"
 VERSION = 1
 FINGERPRINT_TOLERANCE = 0.05
 TIMESTEP_TOLERANCE = 0.02
+LOG_SNR_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Contract:
         """Compares a run with the one that the schedule was made for.
 
         Raises:
-            ContractError: If the number of evaluations, the solver, or the timesteps differ.
+            ContractError: If the number of evaluations, the solver, the timesteps or the noise levels differ.
         """
         mine, count, want = self.run, len(run.timesteps), len(self.run.timesteps)
         advice = (
@@ -84,13 +86,27 @@ class Contract:
             raise ContractError(f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}")
         if mine.solver != run.solver:
             raise ContractError(f"schedule was made for {mine.title} but the run uses {run.title}; {advice}")
-        gaps = [abs(a - b) for a, b in zip(mine.timesteps, run.timesteps, strict=True)]
-        if max(gaps, default=0.0) > TIMESTEP_TOLERANCE:
-            at = gaps.index(max(gaps))
-            raise ContractError(
-                f"schedule was made for {mine.title}, whose evaluation {at} is at timestep "
-                f"{mine.timesteps[at]:g}, but in {run.title} it is at {run.timesteps[at]:g}; {advice}"
-            )
+        for what, ours, theirs, tolerance in (
+            ("timestep", mine.timesteps, run.timesteps, TIMESTEP_TOLERANCE),
+            ("half log-SNR", mine.log_snrs, run.log_snrs, LOG_SNR_TOLERANCE),
+        ):
+            gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+            if max(gaps, default=0.0) > tolerance:
+                at = gaps.index(max(gaps))
+                raise ContractError(
+                    f"schedule was made for {mine.title}, whose evaluation {at} is at {what} {ours[at]:g}, but in "
+                    f"{run.title} it is at {theirs[at]:g}; {advice}"
+                )
+
+    def guidance_note(self, run: Run) -> str | None:
+        """What to tell whoever samples with another guidance scale than the schedule was learned with."""
+        mine = self.run.guidance
+        if mine is None or run.guidance is None or math.isclose(mine, run.guidance):
+            return None
+        return (
+            f"the schedule was learned with guidance {mine:g} and the run uses {run.guidance:g}; it works, but "
+            "how close the pictures are was not measured there"
+        )
 
     def compare_weights(self, other: tuple[float, ...]) -> ContractError | None:
         """The error to raise when a model's fingerprint is not the one learned on; None when they agree."""

@@ -55,7 +55,7 @@ def demo(
     device = resolve_device(device)
     with output_folder(out) as folder, progress_bar("note") as bar:
         learning = bar.add_task("learning", total=settings.learning.iterations, note="")
-        runs = settings.repetitions * (2 if settings.shipped is None else len(TITLES))
+        runs = 1 + settings.repetitions * (2 if settings.shipped is None else len(TITLES))
         sampling = bar.add_task("sampling", total=runs, note="")
         begun = 0
 
@@ -82,7 +82,7 @@ def _report(record: RunRecord) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("sampling", no_wrap=True)
-    for name in ("seconds", "min-max", "speed-up", "MACs", "computed", "PSNR"):
+    for name in ("seconds", "min-max", "speed-up", "MACs", "left", "PSNR", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in record.results["variants"]:
         reference = variant["key"] == "full"
@@ -95,12 +95,15 @@ def _report(record: RunRecord) -> None:
             macs(variant["macs"]),
             f"{variant['fraction']:.0%}",
             "" if reference else "identical" if decibels is None else f"{decibels:.1f} dB",
+            f"{variant['error']:.4f}",
         )
     console = results()
     console.print(table)
     count = record.results["variants"][0]["repetitions"]
     pictures = len(record.seeds)
     console.print(
-        f"{pictures} pictures; median of {count} interleaved repetitions; MACs per picture, guidance not "
-        "counted; PSNR to the pictures with everything computed, mean."
+        f"{pictures} pictures; median of {count} interleaved repetitions; MACs per picture, guidance not counted, "
+        "and the share that is left; PSNR to the pictures with everything computed, mean; error: root mean square "
+        f"distance to a solution in {record.results['fine_run']['steps']} finer steps, mean, where pictures go "
+        "from -1 to 1."
     )

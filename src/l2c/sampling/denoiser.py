@@ -74,7 +74,7 @@ class Denoiser:
     @property
     def latent(self) -> bool:
         """Whether samples are latents and not pictures."""
-        return self.sample_shape[0] not in (1, 3)
+        return self.sample_shape[0] == 4
 
     @property
     def device(self) -> torch.device:
