@@ -31,7 +31,11 @@ def server():
     """Starts processes that have everything imported, so that each is there at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["l2c.cli.main", "l2c.cli.learn_run", "accelerate", "diffusers"])
-    return context
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's `&` ignores it for all below
+    yield context
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_the_time_limit_ends_with_what_there_is(learner, session):
     settings = replace(ROUTER if learner is learn_router else PREDICTOR, iterations=10_000)
     began, seen = time.monotonic(), []
     schedule = learner(replace(session, time_limit_s=1.0), settings=settings, on_progress=seen.append)
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 5
     assert schedule.provenance["interrupted"] is False
     done = schedule.provenance.get("iterations", schedule.provenance.get("predictor_steps"))
     assert 0 < done < 10_000
@@ -281,11 +281,15 @@ def test_drawn_numbers_depend_on_seed_and_purpose_alone():
     assert len({tuple(first(*key)) for key in [(0, 1), (1, 0), (0, 0), (1, 1), (0, "epoch", 1)]}) == 5
 
 
+@pytest.fixture
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
+    """Presses Ctrl-C, which is as Python sets it up, even where a shell's `&` has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_is_held_back_until_the_end_of_a_block():
+def test_ctrl_c_is_held_back_until_the_end_of_a_block(press):
     done = []
 
     def press_while_held(interrupts):
@@ -299,7 +303,7 @@ def test_ctrl_c_is_held_back_until_the_end_of_a_block():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_is_noted_where_it_is_always_held_back():
+def test_ctrl_c_is_noted_where_it_is_always_held_back(press):
     with Interrupts(hold=True) as interrupts:
         with interrupts.held():
             press()
@@ -307,7 +311,7 @@ def test_ctrl_c_is_noted_where_it_is_always_held_back():
         assert interrupts.asked
 
 
-def test_ctrl_c_comes_through_otherwise():
+def test_ctrl_c_comes_through_otherwise(press):
     with Interrupts(), pytest.raises(KeyboardInterrupt):
         press()
 
