@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from l2c.cache.predictors import Predictor
     from l2c.cache.runtime import CachedModel, disable_cache, enable_cache
     from l2c.cache.schedule import CacheSchedule
-    from l2c.learning.end_to_end import fit_predictor
-    from l2c.learning.learn import learn
+    from l2c.learning.end_to_end import PredictorSettings, fit_predictor
+    from l2c.learning.learn import LearnSettings, learn
+    from l2c.learning.session import Session
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
     from l2c.sampling.sampler import Sampler, sample
@@ -22,8 +23,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "CacheSchedule": "l2c.cache.schedule",
     "CachedModel": "l2c.cache.runtime",
+    "LearnSettings": "l2c.learning.learn",
     "Predictor": "l2c.cache.predictors",
+    "PredictorSettings": "l2c.learning.end_to_end",
     "Sampler": "l2c.sampling.sampler",
+    "Session": "l2c.learning.session",
     "build_model": "l2c.models",
     "disable_cache": "l2c.cache.runtime",
     "enable_cache": "l2c.cache.runtime",
@@ -38,8 +42,11 @@ _HOMES = {
 __all__ = [
     "CacheSchedule",
     "CachedModel",
+    "LearnSettings",
     "Predictor",
+    "PredictorSettings",
     "Sampler",
+    "Session",
     "build_model",
     "disable_cache",
     "enable_cache",

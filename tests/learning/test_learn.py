@@ -115,3 +115,19 @@ def test_router_clamps_its_logits():
     assert router.scores(1).tolist() == pytest.approx([torch.tensor(5.0).sigmoid().item()] * 4)
     table = router.score_table(5)
     assert table.isnan().all(1).tolist() == [True, False, True, False, True]
+
+
+def test_real_images_need_no_null_class_and_promise_no_guidance(tmp_path):
+    from PIL import Image
+
+    from l2c.learning.data import load_images
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (200, 30, 90)).save(tmp_path / name / "0.png")
+    model = tiny_uvit(has_null_class=False)
+    always = replace(SETTINGS, label_dropout=1.0)
+    schedule = learn(model, "ddim", 4, guidance=1.0, data=load_images(tmp_path, 8), settings=always)
+    assert schedule.contract.run.guidance is None
+    with pytest.raises(ConfigError, match="without a null class"):
+        learn(model, "ddim", 4, guidance=1.0, data=load_images(tmp_path / "a", 8), settings=always)

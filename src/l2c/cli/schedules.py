@@ -46,6 +46,10 @@ def read_schedule(path: Path, threshold: float | None = None, model: str | None 
         return schedule
     if schedule.scores is None:
         raise ConfigError(f"{path} has no router scores, so --threshold has nothing to decide on")
+    if schedule.predictor.kind == "linear":
+        raise ConfigError(
+            f"the stand-ins in {path} were learned for its mask, so --threshold cannot change that"
+        )
     if not 0 <= threshold <= 1:
         raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
     return replace(

@@ -253,7 +253,9 @@ def fit_predictor(
     return replace(
         schedule,
         predictor=Predictor("linear", coefficients=task.coefficients.detach().cpu()),
-        contract=Contract(sampler.run, model_name, fingerprint(model, table)),
+        contract=Contract(
+            sampler.run, model_name, fingerprint(model, table), denoiser.noise_schedule.prediction_type
+        ),
         provenance={
             **schedule.provenance,
             "predictor": "linear, learned end to end on the final picture",

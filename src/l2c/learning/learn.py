@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class LearnSettings(TaskSettings):
         reduction: See `router_loss`.
         threshold: Scores above it compute.
         learning_rate: Of AdamW, without weight decay.
-        label_dropout: Share of labels replaced by the null class, with real images. Trajectories under guidance
-            always carry both.
+        label_dropout: Share of labels replaced by the null class, with real images, for a model that has one.
+            Trajectories under guidance always carry both.
     """
 
     lambda_: float = 1e-5
@@ -154,7 +154,10 @@ class _RouterTask:
         self.data = data
         self.rows = rows
         self.table = find_layers(sampler.denoiser.model)
-        self.run = sampler.run
+        self.run = sampler.run if data is None else replace(sampler.run, guidance=None)
+        self.label_dropout = settings.label_dropout if sampler.denoiser.has_null_class else 0.0
+        if data is not None and data.labels is None:
+            _ = sampler.denoiser.null_class  # what they are learned with: refused here if there is none
         evaluations = alternating(self.run)
         if not evaluations:
             raise ConfigError(f"{self.run.title} has no evaluation that could reuse another; take more steps")
@@ -230,7 +233,7 @@ class _RouterTask:
         images, labels = data.batch(generator, size, self.rows)
         if labels is None:
             labels = torch.full((len(images),), denoiser.null_class)
-        dropped = (torch.rand(size, generator=generator) < self.settings.label_dropout)[self.rows]
+        dropped = (torch.rand(size, generator=generator) < self.label_dropout)[self.rows]
         if dropped.any():
             labels = torch.where(dropped, denoiser.null_class, labels)
         return images.to(self.device), labels.to(self.device)
@@ -258,7 +261,9 @@ class _RouterTask:
         return CacheSchedule(
             compute=scores.isnan() | (scores > self.settings.threshold),
             layers=self.table,
-            contract=Contract(self.run, model_name, self.fingerprint),
+            contract=Contract(
+                self.run, model_name, self.fingerprint, self.sampler.denoiser.noise_schedule.prediction_type
+            ),
             scores=scores,
             provenance=provenance,
         )

@@ -67,7 +67,8 @@ class Denoiser:
         """
         if not self.has_null_class:
             raise ConfigError(
-                "the model was trained without a null class, so it has no guidance; use guidance 1"
+                "the model was trained without a null class, so it has no guidance and learns on labelled images "
+                "only; use guidance 1"
             )
         return self.num_classes
 
