@@ -6,7 +6,7 @@ import torch
 import l2c
 from l2c.errors import ConfigError, ContractError, NumericsError
 from l2c.learning.end_to_end import PredictorSettings, fit_predictor
-from l2c.testing import tiny_dit, tiny_uvit
+from l2c.testing import tiny_diffusers_dit, tiny_dit, tiny_uvit
 
 SETTINGS = PredictorSettings(iterations=3, batch_size=2, num_pictures=8, reference_steps=12, seed=1)
 RUN = {"solver": "dpmsolver++", "steps": 8}
@@ -89,3 +89,12 @@ def test_what_cannot_be_learned_is_one_sentence():
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
     with pytest.raises(NumericsError, match="solutions are not finite; check the weights"):
         fit_predictor(model, interval(model), settings=SETTINGS)
+
+
+def test_a_schedule_made_on_one_implementation_is_learned_on_the_other():
+    ours, theirs = tiny_dit(), tiny_diffusers_dit()
+    first, second = (fit_predictor(model, interval(ours), settings=SETTINGS) for model in (ours, theirs))
+    torch.testing.assert_close(
+        second.predictor.coefficients, first.predictor.coefficients, atol=1e-3, rtol=1e-3
+    )
+    l2c.sample(theirs, [1], schedule=first, **RUN)
