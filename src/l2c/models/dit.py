@@ -122,9 +122,8 @@ class DiTBlock(nn.Module):
     def add_branches(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Add both branches to tokens (B, T, D), given what `modulation` returned."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        x = x + gate_a * self.attn(x, shift_a, scale_a)
-        x = x + gate_m * self.mlp(x, shift_m, scale_m)
-        return x
+        x = torch.addcmul(x, gate_a, self.attn(x, shift_a, scale_a))
+        return torch.addcmul(x, gate_m, self.mlp(x, shift_m, scale_m))
 
 
 class FinalLayer(nn.Module):
