@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import l2c
+from l2c.records import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(l2c.__file__).parent
@@ -83,3 +84,14 @@ def test_readme_has_one_line_for_the_demo_and_one_for_the_tests():
         (block,) = re.findall(rf"^<!-- {marker} -->\n```bash\n(.*?)\n```$", text, flags=re.M | re.S)
         assert len(block.splitlines()) == 1
         assert block.endswith(ending)
+
+
+def test_readme_shows_the_figures_of_the_recorded_demo():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in RunRecord.load(ROOT / "results" / "demo.json").results["variants"]:
+        figures = (
+            f"| {row['title']} | {row['median_s']:.2f} s ({row['min_s']:.2f} - {row['max_s']:.2f}) "
+            f"| {row['speedup']:.2f} x | {row['macs'] / 1e9:.1f} G | {row['fraction']:.0%} |"
+        )
+        assert figures in text
+        assert f"{row['error']:.4f} |" in text
