@@ -59,7 +59,7 @@ def test_dit_branch_takes_in_norm_and_modulation_and_leaves_out_its_gate(
     tiny_dit(x, t, y)
     residual, _, _, output = seen[0]
     gate = block.modulation(tiny_dit.condition(t, y)).chunk(6, dim=-1)[2]
-    assert torch.equal(stream[0], residual + gate * output)
+    assert torch.equal(stream[0], torch.addcmul(residual, gate, output))
 
 
 def test_dit_modulation_can_be_computed_ahead(tiny_dit: DiT, generator: torch.Generator) -> None:
