@@ -95,3 +95,12 @@ def test_readme_shows_the_figures_of_the_recorded_demo():
         )
         assert figures in text
         assert f"{row['error']:.4f} |" in text
+
+
+def test_readme_quotes_the_recorded_quality():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    points = RunRecord.load(ROOT / "results" / "quality.json").results["points"]
+    errors = {point["name"]: point["error"] for point in points}
+    best = min(error for name, error in errors.items() if name.endswith(", 10"))
+    for error in (errors["dit-mini-cifar10-ddim-20"], errors["ddim, linspace, 10"], best):
+        assert f"{error:.4f}" in text
