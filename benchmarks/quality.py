@@ -132,7 +132,11 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
         xscale="log", yscale="log", xlabel="cost in full evaluations (MACs)", ylabel="error to the solution"
     )
     ticks = [6, 8, 10, 12, 15, 20, 30, 50]
+    costs, errors = [p["cost"] for p in points], [p["error"] for p in points]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_yticks(levels := [0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2], [str(level) for level in levels])
+    axes.set_xlim(min(costs) / 1.2, max(costs) * 1.2)
+    axes.set_ylim(min(errors) / 1.3, max(errors) * 1.3)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
