@@ -49,14 +49,9 @@ class HardGates:
     """Gates of a static schedule: a reused layer is not called."""
 
     def __init__(self, plan: StandInPlan, num_evaluations: int) -> None:
-        self._num_evaluations = num_evaluations
+        self.num_evaluations = num_evaluations
         self.plan = plan
         self.store = FeatureStore(last_reads(plan))
-
-    @property
-    def num_evaluations(self) -> int:
-        """See `Gating.num_evaluations`."""
-        return self._num_evaluations
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
         """See `Gating.output`."""

@@ -79,7 +79,7 @@ def run_sample(request: SampleRequest, out: Path) -> RunRecord:
             raise ConfigError(f"{request.model} makes pictures, not latents, so --vae has nothing to decode")
         labels = _assign_labels(labels, len(seeds), sampler.denoiser.num_classes)
         samples, sample_s, costs = _sample(sampler, schedule, request, labels, seeds)
-        files, decode_s = _write(folder, samples, decoder, seeds, labels)
+        files, decode_s = _write(folder, samples, sampler.denoiser.latent, decoder, seeds, labels)
         record = RunRecord(
             command="sample",
             config=_config(request, sampler, labels),
@@ -183,7 +183,12 @@ def _sample(
 
 
 def _write(
-    folder: Path, samples: Tensor, decoder: LatentDecoder | None, seeds: list[int], labels: list[int]
+    folder: Path,
+    samples: Tensor,
+    latent: bool,
+    decoder: LatentDecoder | None,
+    seeds: list[int],
+    labels: list[int],
 ) -> tuple[list[str], list[float]]:
     """Writes latents, pictures and their grid.
 
@@ -197,7 +202,7 @@ def _write(
         atomic_write(folder / name, data)
         files.append(name)
 
-    if samples.shape[1] not in (1, 3):
+    if latent:
         metadata = {"seeds": ",".join(map(str, seeds)), "labels": ",".join(map(str, labels))}
         write("latents.safetensors", safetensors.torch.save({"latents": samples.contiguous()}, metadata))
         if decoder is None:
