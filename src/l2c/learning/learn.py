@@ -21,17 +21,15 @@ from l2c.learning.session import OnProgress, Session
 from l2c.learning.task import TaskSettings, draw
 from l2c.learning.trainer import Trainer
 from l2c.learning.trajectories import (
-    Walk,
-    drive,
     guided_walk,
     image_walk,
     random_labels,
-    sampled_walk,
-    steps_before,
 )
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.solvers import evaluations_per_step
+from l2c.sampling.walk import Walk, drive, solver_walk
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ class _RouterTask:
         if self.data is None:
             guidance = self.sampler.guidance
             labels = random_labels(generator, size, denoiser.num_classes)[self.rows].to(self.device)
-            walk = sampled_walk(self.sampler, noise)
+            walk = solver_walk(self.sampler.make_solver(), noise)
             if guidance.scale == 1:
                 return walk, 0, labels
             null = torch.full_like(labels, denoiser.null_class)
@@ -225,7 +223,7 @@ class _RouterTask:
         evaluation = decided[int(torch.randint(len(decided), (), generator=generator))]
         images, labels = self._images(self.data, generator)
         walk = image_walk(self.sampler, images, noise, evaluation)
-        return walk, evaluation - steps_before(self.run.solver), labels
+        return walk, evaluation - evaluations_per_step(self.run.solver), labels
 
     def _images(self, data: ImageData, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """This process's real images of a batch and their labels, some replaced by the null class."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.schedule import Run
+from l2c.sampling.solvers import evaluations_per_step
 
 MAX_LOGIT = 5.0
 
@@ -27,8 +28,7 @@ def alternating(run: Run) -> tuple[int, ...]:
     >>> alternating(make_solver("dpmsolver-singlestep", 6).run)
     (2, 4)
     """
-    first = 2 if run.solver == "dpmsolver-singlestep" else 1
-    return tuple(range(first, len(run.timesteps), 2))
+    return tuple(range(evaluations_per_step(run.solver), len(run.timesteps), 2))
 
 
 class Router(nn.Module):

@@ -1,12 +1,6 @@
-"""Where the noisy inputs of learning come from: the model's own trajectories, or real images.
-
-A walk is a generator of (evaluation, network input) that is sent the noise predicted there. So whoever drives it
-decides how predictions are made, and no prediction is computed twice.
-"""
+"""Where the noisy inputs of learning come from: walks along the model's own trajectories, or from real images."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -14,18 +8,8 @@ from torch import Tensor
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.noise_schedule import alpha_sigma
 from l2c.sampling.sampler import Sampler
-from l2c.sampling.solvers import SinglestepSolver, exponential_step
-
-Walk = Generator[tuple[int, Tensor], Tensor, None]
-
-
-def sampled_walk(sampler: Sampler, noise: Tensor) -> Walk:
-    """The whole run of a sampler from unit normal noise (B, C, H, W)."""
-    solver = sampler.make_solver()
-    x = noise * solver.init_scale
-    for evaluation in range(len(solver.run.timesteps)):
-        predicted = yield evaluation, solver.scale_input(x, evaluation)
-        x = solver.step(evaluation, x, predicted)
+from l2c.sampling.solvers import evaluations_per_step, exponential_step
+from l2c.sampling.walk import Walk
 
 
 def guided_walk(walk: Walk, guidance: Guidance) -> Walk:
@@ -35,24 +19,9 @@ def guided_walk(walk: Walk, guidance: Guidance) -> Walk:
         predicted = yield evaluation, torch.cat([x, x])
         try:
             evaluation, x = walk.send(guidance.combine(*predicted.chunk(2)))
-        except StopIteration:
-            return
-
-
-def drive(walk: Walk, predict: Callable[[int, Tensor], Tensor]) -> None:
-    """Takes a walk to its end with the predictions of a function (evaluation, network input) -> noise."""
-    evaluation, x = next(walk)
-    while True:
-        predicted = predict(evaluation, x)
-        try:
-            evaluation, x = walk.send(predicted)
-        except StopIteration:
-            return
-
-
-def steps_before(solver: str) -> int:
-    """Evaluations of the solver step that leads from a noised image to the evaluation that is learned."""
-    return 2 if solver == "dpmsolver-singlestep" else 1
+        except StopIteration as stop:
+            end: Tensor = stop.value
+            return end
 
 
 def image_walk(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int) -> Walk:
@@ -71,17 +40,18 @@ def image_walk(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int)
     """
     solver = sampler.make_solver()
     log_snrs = solver.run.log_snrs
-    singlestep = isinstance(solver, SinglestepSolver)
-    first = evaluation - steps_before(sampler.solver)
+    per_step = evaluations_per_step(sampler.solver)
+    first = evaluation - per_step
     alpha, sigma = alpha_sigma(log_snrs[first])
     x = alpha * images + sigma * noise
     for index in range(first, evaluation):
         predicted = yield index, x
-        if singlestep:
+        if per_step > 1:
             x = solver.step(index, x, predicted)
         else:
             x = ddim_step(x, predicted, log_snrs[index], log_snrs[index + 1])
     yield evaluation, x
+    return x
 
 
 def ddim_step(x: Tensor, noise: Tensor, log_snr: float, target: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one sampling loop, and `sample`."""
+"""`Sampler`: a model sampled by a solver, with guidance and whatever cache is enabled; and `sample`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from l2c.errors import ConfigError
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.solvers import Solver, make_solver
+from l2c.sampling.walk import drive, solver_walk
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +66,18 @@ class Sampler:
         """
         solver = self.make_solver()
         timesteps = torch.tensor(solver.run.timesteps, device=noise.device)
-        x = noise * solver.init_scale
-        with _clocked(self.denoiser.model, replace(solver.run, guidance=self.guidance.scale)) as clock:
-            for evaluation in range(len(solver.run.timesteps)):
+        run = replace(solver.run, guidance=self.guidance.scale)
+        with _clocked(self.denoiser.model, run) as clock:
+
+            def predict(evaluation: int, x: Tensor) -> Tensor:
                 if clock is not None:
                     clock.tick(evaluation)
-                scaled = solver.scale_input(x, evaluation)
-                predicted = self.guidance.predict(self.denoiser, scaled, timesteps[evaluation], labels, clock)
+                predicted = self.guidance.predict(self.denoiser, x, timesteps[evaluation], labels, clock)
                 if observer is not None:
-                    observer(evaluation, scaled, predicted)
-                x = solver.step(evaluation, x, predicted)
-        return x
+                    observer(evaluation, x, predicted)
+                return predicted
+
+            return drive(solver_walk(solver, noise), predict)
 
 
 @contextmanager

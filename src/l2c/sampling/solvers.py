@@ -217,6 +217,11 @@ _SOLVERS: dict[str, Callable[[NoiseSchedule, str, int, str], Solver]] = {
 SOLVERS = tuple(_SOLVERS)
 
 
+def evaluations_per_step(solver: str) -> int:
+    """Model evaluations in one step of a solver, by its name."""
+    return 2 if solver == "dpmsolver-singlestep" else 1
+
+
 def make_solver(
     name: str, steps: int, spacing: str = "linspace", noise_schedule: NoiseSchedule | None = None
 ) -> Solver:
@@ -240,7 +245,7 @@ def make_solver(
         raise ConfigError(f"unknown solver '{name}'; {hint}choose one of {', '.join(_SOLVERS)}")
     if spacing not in SPACINGS:
         raise ConfigError(f"unknown spacing '{spacing}'; choose one of {', '.join(SPACINGS)}")
-    least = 2 if name == "dpmsolver-singlestep" else 1
+    least = evaluations_per_step(name)
     if not least <= steps <= NUM_TRAIN_TIMESTEPS:
         raise ConfigError(f"{name} takes from {least} to {NUM_TRAIN_TIMESTEPS} steps, got {steps}")
     return _SOLVERS[name](noise_schedule or NoiseSchedule(), name, steps, spacing)
