@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,15 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
+from l2c.cache.schedule_file import malformed, read_tensors, write_tensors
 from l2c.cache.summary import summarize
 from l2c.errors import ConfigError, ContractError, ScheduleError
-from l2c.files import atomic_write
 from l2c.layers import LayerTable
 
 FORMAT = "l2c.cache-schedule"
@@ -39,6 +36,8 @@ class Run:
         timesteps: Training timestep of every model evaluation, 0 to 999, in order.
         log_snrs: Half log-SNR log(alpha / sigma) of every evaluation.
         guidance: Guidance scale; 1 is without guidance. None: any.
+        weights: Of a solver that was learned with the schedule, the table of `l2c.sampling.linear.LinearSolver`;
+            None for one that has a name.
     """
 
     solver: str
@@ -47,6 +46,7 @@ class Run:
     timesteps: tuple[float, ...]
     log_snrs: tuple[float, ...]
     guidance: float | None = None
+    weights: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def title(self) -> str:
@@ -77,9 +77,13 @@ class Contract:
             ContractError: If the number of evaluations, the solver, the timesteps or the noise levels differ.
         """
         mine, count, want = self.run, len(run.timesteps), len(self.run.timesteps)
+        same = (
+            f"sample with solver '{mine.solver}', {mine.steps} steps and '{mine.spacing}' spacing"
+            if mine.weights is None
+            else "name no solver, steps or spacing, since the schedule brings its own solver"
+        )
         advice = (
-            f"sample with solver '{mine.solver}', {mine.steps} steps and '{mine.spacing}' spacing, or get a "
-            f"schedule for this run with: l2c learn --solver {run.solver} --steps {run.steps} "
+            f"{same}, or get a schedule for this run with: l2c learn --solver {run.solver} --steps {run.steps} "
             f"--spacing {run.spacing}"
         )
         if count != want:
@@ -97,6 +101,8 @@ class Contract:
                     f"schedule was made for {mine.title}, whose evaluation {at} is at {what} {ours[at]:g}, but in "
                     f"{run.title} it is at {theirs[at]:g}; {advice}"
                 )
+        if mine.weights != run.weights:
+            raise ContractError(f"the run has another learned solver than the schedule; {advice}")
 
     def guidance_note(self, run: Run) -> str | None:
         """What to tell whoever samples with another guidance scale than the schedule was learned with."""
@@ -231,21 +237,8 @@ class CacheSchedule:
         Raises:
             OutputError: If the file cannot be written.
         """
-        tensors = {"compute": self.compute.to(torch.uint8).contiguous()}
-        if self.scores is not None:
-            tensors["scores"] = self.scores.float().contiguous()
-        if self.predictor.coefficients is not None:
-            tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
-        header = {
-            "version": VERSION,
-            "layers": self.layers.to_json(),
-            "contract": asdict(self.contract),
-            "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
-            "provenance": dict(self.provenance),
-        }
-        # One key, because safetensors does not fix the order of several, and files should repeat.
-        metadata = {FORMAT: json.dumps(header, sort_keys=True)}
-        atomic_write(path, safetensors.torch.save(tensors, metadata=metadata))
+        tensors, header = self.pack()
+        write_tensors(path, FORMAT, tensors, {"version": VERSION, **header})
 
     @classmethod
     def load(cls, path: str | Path) -> CacheSchedule:
@@ -254,32 +247,45 @@ class CacheSchedule:
         Raises:
             ScheduleError: If the file is missing, truncated, of another kind, or malformed.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ScheduleError(f"there is no schedule file {path}; l2c learn --out makes one")
+        tensors, header = read_tensors(path, FORMAT, VERSION)
+        return cls.unpack(tensors, header, path)
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything in the schedule, as tensors and plain data."""
+        tensors = {"compute": self.compute.to(torch.uint8).contiguous()}
+        if self.scores is not None:
+            tensors["scores"] = self.scores.float().contiguous()
+        if self.predictor.coefficients is not None:
+            tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
+        header = {
+            "layers": self.layers.to_json(),
+            "contract": asdict(self.contract),
+            "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
+            "provenance": dict(self.provenance),
+        }
+        return tensors, header
+
+    @classmethod
+    def unpack(
+        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path
+    ) -> CacheSchedule:
+        """The schedule that `pack` took apart.
+
+        Args:
+            tensors: Tensors by name.
+            header: The plain data.
+            path: Where it was read, for the error.
+
+        Raises:
+            ScheduleError: If something is missing or malformed.
+        """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            hint = (
-                "; a published router (.pt) is imported with l2c.import_router"
-                if path.suffix != ".safetensors"
-                else ""
-            )
-            raise ScheduleError(f"{path} is not a whole schedule file ({error}){hint}") from error
-        if FORMAT not in metadata:
-            raise ScheduleError(f"{path} is a safetensors file but not a schedule written by l2c")
-        try:
-            header = json.loads(metadata[FORMAT])
-            if header["version"] > VERSION:
-                raise ScheduleError(
-                    f"{path} has schedule format {header['version']}, this l2c reads up to {VERSION}; update l2c"
-                )
             contract = dict(header["contract"])
             run: dict[str, Any] = {
                 key: tuple(v) if isinstance(v, list) else v for key, v in contract.pop("run").items()
             }
+            if run.get("weights") is not None:
+                run["weights"] = tuple(tuple(row) for row in run["weights"])
             contract["fingerprint"] = tuple(contract["fingerprint"])
             predictor = Predictor(**header["predictor"], coefficients=tensors.get("coefficients"))
             return cls(
@@ -291,7 +297,7 @@ class CacheSchedule:
                 provenance=header["provenance"],
             )
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise ScheduleError(f"{path} is malformed ({error!r}); write it anew with l2c learn") from error
+            raise malformed(path, error) from error
 
     def summary(self) -> dict[str, Any]:
         """The schedule in figures, as plain data; see `l2c.cache.summary.summarize`."""

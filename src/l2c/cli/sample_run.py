@@ -29,8 +29,7 @@ from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
 from l2c.sampling import sampler as sampling
 from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.guidance import Guidance
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.sampler import Sampler, resolve_sampler
 
 DEFAULT_COUNT = 8
 
@@ -118,16 +117,15 @@ def _assign_labels(labels: list[int] | None, count: int, num_classes: int) -> li
 
 def _make_sampler(model: nn.Module, request: SampleRequest, schedule: CacheSchedule | None) -> Sampler:
     """The run that was asked for, with the schedule's own wherever nothing was."""
-    made_for = None if schedule is None else schedule.contract.run
-    guidance = request.guidance
-    if guidance is None:
-        guidance = 1.5 if made_for is None or made_for.guidance is None else made_for.guidance
-    sampler = Sampler(
+    sampler = resolve_sampler(
         Denoiser.of(model),
-        request.solver or (made_for.solver if made_for else "ddim"),
-        request.steps if request.steps is not None else (made_for.steps if made_for else 50),
-        request.spacing or (made_for.spacing if made_for else "linspace"),
-        Guidance(guidance, request.guidance_mode, request.guidance_channels),
+        schedule,
+        request.solver,
+        request.steps,
+        request.spacing,
+        request.guidance,
+        request.guidance_mode,
+        request.guidance_channels,
     )
     run = sampler.run  # an unknown solver or spacing ends here
     if schedule is not None:
@@ -169,9 +167,9 @@ def _sample(
             model,
             labels,
             seeds,
-            solver=run.solver,
-            steps=run.steps,
-            spacing=run.spacing,
+            solver=request.solver,
+            steps=request.steps,
+            spacing=request.spacing,
             guidance=guidance.scale,
             guidance_mode=guidance.mode,
             guidance_channels=guidance.channels,

@@ -16,6 +16,7 @@ from l2c.cache.schedule import CacheSchedule, Run
 from l2c.errors import ConfigError
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
+from l2c.sampling.linear import LinearSolver
 from l2c.sampling.solvers import Solver, make_solver
 from l2c.sampling.walk import drive, solver_walk
 
@@ -36,6 +37,7 @@ class Sampler:
         steps: Number of model evaluations.
         spacing: Spacing of the evaluations.
         guidance: Classifier-free guidance.
+        learned: Run that brings the weights of its solver, instead of a solver by name.
     """
 
     denoiser: Denoiser
@@ -43,9 +45,18 @@ class Sampler:
     steps: int = 50
     spacing: str = "linspace"
     guidance: Guidance = field(default_factory=Guidance)
+    learned: Run | None = None
+
+    @classmethod
+    def of_run(cls, denoiser: Denoiser, run: Run, guidance: Guidance) -> Sampler:
+        """A sampler that makes a run as a schedule records it, apart from guidance."""
+        learned = run if run.weights is not None else None
+        return cls(denoiser, run.solver, run.steps, run.spacing, guidance, learned)
 
     def make_solver(self) -> Solver:
         """A fresh solver for one run."""
+        if self.learned is not None:
+            return LinearSolver.of_run(self.learned)
         return make_solver(self.solver, self.steps, self.spacing, self.denoiser.noise_schedule)
 
     @property
@@ -134,12 +145,12 @@ def sample(
     labels: int | Sequence[int] | Tensor,
     seeds: Sequence[int] | None = None,
     noise: Tensor | None = None,
-    solver: str = "ddim",
-    steps: int = 50,
-    guidance: float = 1.5,
+    solver: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
     schedule: CacheSchedule | None = None,
     *,
-    spacing: str = "linspace",
+    spacing: str | None = None,
     guidance_mode: str = "batch",
     guidance_channels: int | None = None,
     batch_size: int | None = None,
@@ -152,7 +163,8 @@ def sample(
         labels: Class label of each image.
         seeds: Seed of each image; 0, 1, 2, ... by default. A seed always gives the same image.
         noise: Initial noise (B, C, H, W) instead of seeds.
-        solver: One of `l2c.sampling.SOLVERS`.
+        solver: One of `l2c.sampling.SOLVERS`. What is left out of solver, steps, spacing and guidance is that of
+            the schedule, and without one `ddim`, 50, `linspace` and 1.5.
         steps: Number of model evaluations.
         guidance: Classifier-free guidance scale; 1 is without.
         schedule: What to compute and what to reuse; None computes everything, or what the cache says that
@@ -192,7 +204,11 @@ def sample(
         raise ConfigError("give either seeds or noise, not both")
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    sampler = Sampler(denoiser, solver, steps, spacing, Guidance(guidance, guidance_mode, guidance_channels))
+    enabled = active_cache(model)
+    made_for = schedule or (enabled.schedule if enabled else None)
+    sampler = resolve_sampler(
+        denoiser, made_for, solver, steps, spacing, guidance, guidance_mode, guidance_channels
+    )
     with _scheduled(sampler, schedule, min(batch_size or count, count)):
         samples = [
             sampler(part.to(denoiser.device, torch.float32), part_labels.to(denoiser.device), observer)
@@ -204,6 +220,36 @@ def sample(
         ]
     images = torch.cat(samples)
     return images if denoiser.latent else images.clamp(-1, 1)
+
+
+def resolve_sampler(
+    denoiser: Denoiser,
+    schedule: CacheSchedule | None,
+    solver: str | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    guidance: float | None = None,
+    guidance_mode: str = "batch",
+    guidance_channels: int | None = None,
+) -> Sampler:
+    """The sampler that is asked for, with the schedule's own run wherever nothing is; arguments as for `sample`."""
+    made_for = None if schedule is None else schedule.contract.run
+    if guidance is None:
+        guidance = 1.5 if made_for is None or made_for.guidance is None else made_for.guidance
+    guided = Guidance(guidance, guidance_mode, guidance_channels)
+    if made_for is None:
+        return Sampler(
+            denoiser, solver or "ddim", 50 if steps is None else steps, spacing or "linspace", guided
+        )
+    if solver is None and steps is None and spacing is None:
+        return Sampler.of_run(denoiser, made_for, guided)
+    return Sampler(
+        denoiser,
+        solver or made_for.solver,
+        made_for.steps if steps is None else steps,
+        spacing or made_for.spacing,
+        guided,
+    )
 
 
 @contextmanager

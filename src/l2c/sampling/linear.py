@@ -1,0 +1,98 @@
+"""Solvers as tables of weights: every network input is a fixed linear combination of the noise and the predictions.
+
+All solvers here have that form at fixed noise levels, whatever their order, so a table can hold any of them, and its
+entries can be learned.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2c.cache.schedule import Run
+from l2c.errors import ConfigError
+
+LEARNED = "learned"
+"""Name of solvers whose table was learned."""
+
+
+class LinearSolver:
+    """A solver given by a table of weights.
+
+    Args:
+        run: Where it evaluates.
+        weights: Lower triangular (N + 1, N + 1) for N evaluations. Row i has the weights, first on the initial noise,
+            then on the predictions at evaluations 0 to i - 1, that give the network input at evaluation i; the
+            last row gives the sample. They may be tensors with a graph.
+
+    Source: Non-stationary solvers, arXiv 2403.01329, section 3.
+    """
+
+    init_scale = 1.0
+
+    def __init__(self, run: Run, weights: Tensor) -> None:
+        size = len(run.timesteps) + 1
+        if tuple(weights.shape) != (size, size):
+            raise ConfigError(
+                f"a solver of {size - 1} evaluations has a table of {size} x {size} weights, "
+                f"got {' x '.join(map(str, weights.shape))}"
+            )
+        self.run = run
+        self.weights = weights
+        self._terms: list[Tensor] = []  # the initial noise, then every prediction so far
+
+    @classmethod
+    def of_run(cls, run: Run) -> LinearSolver:
+        """The solver whose weights a run brings with it.
+
+        Raises:
+            ConfigError: If it brings none, or a table of another size.
+        """
+        if run.weights is None:
+            raise ConfigError(f"{run.title} brings no weights of a solver")
+        return cls(run, torch.tensor(run.weights))
+
+    def scale_input(self, x: Tensor, evaluation: int) -> Tensor:
+        """See `Solver.scale_input`."""
+        return x
+
+    def step(self, evaluation: int, x: Tensor, noise: Tensor) -> Tensor:
+        """See `Solver.step`."""
+        if evaluation == 0:
+            self._terms = [x]
+        self._terms.append(noise)
+        row = self.weights[evaluation + 1]
+        total = self._terms[0] * row[0]
+        for index, term in enumerate(self._terms[1:], start=1):
+            total = total + term * row[index]
+        return total
+
+
+def multistep_table(log_snrs: Tensor) -> Tensor:
+    """Weights of DPM-Solver++(2M) at any noise levels, differentiable in them.
+
+    Args:
+        log_snrs: Half log-SNR of every evaluation (N,), rising. The step after the last goes to zero noise.
+
+    Returns:
+        The table (N + 1, N + 1) of `LinearSolver`.
+
+    Source: arXiv 2211.01095, algorithm 2.
+    """
+    count = len(log_snrs)
+    alpha, sigma = torch.sigmoid(2 * log_snrs).sqrt(), torch.sigmoid(-2 * log_snrs).sqrt()
+    unit = torch.eye(count + 1, dtype=log_snrs.dtype, device=log_snrs.device)
+    x = unit[0]
+    rows, data = [x], []
+    for i in range(count):
+        data.append((x - sigma[i] * unit[i + 1]) / alpha[i])
+        if i == count - 1:
+            x = data[-1]
+        else:
+            h = log_snrs[i + 1] - log_snrs[i]
+            slope = data[-1] * 0
+            if i > 0:
+                slope = (data[-1] - data[-2]) * (h / (log_snrs[i] - log_snrs[i - 1]))
+            x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * torch.expm1(-h) * (data[-1] + 0.5 * slope)
+        rows.append(x)
+    return torch.stack(rows)
