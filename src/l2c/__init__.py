@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2c import methods
+    from l2c.cache.cost import CostTable
+    from l2c.cache.family import ScheduleFamily
     from l2c.cache.predictors import Predictor
     from l2c.cache.runtime import CachedModel, disable_cache, enable_cache
     from l2c.cache.schedule import CacheSchedule
-    from l2c.learning.end_to_end import PredictorSettings, fit_predictor
-    from l2c.learning.learn import LearnSettings, learn
+    from l2c.learning.end_to_end import LearnSettings, fit_predictor
+    from l2c.learning.learn import learn, learn_family, learn_solver
+    from l2c.learning.paper import RouterSettings, learn_router
     from l2c.learning.session import Session
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
@@ -23,10 +26,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "CacheSchedule": "l2c.cache.schedule",
     "CachedModel": "l2c.cache.runtime",
-    "LearnSettings": "l2c.learning.learn",
+    "CostTable": "l2c.cache.cost",
+    "LearnSettings": "l2c.learning.end_to_end",
     "Predictor": "l2c.cache.predictors",
-    "PredictorSettings": "l2c.learning.end_to_end",
+    "RouterSettings": "l2c.learning.paper",
     "Sampler": "l2c.sampling.sampler",
+    "ScheduleFamily": "l2c.cache.family",
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
     "disable_cache": "l2c.cache.runtime",
@@ -34,6 +39,9 @@ _HOMES = {
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
     "learn": "l2c.learning.learn",
+    "learn_family": "l2c.learning.learn",
+    "learn_router": "l2c.learning.paper",
+    "learn_solver": "l2c.learning.learn",
     "load_model": "l2c.models",
     "methods": "l2c.methods",
     "sample": "l2c.sampling.sampler",
@@ -42,10 +50,12 @@ _HOMES = {
 __all__ = [
     "CacheSchedule",
     "CachedModel",
+    "CostTable",
     "LearnSettings",
     "Predictor",
-    "PredictorSettings",
+    "RouterSettings",
     "Sampler",
+    "ScheduleFamily",
     "Session",
     "build_model",
     "disable_cache",
@@ -53,6 +63,9 @@ __all__ = [
     "fit_predictor",
     "import_router",
     "learn",
+    "learn_family",
+    "learn_router",
+    "learn_solver",
     "load_model",
     "methods",
     "sample",

@@ -21,7 +21,8 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.evaluation.metrics import psnr, rmse
 from l2c.files import atomic_write
 from l2c.layers import find_layers
-from l2c.learning.learn import LearnSettings, learn
+from l2c.learning.end_to_end import LearnSettings
+from l2c.learning.learn import learn
 from l2c.learning.session import Progress, Session
 from l2c.models import CIFAR10_CLASSES, load_model
 from l2c.records import RunRecord, describe_device
@@ -40,6 +41,12 @@ SHIPPED_SCHEDULE = "dit-mini-cifar10-ddim-20.safetensors"
 FULL, FRESH, SHIPPED = "full", "cached", "shipped"
 TITLES = {FULL: "everything computed", FRESH: "schedule just learned", SHIPPED: "schedule shipped with l2c"}
 _SCALE, _COLUMNS = 6, 5
+
+
+LEARNING = LearnSettings(
+    iterations=10, batch_size=2, num_pictures=8, reference_steps=25, trials=8, trial_pictures=2
+)
+"""As much learning as a demonstration has time for."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class DemoSettings:
     guidance: float = 1.5
     labels: tuple[int, ...] = tuple(range(10))
     seeds: tuple[int, ...] = CLASS_SEEDS
-    learning: LearnSettings = field(default_factory=lambda: LearnSettings(iterations=10, batch_size=2))
+    learning: LearnSettings = field(default_factory=lambda: LEARNING)
     learning_limit_s: float = 75.0
     repetitions: int = 3
     compare_limit_s: float = 90.0
@@ -75,7 +82,9 @@ class DemoSettings:
     @classmethod
     def quick(cls) -> DemoSettings:
         """Few pictures, hardly any learning, one repetition: to see that everything works."""
-        learning = LearnSettings(iterations=2, batch_size=1)
+        learning = LearnSettings(
+            iterations=2, batch_size=1, num_pictures=4, reference_steps=10, trials=2, trial_pictures=1
+        )
         labels = (1, 7, 8, 9)
         seeds = tuple(CLASS_SEEDS[label] for label in labels)
         return cls(labels=labels, seeds=seeds, learning=learning, learning_limit_s=20.0, repetitions=1)

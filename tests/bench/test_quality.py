@@ -1,45 +1,67 @@
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 import l2c
+from l2c.cache.family import ScheduleFamily
 from l2c.records import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def quality(monkeypatch):
+def quality(monkeypatch, tmp_path, dit):
+    """The benchmark with runs of a few evaluations, and a family and a schedule that are at hand."""
     spec = importlib.util.spec_from_file_location("quality", ROOT / "benchmarks" / "quality.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "quality", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "REFERENCE", ("dpmsolver++3", "logsnr", 6))
-    monkeypatch.setattr(module, "RIVALS", [("ddim", "linspace")])
+    pair = module.Pair("dit-mini-cifar10", "ddim", 4, {0.5: 2.0})
+    monkeypatch.setattr(module, "REFERENCE", {"solver": "dpmsolver++3", "spacing": "logsnr", "steps": 6})
+    monkeypatch.setattr(module, "PAIRS", (pair,))
+    monkeypatch.setattr(module, "BUDGETS", (0.5,))
+    monkeypatch.setattr(module, "COSTS", (6,))
+    monkeypatch.setattr(module, "RIVALS", [("ddim", "linspace"), ("unipc", "linspace")])
+    monkeypatch.setattr(module, "ASSETS", tmp_path)
+    monkeypatch.setattr(module, "LEARNED", tmp_path)
+    half = l2c.methods.interval(dit, "ddim", 4, 2, "taylor-2")
+    provenance = {"budget": 0.5, "method": "of a test"}
+    ScheduleFamily(
+        [type(half)(half.compute, half.layers, half.contract, half.predictor, None, provenance)]
+    ).save(tmp_path / "dit-mini-cifar10-ddim-4.safetensors")
     return module
 
 
-def test_quality_goes_on_where_it_was(quality, dit, tmp_path, capsys):
-    schedule = tmp_path / "half.safetensors"
-    l2c.methods.interval(dit, "ddim", 4, 2).save(schedule)
+def test_quality_goes_on_where_it_was(quality, tmp_path, capsys):
     out = tmp_path / "quality.json"
-    common = ["--images", "2", "--out", str(out), "--schedule", str(schedule)]
-    assert quality.main([*common, "--steps", ""]) == 0
+    common = ["--images", "2", "--out", str(out), "--part"]
+    assert quality.main([*common, "dit-mini-cifar10-ddim-4", "--limit", "2"]) == 0
     first = RunRecord.load(out).results["points"]
-    assert [point["name"] for point in first] == ["ddim, linspace, 4", "half"]
+    assert [point["kind"] for point in first] == ["everything", "learned"]
     assert first[1]["cost"] == pytest.approx(2, abs=0.05)
     capsys.readouterr()
-    assert quality.main([*common, "--steps", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert quality.main([*common, "dit-mini-cifar10-ddim-4"]) == 0
     points = RunRecord.load(out).results["points"]
     assert points[:2] == first
-    assert points[2]["name"] == "ddim, linspace, 2"
+    assert {point["kind"] for point in points} == {
+        "everything", "learned", "fewer steps", "interval, copy", "interval, taylor-2",
+    }  # fmt: skip
+    assert f"{first[1]['error'] / first[0]['error']:.2f} of that (target 2.00)" in capsys.readouterr().out
     assert out.with_suffix(".png").stat().st_size > 1000
 
 
+def test_quality_compares_with_the_best_rival(quality, tmp_path, capsys):
+    out = tmp_path / "quality.json"
+    assert quality.main(["--images", "2", "--out", str(out), "--part", "solvers"]) == 0
+    rivals = RunRecord.load(out).results["points"]
+    best = min(rivals, key=lambda point: point["error"])
+    assert f"cost 6: best of fewer steps {best['error']:.4f} ({best['name']})" in capsys.readouterr().out
+
+
 def test_quality_names_what_is_wrong(quality, tmp_path, capsys):
-    assert (
-        quality.main(["--schedule", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "q.json")])
-        == 1
-    )
-    assert "there is no schedule file" in capsys.readouterr().err
+    (tmp_path / "dit-mini-cifar10-ddim-4.safetensors").write_bytes(b"half a fi")
+    out = tmp_path / "q.json"
+    assert quality.main(["--images", "2", "--out", str(out), "--part", "dit-mini-cifar10-ddim-4"]) == 1
+    assert "is not a whole schedule file" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from PIL import Image
 
 import l2c
 from l2c.cache.schedule import CacheSchedule
-from l2c.learning.learn import LearnSettings, learn
+from l2c.learning.paper import RouterSettings, learn_router
 from l2c.testing import tiny_dit
 
 
@@ -71,8 +71,8 @@ def test_json_has_the_mask(invoke, schedule):
 @pytest.fixture
 def learned(tmp_path):
     path = tmp_path / "learned.safetensors"
-    settings = LearnSettings(iterations=2, batch_size=1)
-    learn(tiny_dit(), "ddim", 4, settings=settings, model_name="tiny").save(path)
+    settings = RouterSettings(iterations=2, batch_size=1)
+    learn_router(tiny_dit(), "ddim", 4, settings=settings, model_name="tiny").save(path)
     return path
 
 

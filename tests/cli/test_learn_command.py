@@ -1,18 +1,25 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+from contextlib import redirect_stdout
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 
+import l2c
+from l2c.cache.family import ScheduleFamily
 from l2c.cache.schedule import CacheSchedule
+from l2c.cli.main import run
 
-SMALL = ("--steps", 4, "--iterations", 3, "--batch-size", 1)
+SMALL = ("--pattern", "alternate", "--steps", 4, "--iterations", 3, "--batch-size", 1)
+QUICK = ("--pictures", 8, "--reference-steps", 6, "--trials", 3, "--batch-size", 2)
 
 
-def test_learn_writes_a_schedule_that_sample_takes(invoke, tmp_path, checkpoint):
+def test_a_published_kind_of_schedule_is_one_that_sample_takes(invoke, tmp_path, checkpoint):
     out = tmp_path / "new" / "router.safetensors"
     finished = invoke("learn", "-m", checkpoint, *SMALL, "--lambda", "1e-4", "--out", out)
     assert finished.code == 0, finished.err
@@ -47,81 +54,236 @@ def test_learn_on_images(invoke, tmp_path, checkpoint):
 
 @pytest.fixture
 def interrupt_after(monkeypatch):
-    """Presses Ctrl-C in a later iteration."""
-    from l2c.learning import learn
+    """Presses Ctrl-C in a later iteration, counted over everything that is learned."""
+    from l2c.learning import end_to_end, paper
 
     def arrange(iterations: int) -> None:
-        backward, count = learn._RouterTask.backward, 0
+        count = 0
 
-        def interrupted(task, iteration):
+        def interrupted(task, iteration, backward):
             nonlocal count
             if count == iterations:
                 raise KeyboardInterrupt
             count += 1
             return backward(task, iteration)
 
-        monkeypatch.setattr(learn._RouterTask, "backward", interrupted)
+        for task in (paper._RouterTask, end_to_end.StudentTask):
+            monkeypatch.setattr(task, "backward", partialmethod(interrupted, backward=task.backward))
 
     return arrange
 
 
-def test_interrupt_keeps_what_was_learned(invoke, tmp_path, checkpoint, interrupt_after):
+both = pytest.mark.parametrize(
+    "options", [SMALL, ("--steps", 4, "--iterations", 3, *QUICK)], ids=["alternate", "any"]
+)
+
+
+@both
+def test_interrupt_keeps_what_was_learned(invoke, tmp_path, checkpoint, interrupt_after, options):
     interrupt_after(2)
     out = tmp_path / "router.safetensors"
-    finished = invoke("learn", "-m", checkpoint, *SMALL, "--out", out)
+    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
     assert finished.code == 130
     assert "interrupted after 2 of 3 iterations" in finished.err
     provenance = CacheSchedule.load(out).provenance
     assert (provenance["iterations"], provenance["interrupted"]) == (2, True)
 
 
+@both
 def test_interrupt_before_anything_was_learned_leaves_the_old_file(
-    invoke, tmp_path, checkpoint, schedule, interrupt_after
+    invoke, tmp_path, checkpoint, schedule, interrupt_after, options
 ):
     interrupt_after(0)
     out = tmp_path / "router.safetensors"
     out.write_bytes(schedule.read_bytes())
-    assert invoke("learn", "-m", checkpoint, *SMALL, "--out", out).code == 130
+    assert invoke("learn", "-m", checkpoint, *options, "--out", out).code == 130
     assert out.read_bytes() == schedule.read_bytes()
 
 
-INTERVAL = ("--pattern", "interval", "--pictures", 8, "--reference-steps", 6, "--batch-size", 2)
-
-
-def test_learn_with_an_interval(invoke, tmp_path, checkpoint):
-    out = tmp_path / "interval.safetensors"
-    finished = invoke(
-        "learn", "-m", checkpoint, "--steps", 6, "--iterations", 2, *INTERVAL, "--every", 3, "--out", out
-    )
+def test_learn_for_a_budget_writes_a_schedule_that_sample_takes(invoke, tmp_path, checkpoint):
+    out = tmp_path / "half.safetensors"
+    finished = invoke("learn", "-m", checkpoint, "--steps", 6, "--iterations", 2, *QUICK, "--out", out)
     assert finished.code == 0, finished.err
     assert "Error of pictures that were not learned on" in finished.out
-    assert "fine-step solutions 8/8" in finished.err
+    for line in ("fine-step solutions 8/8", "judging masks 2/3", "learning 2/2"):
+        assert line in finished.err
     schedule = CacheSchedule.load(out)
     assert schedule.predictor.name == "linear-3"
-    assert schedule.compute.all(dim=1).tolist() == [True, False, False, True, False, False]
+    assert schedule.cost.fraction == pytest.approx(0.5, abs=0.02)
+    assert schedule.cost.fraction <= 0.5
+    assert schedule.provenance["budget"] == 0.5
     assert schedule.contract.model == checkpoint.name
     assert schedule.contract.run.guidance == 1.5
+    assert list(tmp_path.iterdir()) == [out]
     command = ("sample", "-m", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "pictures")
     assert invoke(*command).code == 0
+
+
+@pytest.fixture(scope="module")
+def family(checkpoint, tmp_path_factory):
+    """A family that was learned for two budgets, and what the command printed."""
+    out = tmp_path_factory.mktemp("family") / "family.safetensors"
+    options = ("--steps", 6, "--iterations", 1, *QUICK, "--budget", "0.5,0.75", "--json")
+    with redirect_stdout(io.StringIO()) as printed:
+        assert run([str(word) for word in ("learn", "-m", checkpoint, *options, "--out", out)]) == 0
+    return out, json.loads(printed.getvalue())
+
+
+def test_several_budgets_make_a_family_that_inspect_lists(invoke, family):
+    path, printed = family
+    assert [s.provenance["budget"] for s in ScheduleFamily.load(path)] == [0.75, 0.5]
+    listed = json.loads(invoke("inspect", path, "--json").out)
+    assert listed == {"file": str(path), "schedules": printed["schedules"]}
+    text = invoke("inspect", path).out
+    assert "2 schedules for tiny.safetensors, ddim, 6 steps, linspace spacing" in " ".join(text.split())
+    shares = [f"{row['cost']['macs'] / row['cost']['full_macs']:.1%}" for row in listed["schedules"]]
+    lines = [line.split() for line in text.splitlines() if "linear-3" in line]
+    assert [set(line) & set(shares) for line in lines] == [{share} for share in shares]
+
+
+@pytest.mark.parametrize(("budget", "index"), [(0.8, 0), (0.5, 1)])
+def test_inspect_takes_one_schedule_of_a_family(invoke, family, tmp_path, budget, index):
+    path, printed = family
+    saved, plot = tmp_path / "one.safetensors", tmp_path / "one.png"
+    options = ("--budget", budget, "--save", saved, "--plot", plot, "--json")
+    shown = json.loads(invoke("inspect", path, *options).out)
+    assert shown == {"file": str(path), **printed["schedules"][index]}
+    assert CacheSchedule.load(saved).compute.equal(list(ScheduleFamily.load(path))[index].compute)
+    assert plot.stat().st_size > 1000
+
+
+def test_sample_takes_one_schedule_of_a_family(invoke, family, tmp_path, checkpoint):
+    path, printed = family
+    options = ("-s", path, "--num", 1, "--budget", 0.6)
+    finished = invoke("sample", "-m", checkpoint, *options, "--out", tmp_path / "out", "--json")
+    assert finished.code == 0, finished.err
+    data = json.loads(finished.out)
+    assert data["config"]["budget"] == 0.6
+    assert data["results"]["macs_per_picture"] == printed["schedules"][1]["cost"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("sample", (), ("a family of schedules", "--budget")),
+        ("inspect", ("--save", "one.safetensors"), ("a family of schedules", "--budget")),
+        (
+            "sample",
+            ("--budget", 0.3),
+            ("the cheapest schedule of the family takes", "l2c learn --budget 0.3"),
+        ),
+        ("inspect", ("--budget", 2), ("a budget is a fraction of the MACs",)),
+        ("sample", ("--budget", "half"), ("--budget",)),
+    ],
+)
+def test_what_a_family_does_not_have_is_one_sentence(
+    invoke, family, tmp_path, checkpoint, command, options, words
+):
+    out = tmp_path / "out"
+    arguments = ("-m", checkpoint, "--out", out, "-s", family[0]) if command == "sample" else (family[0],)
+    options = tuple(tmp_path / o if o == "one.safetensors" else o for o in options)
+    refused(invoke(command, *arguments, *options), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_for_families_alone(invoke, tmp_path, schedule):
+    refused(invoke("inspect", schedule, "--budget", 0.5), "not a family of schedules")
+    finished = invoke("sample", "--budget", 0.5, "--out", tmp_path / "out")
+    refused(finished, "--budget chooses from a family", "--schedule")
+
+
+def refused(finished, *words):
+    """One sentence with some words in it, and nothing printed."""
+    assert finished.code in (1, 2)
+    assert finished.out == ""
+    assert len(finished.err.splitlines()) == 1, finished.err
+    assert all(word in finished.err for word in words), finished.err
+
+
+def test_a_budget_in_macs(invoke, tmp_path, checkpoint):
+    out = tmp_path / "out.safetensors"
+    options = ("--steps", 6, "--iterations", 1, *QUICK, "--macs", "2M")
+    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    assert finished.code == 0, finished.err
+    schedule = CacheSchedule.load(out)
+    assert (schedule.provenance["budget_unit"], schedule.provenance["budget"]) == ("MACs", 2e6)
+    assert 2e6 - min(layer.macs for layer in schedule.layers.layers) < schedule.cost.macs <= 2e6
+
+
+def test_a_latency_that_everything_meets(invoke, tmp_path, checkpoint):
+    options = ("--steps", 6, "--latency-ms", "1e7", "--out", tmp_path / "out.safetensors")
+    finished = invoke("learn", "-m", checkpoint, *options)
+    refused(finished, "a budget of 1e+07 ms is more than the", "no schedule is needed")
+
+
+def test_a_latency_that_is_measured_here_is_met(invoke, tmp_path, checkpoint, monkeypatch):
+    """Each of six layers takes 1 ms, the rest of an evaluation 0.5 ms."""
+    costs = l2c.CostTable("ms", (1.0,) * 6, 0.5)
+    batches = []
+    monkeypatch.setattr(
+        "l2c.bench.cost.measure_costs", lambda _sampler, batch_size: batches.append(batch_size) or costs
+    )
+    out = tmp_path / "out.safetensors"
+    options = ("--steps", 6, "--iterations", 1, *QUICK, "--latency-ms", 20, "--latency-batch", 3)
+    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    assert finished.code == 0, finished.err
+    schedule = CacheSchedule.load(out)
+    assert batches == [3]
+    assert schedule.provenance["budget_unit"] == "ms"
+    assert costs.of(schedule.compute) == schedule.provenance["budget_cost"] == 20
+
+
+def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
+    out = tmp_path / "auto.safetensors"
+    options = ("--solver", "auto", "--budget-evals", 3, "--iterations", 1, *QUICK)
+    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    assert finished.code == 0, finished.err
+    assert "Chosen: " in finished.out
+    assert "Plain fewer steps at that cost: " in finished.out
+    assert CacheSchedule.load(out).contract.run.weights is not None
+    assert "learned" in invoke("inspect", out).out
+    finished = invoke("sample", "-m", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "out", "--json")
+    assert finished.code == 0, finished.err
+    assert json.loads(finished.out)["config"]["solver"] == "learned"
+    named = ("sample", "-m", checkpoint, "-s", out, "--solver", "ddim", "--out", tmp_path / "other")
+    refused(invoke(*named), "name no solver, steps or spacing")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "alternate or interval")),
-        (("--every", 3), ("--every belongs to --pattern interval, not alternate",)),
-        (
-            ("--pattern", "interval", "--lambda", 1),
-            ("--lambda belongs to --pattern alternate, not interval",),
-        ),
-        (("--pattern", "interval", "--data", "x"), ("--data belongs to --pattern alternate",)),
-        (("--pattern", "interval", "--every", 1), ("--every must be at least 2",)),
+        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "any or alternate")),
+        (("--trials", 3, "--pattern", "alternate"), ("--trials belongs to --pattern any, not alternate",)),
+        (("--budget", 0.5, "--pattern", "alternate"), ("--budget belongs to --pattern any",)),
+        (("--lambda", 1), ("--lambda belongs to --pattern alternate, not any",)),
+        (("--data", "x"), ("--data belongs to --pattern alternate",)),
+        (("--budget", 0.5, "--macs", "1G"), ("--budget and --macs are budgets in different units",)),
+        (("--latency-ms", 5, "--budget", 0.5), ("--budget and --latency-ms", "give one of them")),
+        (("--solver", "auto"), ("--solver auto needs --budget-evals",)),
+        (("--solver", "auto", "--budget", 0.5), ("--solver auto needs --budget-evals",)),
+        (("--solver", "auto", "--budget-evals", 8, "--steps", 9), ("--solver auto chooses --steps itself",)),
+        (("--budget-evals", 8), ("--budget-evals is for --solver auto",)),
+        (("--solver", "auto", "--budget-evals", 1), ("at least 2 whole evaluations, got 1",)),
+        (("--solver", "auto", "--budget-evals", "nan"), ("at least 2 whole evaluations, got nan",)),
+        (("--budget", "0.5;0.3"), ("fractions of the MACs", "got '0.5;0.3'")),
+        (("--budget", ""), ("fractions of the MACs", "got ''")),
+        (("--budget", "1.5"), ("more than 0 and at most 1", "got '1.5'")),
+        (("--budget", "0.5,nan"), ("more than 0 and at most 1", "got '0.5,nan'")),
+        (("--budget", "0.5,0.50"), ("names a fraction twice",)),
+        (("--budget", 0.1), ("a budget of ", "cannot be met", "take more steps")),
+        (("--macs", "many"), ("--macs takes a number such as 16.6G", "got 'many'")),
+        (("--macs", 0), ("--macs takes a number",)),
+        (("--macs", "1T"), ("a budget of 1000 GMACs is more than the", "no schedule is needed")),
+        (("--latency-ms", 0), ("--latency-ms must be more than 0",)),
+        (("--latency-ms", 5, "--latency-batch", 0), ("--latency-batch must be at least 1",)),
+        (("--trials", 0), ("trials must be at least 1",)),
         (("--max-minutes", 0), ("time limit must be more than 0",)),
     ],
 )
 def test_options_that_do_not_go_together(invoke, tmp_path, checkpoint, options, words):
     out = tmp_path / "out.safetensors"
-    finished = invoke("learn", "-m", checkpoint, "--steps", 4, *options, "--out", out)
+    steps = () if "auto" in options else ("--steps", 4)
+    finished = invoke("learn", "-m", checkpoint, *steps, *options, "--out", out)
     assert finished.code == 2
     assert len(finished.err.splitlines()) == 1
     assert all(word in finished.err for word in words)
@@ -130,7 +292,7 @@ def test_options_that_do_not_go_together(invoke, tmp_path, checkpoint, options, 
 
 def test_max_minutes_ends_with_what_was_learned(invoke, tmp_path, checkpoint):
     out = tmp_path / "router.safetensors"
-    options = ("-m", checkpoint, "--steps", 4, "--iterations", 2, "--batch-size", 1, "--out", out)
+    options = ("-m", checkpoint, *SMALL, "--iterations", 2, "--out", out)
     finished = invoke("learn", *options, "--max-minutes", 1e-6)
     assert finished.code == 0
     assert "the time was up after 1 of 2 iterations" in finished.err

@@ -20,10 +20,14 @@ from l2c.cli.main import run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
+CLOSED = ("--batch-size", "2", "--pictures", "12", "--reference-steps", "8", "--trials", "3")
 PATTERNS = {
-    "alternate": ("--batch-size", "2"),
-    "interval": ("--batch-size", "2", "--pattern", "interval", "--pictures", "12", "--reference-steps", "8"),
+    "alternate": ("--batch-size", "2", "--pattern", "alternate"),
+    "any": CLOSED,
+    "family": (*CLOSED, "--budget", "0.7,0.5"),
 }
+STAGES = ("", "at 0.7", "at 0.5")
+"""What checkpoints call what is learned one after another."""
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,12 @@ def iteration(path: Path) -> int:
     return torch.load(path, weights_only=True)["state"]["iteration"]
 
 
+def place(path: Path) -> tuple[int, int]:
+    """How far a checkpoint is: in what is learned one after another, and in iterations of it."""
+    state = torch.load(path, weights_only=True)["state"]
+    return STAGES.index(state["stage"]), state["iteration"]
+
+
 def wait_for(path: Path, process, done: int = 0) -> None:
     """Until a checkpoint has been written after so many iterations."""
     while not (path.exists() and iteration(path) >= done):
@@ -92,7 +102,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(start, tm
         process.join()
         if not checkpoint.exists():  # it was done before
             break
-        reached.append(iteration(checkpoint))
+        reached.append(place(checkpoint))
     assert reached == sorted(reached)
     finish(start(out, pattern))
     assert out.read_bytes() == whole.read_bytes()
@@ -122,7 +132,8 @@ import l2c
 from pathlib import Path
 from l2c.cli.main import run
 from l2c.errors import ConfigError
-from l2c.learning.end_to_end import PredictorSettings, fit_predictor
+from l2c.learning.end_to_end import LearnSettings, fit_predictor
+from l2c.learning.paper import RouterSettings, learn_router
 from l2c.learning.processes import Processes
 from l2c.models import load_model
 
@@ -144,12 +155,15 @@ rounds = processes.in_rounds(lambda x, y: x + y[:, None], torch.ones(5, 2), torc
 }))
 model = load_model(checkpoint)
 mask = l2c.methods.interval(model, "ddim", 6)
-settings = PredictorSettings(iterations=4, batch_size=4, num_pictures=10, reference_steps=6)
-schedule = fit_predictor(model, mask, settings=settings)
+settings = LearnSettings(iterations=4, batch_size=4, num_pictures=10, reference_steps=6)
+predictor = fit_predictor(model, mask, settings=settings)
+router = learn_router(model, "ddim", 6, settings=RouterSettings(iterations=12))
 if processes.is_main:
-    schedule.save(folder / "predictor.safetensors")
-options = ["--steps", "6", "--iterations", "12", "--batch-size", "4", "--save-every", "0"]
-sys.exit(run(["learn", "-m", checkpoint, *options, "--out", str(folder / "router.safetensors")]))
+    predictor.save(folder / "predictor.safetensors")
+    router.save(folder / "router.safetensors")
+options = ["--steps", "6", "--iterations", "3", "--batch-size", "4", "--pictures", "10", "--reference-steps", "6"]
+options += ["--trials", "4", "--budget", "0.7,0.5", "--save-every", "0"]
+sys.exit(run(["learn", "-m", checkpoint, *options, "--out", str(folder / "family.safetensors")]))
 """
 
 
@@ -176,12 +190,26 @@ def test_two_processes_learn_what_one_does(tmp_path, checkpoint):
     assert (first.pop("rows"), second.pop("rows")) == ([0, 2], [2, 4])
     assert first == second
     assert first == {"agreed": 7, "refused": "no", "any": True, "rounds": [1, 2, 3, 4, 5]}
-    for name in ("predictor", "router"):
-        alone, together = (l2c.CacheSchedule.load(tmp_path / str(n) / f"{name}.safetensors") for n in scripts)
-        assert alone.provenance == {k: pytest.approx(v, abs=1e-4) for k, v in together.provenance.items()}
-        assert torch.equal(alone.compute, together.compute)
-        values = [s.predictor.coefficients if name == "predictor" else s.scores for s in (alone, together)]
-        torch.testing.assert_close(*values, atol=1e-5, rtol=0.0, equal_nan=True)
+    for name in ("predictor", "router", "family"):
+        paths = [tmp_path / str(count) / f"{name}.safetensors" for count in scripts]
+        if name == "family":
+            pairs = list(zip(*map(l2c.ScheduleFamily.load, paths), strict=True))
+        else:
+            pairs = [tuple(map(l2c.CacheSchedule.load, paths))]
+        assert len(pairs) == (2 if name == "family" else 1)
+        for alone, together in pairs:
+            assert alone.provenance == {k: approximately(v) for k, v in together.provenance.items()}
+            assert torch.equal(alone.compute, together.compute)
+            values = [s.scores if name == "router" else s.predictor.coefficients for s in (alone, together)]
+            torch.testing.assert_close(*values, atol=1e-5, rtol=0.0, equal_nan=True)
     assert output[1].replace("/1/", "/2/") == output[2]  # printed once, by the main process
     left = sorted(path.name for path in (tmp_path / "2").iterdir())
-    assert left == ["0.json", "1.json", "predictor.safetensors", "router.safetensors"]
+    assert left == [
+        "0.json",
+        "1.json",
+        *(f"{name}.safetensors" for name in ("family", "predictor", "router")),
+    ]
+
+
+def approximately(value):
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value

@@ -8,9 +8,10 @@ import pytest
 
 import l2c
 from l2c.cli import learn, options
+from l2c.cli.budgets import DEFAULT
 from l2c.cli.main import run
-from l2c.learning.end_to_end import PredictorSettings
-from l2c.learning.learn import LearnSettings
+from l2c.learning.end_to_end import LearnSettings
+from l2c.learning.paper import RouterSettings
 from l2c.learning.session import Session
 from l2c.sampling import SOLVERS, SPACINGS
 
@@ -77,26 +78,29 @@ def test_names_in_help_are_the_names_there_are():
 
 def test_defaults_of_learn_are_the_librarys():
     command = {name: p.default for name, p in inspect.signature(learn.learn).parameters.items()}
-    router, predictor, session = LearnSettings(), PredictorSettings(), Session()
+    closed, router, session = LearnSettings(), RouterSettings(), Session()
     for name in ("batch_size", "seed", "bf16"):
-        assert command[name] == getattr(router, name) == getattr(predictor, name), name
+        assert command[name] == getattr(router, name) == getattr(closed, name), name
     for name in ("threshold", "reduction"):
         assert command[name] == getattr(router, name), name
     assert command["price"] == router.lambda_
-    assert command["pictures"] == predictor.num_pictures
-    for name in ("reference_steps", "recompute"):
-        assert command[name] == getattr(predictor, name), name
+    assert command["pictures"] == closed.num_pictures
+    for name in ("reference_steps", "trials", "recompute"):
+        assert command[name] == getattr(closed, name), name
     assert command["save_every"] == session.save_every_s
-    library = inspect.signature(l2c.learn).parameters
-    for name in ("solver", "steps", "spacing", "guidance"):
-        assert command[name] == library[name].default, name
+    for library in (l2c.learn, l2c.learn_family, l2c.learn_router):
+        parameters = inspect.signature(library).parameters
+        for name in ("solver", "steps", "spacing", "guidance"):
+            assert command[name] == parameters[name].default, name
 
 
 def test_help_of_learn_tells_the_defaults_that_depend_on_the_pattern(invoke):
     text = " ".join(invoke("learn", "--help").out.replace("│", " ").split())
-    for name in ("iterations", "learning_rate"):
-        router, predictor = getattr(LearnSettings(), name), getattr(PredictorSettings(), name)
-        assert f"{router}, or {predictor} with --pattern interval" in text
+    for name, between in (("iterations", " for each budget"), ("learning_rate", "")):
+        closed, router = getattr(LearnSettings(), name), getattr(RouterSettings(), name)
+        assert f"{closed}{between}, or {router} with --pattern alternate" in text
+    assert f"{DEFAULT} if no budget is given" in text
+    assert inspect.signature(l2c.learn).parameters["budget"].default == DEFAULT
 
 
 def test_interrupt(monkeypatch, capsys, tmp_path):

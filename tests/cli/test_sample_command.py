@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import l2c
-from l2c.learning.learn import LearnSettings, learn
+from l2c.learning.paper import RouterSettings, learn_router
 from l2c.models import load_model, save_model
 from l2c.records import RunRecord
 from l2c.report.pictures import to_pixels
@@ -82,7 +82,8 @@ def test_a_schedule_brings_its_run(invoke, tmp_path, checkpoint, schedule):
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_any_weights_warns(invoke, tmp_path, checkpoint):
     path = tmp_path / "router.safetensors"
-    learn(tiny_dit(seed=1), "ddim", 2, settings=LearnSettings(iterations=1, batch_size=1)).save(path)
+    settings = RouterSettings(iterations=1, batch_size=1)
+    learn_router(tiny_dit(seed=1), "ddim", 2, settings=settings).save(path)
     finished = invoke(
         "sample", "-m", checkpoint, "-s", path, "--any-weights", "--num", 1, "--out", tmp_path / "out"
     )

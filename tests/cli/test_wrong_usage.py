@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import l2c
-from l2c.learning.learn import LearnSettings, learn
+from l2c.learning.paper import RouterSettings, learn_router
 from l2c.testing import tiny_dit, tiny_uvit
 
 
@@ -74,8 +74,8 @@ def test_published_router_of_another_model(invoke, out, checkpoint, shared):
 
 def test_schedule_of_other_weights(invoke, out, tmp_path, checkpoint):
     path = tmp_path / "router.safetensors"
-    settings = LearnSettings(iterations=1, batch_size=1)
-    learn(tiny_dit(seed=1), "ddim", 2, settings=settings, model_name="another").save(path)
+    settings = RouterSettings(iterations=1, batch_size=1)
+    learn_router(tiny_dit(seed=1), "ddim", 2, settings=settings, model_name="another").save(path)
     check(invoke("sample", "-m", checkpoint, "-s", path, "--out", out), 1, "other weights", "--any-weights")
 
 
@@ -186,7 +186,8 @@ def test_router_that_would_execute_code(invoke, out, checkpoint, dangerous):
 
 def test_data_that_are_not_there(invoke, tmp_path, checkpoint):
     target = tmp_path / "router.safetensors"
-    check(invoke("learn", "-m", checkpoint, "--data", tmp_path / "none", "--out", target), 1, "none")
+    command = ("learn", "-m", checkpoint, "--pattern", "alternate", "--data", tmp_path / "none")
+    check(invoke(*command, "--out", target), 1, "none")
     assert not target.exists()
 
 
@@ -195,8 +196,8 @@ def test_data_for_a_model_without_pictures(invoke, tmp_path):
 
     latent = tmp_path / "latent.safetensors"
     save_model(tiny_uvit(in_channels=4), latent)
-    finished = invoke("learn", "-m", latent, "--data", tmp_path, "--out", tmp_path / "router.safetensors")
-    check(finished, 2, "latents")
+    command = ("learn", "-m", latent, "--pattern", "alternate", "--data", tmp_path)
+    check(invoke(*command, "--out", tmp_path / "router.safetensors"), 2, "latents")
 
 
 def test_an_existing_output_folder_survives_a_failure(invoke, tmp_path, checkpoint):

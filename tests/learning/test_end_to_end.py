@@ -5,10 +5,10 @@ import torch
 
 import l2c
 from l2c.errors import ConfigError, ContractError, NumericsError
-from l2c.learning.end_to_end import PredictorSettings, fit_predictor
+from l2c.learning.end_to_end import LearnSettings, fit_predictor
 from l2c.testing import tiny_diffusers_dit, tiny_dit, tiny_uvit
 
-SETTINGS = PredictorSettings(iterations=3, batch_size=2, num_pictures=8, reference_steps=12, seed=1)
+SETTINGS = LearnSettings(iterations=3, batch_size=2, num_pictures=8, reference_steps=12, seed=1)
 RUN = {"solver": "dpmsolver++", "steps": 8}
 
 
@@ -20,7 +20,7 @@ def interval(model, every=2, predictor="taylor-2"):
 def test_learning_lowers_the_error_on_held_out_pictures(dit):
     """On the trained model; a random one has no smooth trajectory to be predicted."""
     schedule = l2c.methods.interval(dit, "dpmsolver++", 6, 2, "taylor")
-    settings = PredictorSettings(iterations=8, batch_size=1, num_pictures=4, depth=2, reference_steps=12)
+    settings = LearnSettings(iterations=8, batch_size=1, num_pictures=4, depth=2, reference_steps=12)
     provenance = fit_predictor(dit, schedule, settings=replace(settings, learning_rate=1e-2)).provenance
     assert provenance["held_out_error"] < 0.9 * provenance["held_out_error_before"]
 
@@ -75,7 +75,7 @@ def test_ctrl_c_keeps_the_coefficients_so_far():
 
     model = tiny_dit()
     provenance = fit_predictor(model, interval(model), settings=SETTINGS, on_progress=stop).provenance
-    assert (provenance["interrupted"], provenance["predictor_steps"]) == (True, 2)
+    assert (provenance["interrupted"], provenance["iterations"]) == (True, 2)
 
 
 def test_what_cannot_be_learned_is_one_sentence():
@@ -85,7 +85,7 @@ def test_what_cannot_be_learned_is_one_sentence():
     with pytest.raises(ContractError, match="the model is a uvit"):
         fit_predictor(tiny_uvit(), interval(model), settings=SETTINGS)
     with pytest.raises(ConfigError, match="at least one batch of 4"):
-        PredictorSettings(num_pictures=4)
+        LearnSettings(num_pictures=4)
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
     with pytest.raises(NumericsError, match="solutions are not finite; check the weights"):
         fit_predictor(model, interval(model), settings=SETTINGS)

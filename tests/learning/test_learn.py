@@ -1,133 +1,404 @@
+"""Learning for budgets: what is met, what survives a failure, and what is refused."""
+
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
 import torch
 
 import l2c
+from l2c.cache.cost import CostTable
 from l2c.errors import ConfigError, NumericsError
-from l2c.learning.learn import LearnSettings, learn
-from l2c.learning.objective import router_loss
-from l2c.learning.router import Router
+from l2c.layers import find_layers
+from l2c.learning.end_to_end import LearnSettings
+from l2c.learning.learn import learn, learn_family, learn_solver
+from l2c.learning.session import Session
 from l2c.testing import tiny_dit, tiny_uvit
 
-SETTINGS = LearnSettings(iterations=3, batch_size=2, seed=5)
+SETTINGS = LearnSettings(
+    iterations=3, batch_size=2, num_pictures=8, reference_steps=3, trials=4, trial_pictures=2, seed=1
+)
+ONCE = replace(SETTINGS, iterations=1, trials=1, batch_size=1, num_pictures=4)
+STEPS = 6
+BUDGETS = (0.7, 0.5)
+
+
+def family_of(session=None, budgets=BUDGETS, settings=SETTINGS, model=None, **options):
+    model = model or tiny_dit()
+    options = {"budgets": budgets, "guidance": 1.0, "settings": settings, "session": session, **options}
+    return learn_family(model, "ddim", STEPS, **options)
+
+
+def solver_of(session=None, settings=SETTINGS, **options):
+    return learn_solver(tiny_dit(), 3, guidance=1.0, settings=settings, session=session, **options)
+
+
+def file_bytes(schedules, tmp_path):
+    schedules.save(tmp_path / "schedules.safetensors")
+    return (tmp_path / "schedules.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What learning without any trouble writes, for a family and for a learned solver."""
+    folder = tmp_path_factory.mktemp("expected")
+    return {"family": file_bytes(family_of(), folder), "solver": file_bytes(solver_of(), folder)}
+
+
+@pytest.fixture
+def session(tmp_path):
+    """A session that saves after every iteration."""
+    return Session(checkpoint=tmp_path / "c" / "checkpoint", save_every_s=0)
+
+
+class Stop(Exception):  # noqa: N818
+    """Ends learning like an error of the program."""
+
+
+def stop_at(stage, iteration, error=Stop):
+    def stop(progress):
+        if (progress.stage, progress.iteration) == (stage, iteration):
+            raise error
+
+    return stop
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver-singlestep"])
+def test_budgets_are_met_within_a_hundredth(solver):
+    """With layers that are small enough: the largest is 0.4 % of the run."""
+    model, budgets = tiny_dit(depth=8, hidden_size=16), (0.7, 0.3)
+    family = learn_family(model, solver, 20, budgets=budgets, guidance=1.0, settings=ONCE)
+    for schedule, budget in zip(family, budgets, strict=True):
+        assert 0.99 * budget < schedule.cost.fraction <= budget
+        assert schedule.provenance["budget_cost"] == pytest.approx(schedule.cost.fraction)
+        assert schedule.provenance["budget"] == budget
+        l2c.sample(model, [1], schedule=schedule)
+
+
+def test_a_family_is_what_its_budgets_give_one_by_one(tmp_path):
+    for schedule, budget in zip(family_of(), BUDGETS, strict=True):
+        alone = learn(tiny_dit(), "ddim", STEPS, budget=budget, guidance=1.0, settings=SETTINGS)
+        assert file_bytes(schedule, tmp_path) == file_bytes(alone, tmp_path)
+
+
+def test_another_seed_gives_another_family(expected, tmp_path):
+    assert file_bytes(family_of(settings=replace(SETTINGS, seed=2)), tmp_path) != expected["family"]
+
+
+def test_pictures_are_computed_once_for_all_budgets():
+    seen = []
+    family_of(on_progress=lambda progress: seen.append((progress.stage, progress.iteration)))
+    assert seen == [
+        ("fine-step solutions", 4),
+        ("fine-step solutions", 8),
+        *(
+            (stage, iteration)
+            for budget in BUDGETS
+            for stage in (f"judging masks {budget}", f"learning at {budget}")
+            for iteration in (1, 2, 3)
+        ),
+    ]
 
 
 def test_learning_leaves_the_model_as_it_was():
     model = tiny_dit()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bare = l2c.sample(model, [1], steps=4)
-    learn(model, "ddim", 4, settings=SETTINGS)
+    family_of(model=model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(l2c.sample(model, [1], steps=4), bare)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
-@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "dpmsolver-singlestep", "euler"])
-def test_a_learned_schedule_fits_its_run(solver, guidance):
-    model = tiny_uvit()
-    schedule = learn(model, solver, 6, guidance=guidance, settings=SETTINGS)
-    l2c.sample(model, [1], solver=solver, steps=6, guidance=guidance, schedule=schedule)
-    decided = schedule.scores.isfinite().all(1).nonzero().flatten().tolist()
-    assert decided == ([2, 4] if solver == "dpmsolver-singlestep" else [1, 3, 5])
-
-
-def test_the_price_of_computing_decides_how_much_is_computed():
-    free = replace(SETTINGS, iterations=12, lambda_=0.0, learning_rate=1.0)
-    dear = replace(free, lambda_=10.0)
-    model = tiny_dit()
-    assert learn(model, "ddim", 4, settings=free).cost.fraction > 0.9
-    expensive = learn(model, "ddim", 4, settings=dear)
-    assert not expensive.compute[1::2].any()
-
-
-def test_layers_whose_reuse_hurts_more_are_kept():
-    """With one branch made ten times as loud as it was, the router keeps that one and drops the others."""
-    model = tiny_dit()
-    model.blocks[1].mlp.fc2.weight.mul_(30)
-    settings = replace(SETTINGS, iterations=20, learning_rate=0.5)
-    scores = learn(model, "ddim", 6, settings=replace(settings, lambda_=2e-3)).scores[1::2]
-    loud = list(learn(model, "ddim", 6, settings=SETTINGS).layers.names).index("blocks.1.mlp")
-    assert scores.mean(0).argmax() == loud
-
-
-def test_learning_is_reproducible():
-    first, second = (learn(tiny_dit(), "ddim", 4, settings=SETTINGS) for _ in range(2))
-    other = learn(tiny_dit(), "ddim", 4, settings=replace(SETTINGS, seed=6))
-    assert torch.equal(first.scores[1::2], second.scores[1::2])
-    assert not torch.equal(first.scores[1::2], other.scores[1::2])
-
-
-def test_ctrl_c_keeps_the_schedule_so_far():
+@pytest.mark.parametrize(
+    ("stage", "iteration"),
+    [
+        ("fine-step solutions", 4),
+        ("judging masks 0.7", 2),
+        ("learning at 0.7", 1),
+        ("learning at 0.7", 3),
+        ("judging masks 0.5", 1),
+        ("learning at 0.5", 2),
+        ("learning at 0.5", 3),
+    ],
+)
+def test_a_family_that_failed_goes_on_and_ends_with_the_same_bytes(
+    stage, iteration, session, tmp_path, expected
+):
+    with pytest.raises(Stop):
+        family_of(session, on_progress=stop_at(stage, iteration))
     seen = []
+    resumed = family_of(session, on_progress=lambda p: seen.append((p.stage, p.iteration)))
+    assert file_bytes(resumed, tmp_path) == expected["family"]
+    assert (stage, iteration) not in seen or stage.startswith("judging")
 
-    def stop(progress):
-        seen.append(progress)
-        if progress.iteration == 2:
-            raise KeyboardInterrupt
 
-    schedule = learn(tiny_dit(), "ddim", 4, settings=replace(SETTINGS, iterations=50), on_progress=stop)
-    assert schedule.provenance["interrupted"] is True
-    assert schedule.provenance["iterations"] == 2
-    assert [p.iteration for p in seen] == [1, 2]
-    assert 0 < seen[-1].fraction <= 1
+def test_a_finished_family_is_given_again_at_once(session, tmp_path, expected):
+    family_of(session)
+    seen = []
+    assert file_bytes(family_of(session, on_progress=seen.append), tmp_path) == expected["family"]
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "iteration"), [("fine-step solutions", 4), ("learning", 1), ("learning", 3)]
+)
+def test_a_solver_that_failed_goes_on_and_ends_with_the_same_bytes(
+    stage, iteration, session, tmp_path, expected
+):
+    with pytest.raises(Stop):
+        solver_of(session, on_progress=stop_at(stage, iteration))
+    assert file_bytes(solver_of(session), tmp_path) == expected["solver"]
+
+
+def test_a_run_that_fails_again_and_again_ends_with_the_same_bytes(session, tmp_path, expected):
+    """At everything that it does for the first time."""
+    seen = set()
+
+    def fail_at_what_is_new(progress):
+        place = (progress.stage, progress.iteration)
+        if place not in seen:
+            seen.add(place)
+            raise Stop
+
+    while True:
+        attempts = len(seen)
+        try:
+            family = family_of(session, on_progress=fail_at_what_is_new)
+            break
+        except Stop:
+            assert len(seen) == attempts + 1
+    assert len(seen) == 2 + 2 * (3 + 3)
+    assert file_bytes(family, tmp_path) == expected["family"]
+
+
+def test_a_search_that_failed_judges_no_mask_twice(session, monkeypatch):
+    from l2c.learning.end_to_end import ClosedLoop
+
+    judged, error = [], ClosedLoop.error
+
+    def counted(loop, student, pictures=None):
+        if pictures is not None:  # others than those held out
+            judged.append(student.compute)
+        return error(loop, student, pictures)
+
+    monkeypatch.setattr(ClosedLoop, "error", counted)
+    with pytest.raises(Stop):
+        family_of(session, budgets=(0.5,), on_progress=stop_at("judging masks", 3))
+    assert len(judged) == 3
+    family_of(session, budgets=(0.5,))
+    assert len(judged) == SETTINGS.trials
+
+
+def late(session):
+    """A session whose time is over from the start, so that what must be done at least is done."""
+    return replace(session, time_limit_s=1e-9)
+
+
+@pytest.fixture
+def solved(session):
+    """A session whose checkpoint has the fine-step solutions."""
+    with pytest.raises(Stop):
+        family_of(session, on_progress=stop_at("fine-step solutions", 8))
+    return session
+
+
+def test_the_time_limit_leaves_something_for_every_budget(solved):
+    seen = []
+    family = family_of(late(solved), on_progress=seen.append)
+    assert [schedule.provenance["iterations"] for schedule in family] == [1, 1]
+    assert [schedule.provenance["interrupted"] for schedule in family] == [False, False]
+    assert [(p.stage, p.iteration) for p in seen if p.stage.startswith("judging")] == [
+        (f"judging masks {budget}", 1) for budget in BUDGETS
+    ]
+
+
+def test_a_run_whose_time_was_up_goes_on_with_every_budget(solved):
+    """As the command line says: `the same command goes on from there`."""
+    done = [
+        [schedule.provenance["iterations"] for schedule in family_of(late(solved))]
+        for _ in range(SETTINGS.iterations)
+    ]
+    assert done == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_time_is_shared_among_the_budgets(solved, monkeypatch):
+    """On a clock where every iteration takes a second, and nothing else any time."""
+    from l2c.learning import end_to_end, trainer
+
+    now = 0.0
+    backward = end_to_end.StudentTask.backward
+
+    def slow(task, iteration):
+        nonlocal now
+        now += 1.0
+        return backward(task, iteration)
+
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
+    monkeypatch.setattr(end_to_end.StudentTask, "backward", slow)
+    settings = replace(ONCE, iterations=50)
+    family = family_of(Session(time_limit_s=9.0), budgets=(0.8, 0.6, 0.4), settings=settings)
+    assert [schedule.provenance["iterations"] for schedule in family] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"), [("learning at 0.7", [True]), ("learning at 0.5", [False, True])]
+)
+def test_ctrl_c_keeps_what_was_finished_and_what_was_being_learned(stage, flags, session, tmp_path, expected):
+    family = family_of(session, on_progress=stop_at(stage, 2, KeyboardInterrupt))
+    assert [schedule.provenance["interrupted"] for schedule in family] == flags
+    assert [schedule.provenance["iterations"] for schedule in family] == [3] * (len(flags) - 1) + [2]
+    assert file_bytes(family_of(session), tmp_path) == expected["family"]
+
+
+def test_ctrl_c_between_two_budgets_keeps_what_was_finished(session, tmp_path, expected):
+    try:
+        family = family_of(session, on_progress=stop_at("judging masks 0.5", 2, KeyboardInterrupt))
+    except KeyboardInterrupt:
+        pytest.fail("what was finished is lost")
+    assert [schedule.provenance["iterations"] for schedule in family] == [3]
+    assert file_bytes(family_of(session), tmp_path) == expected["family"]
+
+
+def test_ctrl_c_before_anything_was_learned_comes_through():
+    with pytest.raises(KeyboardInterrupt):
+        family_of(on_progress=stop_at("judging masks 0.7", 1, KeyboardInterrupt))
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        ((0.5, 0.05), "a budget of .* cannot be met: the first evaluation has to compute every layer"),
+        ((0.5, 1.0), "everything; no schedule is needed"),
+        ((1.5,), "fractions of the MACs, more than 0 and at most 1, got \\[1.5\\]"),
+        ((float("nan"),), "fractions of the MACs"),
+        ((0.0,), "fractions of the MACs"),
+        ((), "at least one budget"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused_before_anything_is_done(budgets, message):
+    seen = []
+    with pytest.raises(ConfigError, match=message):
+        family_of(budgets=budgets, on_progress=seen.append)
+    assert seen == []
+
+
+def test_a_budget_in_macs_is_that_fraction():
+    model = tiny_dit()
+    table = find_layers(model)
+    macs = 0.6 * STEPS * table.full_macs
+    first = learn(model, "ddim", STEPS, budget=0.6, settings=ONCE)
+    second = learn(model, "ddim", STEPS, budget=macs, costs=CostTable.macs(table), settings=ONCE)
+    assert torch.equal(first.predictor.coefficients, second.predictor.coefficients)
+    assert second.provenance["budget_unit"] == "MACs"
+    assert macs - max(layer.macs for layer in table.layers) < second.cost.macs <= macs
+    assert second.provenance["budget_cost"] == second.cost.macs
+
+
+def test_a_budget_in_milliseconds_follows_what_was_measured():
+    """Attention, which has fewer MACs, takes three times as long as an MLP."""
+    costs = CostTable("ms", (3.0, 1.0) * 3, 0.25)
+    schedule = learn(tiny_dit(), "ddim", STEPS, budget=42.0, costs=costs, settings=ONCE)
+    assert 41 < costs.of(schedule.compute) <= 42.0
+    assert schedule.provenance["budget_cost"] == costs.of(schedule.compute)
+    assert (schedule.provenance["budget"], schedule.provenance["budget_unit"]) == (42.0, "ms")
+    with pytest.raises(ConfigError, match="a budget of 5 ms cannot be met"):
+        learn(tiny_dit(), "ddim", STEPS, budget=5.0, costs=costs, settings=ONCE)
+    with pytest.raises(ConfigError, match=r"a budget of 105 ms is more than the 73\.5 ms"):
+        learn(tiny_dit(), "ddim", STEPS, budget=105.0, costs=costs, settings=ONCE)
+
+
+def test_a_run_goes_on_although_every_layer_is_measured_anew(session, tmp_path):
+    """No two measurements agree; what was measured first counts."""
+
+    def go(factor, session=session, **options):
+        costs = CostTable("ms", tuple(factor * cost for cost in (3.0, 1.0) * 3), factor * 0.25)
+        return family_of(session, budgets=(42.0,), costs=costs, **options)
+
+    expected = file_bytes(go(1.0, session=None), tmp_path)
+    with pytest.raises(Stop):
+        go(1.0, on_progress=stop_at("learning", 2))
+    assert file_bytes(go(1.03), tmp_path) == expected
+
+
+def test_other_budgets_are_another_run(session):
+    with pytest.raises(Stop):
+        family_of(session, on_progress=stop_at("learning at 0.7", 1))
+    with pytest.raises(ConfigError, match=r"budgets was \[0.7, 0.5\] and is now \[0.7\]"):
+        family_of(session, budgets=(0.7,))
+
+
+def test_more_trials_find_a_better_mask():
+    """What is kept is the best that was judged, by the pictures that it makes."""
+    found = []
+
+    def note(progress):
+        if progress.stage == "judging masks":
+            found.append(progress.error)
+
+    settings = replace(ONCE, trials=12)
+    learn(tiny_uvit(), "dpmsolver++", STEPS, budget=0.5, settings=settings, on_progress=note)
+    assert len(found) == 11
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < found[0]
+
+
+@pytest.mark.slow
+def test_learning_lowers_the_error(dit):
+    """On the trained model; a random one has no smooth trajectory to be predicted."""
+    settings = replace(ONCE, iterations=6, reference_steps=8, learning_rate=1e-2)
+    schedule = learn(dit, "dpmsolver++", 6, budget=0.6, guidance=1.0, settings=settings)
+    provenance = schedule.provenance
+    assert provenance["held_out_error"] < 0.95 * provenance["held_out_error_before"]
+    assert provenance["held_out_error_of_everything"] < provenance["held_out_error_before"]
 
 
 def test_broken_weights_are_reported():
     model = tiny_dit()
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
-    with pytest.raises(NumericsError, match="loss is nan at iteration 1; check the weights"):
-        learn(model, "ddim", 4, settings=SETTINGS)
-    with pytest.raises(l2c.errors.CacheStateError, match="no cache is enabled"):
-        l2c.disable_cache(model)
+    with pytest.raises(NumericsError, match="solutions are not finite; check the weights"):
+        family_of(model=model)
+
+
+def test_the_structure_of_a_learned_solver_is_the_best_that_was_tried():
+    provenance = solver_of(settings=ONCE).provenance
+    tried = provenance["structures_before_learning"]
+    assert sorted(tried) == [
+        f"{steps} evaluations, {spacing} spacing" for steps in (6, 9) for spacing in ("karras", "logsnr")
+    ]
+    assert tried[provenance["structure"]] == min(tried.values()) == provenance["held_out_error_before"]
+    assert len(set(tried.values())) == 4
+    assert set(provenance["fewer_steps"]) == {
+        "dpmsolver++, logsnr", "dpmsolver++3, logsnr", "unipc, logsnr", "unipc, linspace"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tiny_dit, tiny_uvit])
+@pytest.mark.parametrize(("evaluations", "per_computed"), [(2, 2), (3.5, 2), (8, 3)])
+def test_a_learned_solver_keeps_to_its_evaluations(make, evaluations, per_computed):
+    model = make()
+    schedule = learn_solver(model, evaluations, guidance=1.0, per_computed=per_computed, settings=ONCE)
+    largest = max(layer.macs for layer in schedule.layers.layers)
+    budget = evaluations * schedule.layers.full_macs
+    assert budget - largest < schedule.cost.macs <= budget
+    assert schedule.num_evaluations == int(evaluations * per_computed)
+    assert l2c.sample(model, [1], schedule=schedule).isfinite().all()
+
+
+def test_a_solver_alone_reuses_nothing():
+    model = tiny_dit()
+    schedule = learn_solver(model, 4.9, per_computed=1, settings=SETTINGS)
+    assert schedule.compute.all()
+    assert schedule.predictor.name == "copy"
+    assert schedule.num_evaluations == 4
+    assert schedule.contract.run.weights is not None
+    l2c.sample(model, [1], schedule=schedule)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"iterations": 0}, "iterations must be at least 1"),
-        ({"threshold": 2.0}, "threshold must be from 0 to 1"),
-        ({"learning_rate": 0.0}, "learning rate more than 0"),
-        ({"reduction": "max"}, "unknown reduction 'max'"),
-    ],
+    "options", [{"evaluations": 1.5}, {"evaluations": float("inf")}, {"evaluations": 4, "per_computed": -1}]
 )
-def test_settings_out_of_range_are_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
-        LearnSettings(**change)
-
-
-def test_a_run_without_anything_to_reuse_is_refused():
-    with pytest.raises(ConfigError, match="take more steps"):
-        learn(tiny_dit(), "ddim", 1, settings=SETTINGS)
-
-
-def test_router_loss_is_squared_error_and_price():
-    mixed, full = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
-    scores = torch.tensor([0.5, 1.0])
-    error, price = router_loss(mixed, full, scores, 0.1, "mean")
-    assert (error.item(), price.item()) == (1.0, pytest.approx(0.15))
-    assert router_loss(mixed, full, scores, 0.1, "sum")[0].item() == 48.0
-
-
-def test_router_clamps_its_logits():
-    router = Router((1, 3), 4, initial_logit=9.0)
-    router.clamp_()
-    assert router.scores(1).tolist() == pytest.approx([torch.tensor(5.0).sigmoid().item()] * 4)
-    table = router.score_table(5)
-    assert table.isnan().all(1).tolist() == [True, False, True, False, True]
-
-
-def test_real_images_need_no_null_class_and_promise_no_guidance(tmp_path):
-    from PIL import Image
-
-    from l2c.learning.data import load_images
-
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (8, 8), (200, 30, 90)).save(tmp_path / name / "0.png")
-    model = tiny_uvit(has_null_class=False)
-    always = replace(SETTINGS, label_dropout=1.0)
-    schedule = learn(model, "ddim", 4, guidance=1.0, data=load_images(tmp_path, 8), settings=always)
-    assert schedule.contract.run.guidance is None
-    with pytest.raises(ConfigError, match="without a null class"):
-        learn(model, "ddim", 4, guidance=1.0, data=load_images(tmp_path / "a", 8), settings=always)
+def test_evaluations_that_make_no_sense(options):
+    with pytest.raises(ConfigError):
+        learn_solver(tiny_dit(), settings=ONCE, **options)

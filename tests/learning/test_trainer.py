@@ -14,20 +14,21 @@ import torch
 
 import l2c
 from l2c.errors import CheckpointError, ConfigError, NumericsError
-from l2c.learning.end_to_end import PredictorSettings, fit_predictor
+from l2c.learning.end_to_end import LearnSettings, fit_predictor
 from l2c.learning.interrupts import Interrupts
-from l2c.learning.learn import LearnSettings, learn
+from l2c.learning.paper import RouterSettings
+from l2c.learning.paper import learn_router as learn_published
 from l2c.learning.processes import Processes
 from l2c.learning.session import Session
 from l2c.learning.task import draw
 from l2c.testing import tiny_dit
 
-ROUTER = LearnSettings(iterations=4, batch_size=2, seed=5)
-PREDICTOR = PredictorSettings(iterations=4, batch_size=2, num_pictures=8, reference_steps=6, seed=1)
+ROUTER = RouterSettings(iterations=4, batch_size=2, seed=5)
+PREDICTOR = LearnSettings(iterations=4, batch_size=2, num_pictures=8, reference_steps=6, seed=1)
 
 
 def learn_router(session=None, settings=ROUTER, **options):
-    return learn(tiny_dit(), "ddim", 6, settings=settings, session=session, **options)
+    return learn_published(tiny_dit(), "ddim", 6, settings=settings, session=session, **options)
 
 
 def learn_predictor(session=None, settings=PREDICTOR, **options):
@@ -105,12 +106,12 @@ def test_the_time_limit_ends_with_what_there_is(learner, session):
     schedule = learner(replace(session, time_limit_s=1.0), settings=settings, on_progress=seen.append)
     assert time.monotonic() - began < 5
     assert schedule.provenance["interrupted"] is False
-    done = schedule.provenance.get("iterations", schedule.provenance.get("predictor_steps"))
+    done = schedule.provenance["iterations"]
     assert 0 < done < 10_000
     assert seen[-1].iteration == done
     assert all(0 <= p.left_s <= 1.0 for p in seen if p.stage == "learning")
     again = learner(replace(session, time_limit_s=1e-9), settings=settings)  # one more is always done
-    assert again.provenance.get("iterations", again.provenance.get("predictor_steps")) == done + 1
+    assert again.provenance["iterations"] == done + 1
 
 
 def test_time_that_is_up_before_learning_is_a_sentence(session):
@@ -134,7 +135,7 @@ def test_other_settings_are_refused_until_restarted(session, tmp_path):
     with pytest.raises(ConfigError, match=r'what is learned was "router" and is now "predictor"'):
         learn_predictor(session)
     with pytest.raises(ConfigError, match="weights was"):
-        learn(tiny_dit(seed=1), "ddim", 6, settings=ROUTER, session=session)
+        learn_published(tiny_dit(seed=1), "ddim", 6, settings=ROUTER, session=session)
     restarted = learn_router(replace(session, restart=True), settings=other)
     assert file_bytes(restarted, tmp_path) == file_bytes(learn_router(settings=other), tmp_path)
 
@@ -201,7 +202,7 @@ def test_nan_keeps_what_was_learned_before(session):
             model.blocks[0].attn.proj.weight.fill_(float("nan"))
 
     with pytest.raises(NumericsError, match="the loss is nan at iteration 3; check the weights"):
-        learn(model, "ddim", 6, settings=ROUTER, session=session, on_progress=spoil)
+        learn_published(model, "ddim", 6, settings=ROUTER, session=session, on_progress=spoil)
     assert torch.load(session.checkpoint, weights_only=True)["state"]["iteration"] == 2
 
 
@@ -209,7 +210,7 @@ def test_nothing_learned_leaves_no_checkpoint(session):
     model = tiny_dit()
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
     with pytest.raises(NumericsError):
-        learn(model, "ddim", 6, settings=ROUTER, session=session)
+        learn_published(model, "ddim", 6, settings=ROUTER, session=session)
     assert not session.checkpoint.exists()
 
 

@@ -56,7 +56,7 @@ def variant(key: str, **changes: object) -> dict[str, object]:
 
 @pytest.fixture
 def record():
-    learning = {"seconds": 70.4, "iterations": 9, "batch_size": 2, "lambda": 1e-5, "threshold": 0.5}
+    learning = {"seconds": 70.4, "iterations": 9, "budget": 0.5, "settings": {"batch_size": 2}}
     return RunRecord(
         command="demo",
         config={

@@ -32,7 +32,9 @@ class ScheduleFamily:
         for schedule in schedules:
             schedule.check_layers(schedules[0].layers)
             if schedule.contract != schedules[0].contract:
-                raise ScheduleError("the schedules of a family are for one model and one run; save these apart")
+                raise ScheduleError(
+                    "the schedules of a family are for one model and one run; save these apart"
+                )
 
     def __len__(self) -> int:
         return len(self._schedules)
@@ -50,7 +52,9 @@ class ScheduleFamily:
             ConfigError: If the budget is no fraction, or less than what the cheapest schedule costs.
         """
         if not 0 < budget <= 1:
-            raise ConfigError(f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}")
+            raise ConfigError(
+                f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}"
+            )
         for schedule in self._schedules:
             if schedule.cost.fraction <= budget * (1 + BUDGET_TOLERANCE):
                 return schedule
@@ -75,7 +79,7 @@ class ScheduleFamily:
 
     @classmethod
     def load(cls, path: str | Path) -> ScheduleFamily:
-        """Reads a family; nothing in the file is ever executed.
+        """Reads a family, or one that comes with l2c by its name; nothing in the file is ever executed.
 
         Raises:
             ScheduleError: If the file is missing, truncated, of another kind, or malformed.

@@ -96,7 +96,7 @@ class Predictor:
         return lagrange_weights(now, times)
 
 
-def lagrange_weights(target: float, nodes: Sequence[_Scalar]) -> list[_Scalar]:
+def lagrange_weights(target: float | Tensor, nodes: Sequence[_Scalar]) -> list[_Scalar]:
     """Weights that continue the polynomial through values at `nodes` to `target`.
 
     >>> lagrange_weights(2.0, [1.0, 0.0])

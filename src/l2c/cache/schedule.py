@@ -242,7 +242,7 @@ class CacheSchedule:
 
     @classmethod
     def load(cls, path: str | Path) -> CacheSchedule:
-        """Reads a schedule file; nothing in it is ever executed.
+        """Reads a schedule file, or one that comes with l2c by its name; nothing in it is ever executed.
 
         Raises:
             ScheduleError: If the file is missing, truncated, of another kind, or malformed.

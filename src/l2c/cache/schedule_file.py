@@ -1,9 +1,10 @@
-"""Files of schedules and of families of them: safetensors, with everything that is not a tensor as JSON in the header."""
+"""Files of schedules and families: safetensors, with everything that is not a tensor as JSON in the header."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ KINDS = {
 }
 
 
-def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> None:
     """Writes one file; an interrupted write leaves the old file.
 
     Raises:
@@ -56,9 +59,7 @@ def read_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, T
             return tensors, header
     except (KeyError, TypeError, ValueError) as error:
         raise malformed(path, error) from error
-    raise ScheduleError(
-        f"{path} has schedule format {written}, this l2c reads up to {version}; update l2c"
-    )
+    raise ScheduleError(f"{path} has schedule format {written}, this l2c reads up to {version}; update l2c")
 
 
 def kind_of(path: str | Path) -> str:
@@ -70,16 +71,29 @@ def kind_of(path: str | Path) -> str:
     return next((kind for kind in KINDS if kind in _read(path)[0]), "")
 
 
+def shipped() -> dict[str, Path]:
+    """Files of the schedules and families that come with l2c, for the embedded models, by name."""
+    models = {"dit-mini-cifar10", "uvit-mini-cifar10"}
+    folder = Path(str(resources.files("l2c") / "assets"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if path.stem not in models}
+
+
 def malformed(path: str | Path, error: Exception) -> ScheduleError:
     """The error to raise for a file whose content makes no sense."""
     return ScheduleError(f"{path} is malformed ({error!r}); write it anew with l2c learn")
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file."""
+    """Metadata and tensors of a safetensors file, or of a shipped one by its name."""
     path = Path(path)
     if not path.is_file():
-        raise ScheduleError(f"there is no schedule file {path}; l2c learn --out makes one")
+        found = shipped().get(str(path))
+        if found is None:
+            raise ScheduleError(
+                f"there is no schedule file {path}; l2c learn --out makes one, and these come with l2c: "
+                f"{', '.join(shipped())}"
+            )
+        path = found
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -39,6 +39,15 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a family, the best schedule that costs at most this share of the MACs. Without it, all are "
+            "listed.",
+            show_default=False,
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -72,14 +81,23 @@ def inspect(
     - `l2c inspect DDIM50_router.pt --plot heatmap.png`
     - `l2c inspect router.safetensors --threshold 0.3 --save leaner.safetensors`
     """
-    from l2c.cli.schedules import print_schedule, read_schedule
+    from l2c.cli.schedules import is_family, print_family, print_schedule, read_schedule
     from l2c.files import atomic_write, check_output_file
 
     for path, suffix, option in ((plot, ".png", "--plot"), (save, ".safetensors", "--save")):
         if path is not None:
             check_suffix(path, suffix, option)
             check_output_file(path)
-    schedule = read_schedule(file, threshold, model)
+    if all(option is None for option in (budget, threshold, plot, save)) and is_family(file):
+        from l2c.cache.family import ScheduleFamily
+
+        family = ScheduleFamily.load(file)
+        if as_json:
+            print_json({"file": str(file), "schedules": [schedule.summary() for schedule in family]})
+        else:
+            print_family(family, str(file))
+        return
+    schedule = read_schedule(file, threshold, model, budget)
     summary = schedule.summary()
     if plot is not None:
         from l2c.report.figures import heat_map

@@ -23,43 +23,97 @@ from l2c.cli.options import (
 from l2c.errors import ConfigError
 
 LEARNING = "Learning"
+BUDGET = "Budget, one of them"
+CLOSED = "Only with --pattern any"
 ALTERNATE = "Only with --pattern alternate"
-INTERVAL = "Only with --pattern interval"
 SESSION = "Long runs"
 
-PATTERNS = ("alternate", "interval")
+AUTO = "auto"
+PATTERNS = ("any", "alternate")
+_BUDGETS = ("budget", "macs", "latency_ms", "budget_evals")
 _ONLY = {
+    "any": (*_BUDGETS, "latency_batch", "pictures", "reference_steps", "trials", "recompute"),
     "alternate": ("data", "price", "threshold", "reduction"),
-    "interval": ("every", "pictures", "reference_steps", "recompute"),
 }
 
 
 def learn(
     context: typer.Context,
     model: Model = "dit-mini-cifar10",
-    solver: Annotated[str, typer.Option(metavar="NAME", help=SOLVER_HELP, rich_help_panel=RUN)] = "ddim",
+    solver: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"{SOLVER_HELP} auto learns one, with the noise levels of its evaluations, for --budget-evals.",
+            rich_help_panel=RUN,
+        ),
+    ] = "ddim",
     steps: Annotated[int, typer.Option(metavar="N", help=STEPS_HELP, rich_help_panel=RUN)] = 50,
     spacing: Annotated[
         str, typer.Option(metavar="NAME", help=SPACING_HELP, rich_help_panel=RUN)
     ] = "linspace",
     guidance: Annotated[float, typer.Option(metavar="SCALE", help=GUIDANCE_HELP, rich_help_panel=RUN)] = 1.5,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="What a run may cost, as a fraction of the multiply-accumulates (MACs) of computing everything: 0.5 "
+            "if no budget is given. Several, such as 0.7,0.5,0.3, or curve for nine from 0.9 to 0.25, are learned in "
+            "one run into one file, a family, from which l2c sample takes any.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="What a run may cost per picture without guidance, in MACs: 16.6G, 2.3T.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="What a run may take in milliseconds on this machine, network alone. Every layer is timed first.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    latency_batch: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Pictures at a time that --latency-ms is for.", rich_help_panel=BUDGET
+        ),
+    ] = 1,
+    budget_evals: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="With --solver auto: what a run may cost, in whole evaluations of the model.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
     pattern: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="Where layers may be reused. alternate: at every second evaluation, and it is learned which "
-            "ones, as in the paper; they repeat their last output. interval: everything is computed at every "
-            "n-th evaluation and nothing in between, and it is learned how the outputs in between follow from "
-            "the last three.",
+            help="Where layers may be reused. any: at any evaluation but the first, several times in a row too, "
+            "wherever that harms the finished pictures least; and it is learned how their outputs follow from the "
+            "last ones. alternate: at every second evaluation, as in the paper; they repeat their last output.",
             rich_help_panel=LEARNING,
         ),
-    ] = "alternate",
+    ] = "any",
     iterations: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Optimizer steps: 60, or 150 with --pattern interval, if not given. One goes through a whole "
-            "sampling run, or, with --data, through one evaluation drawn at random, so take some thousands then.",
+            help="Optimizer steps: 30 for each budget, or 60 with --pattern alternate, if not given. One goes through "
+            "a whole sampling run, or, with --data, through one evaluation drawn at random, so take some thousands "
+            "then.",
             rich_help_panel=LEARNING,
             show_default=False,
         ),
@@ -78,7 +132,7 @@ def learn(
             "--learning-rate",
             "--lr",
             metavar="RATE",
-            help="Of the optimizer: 0.2, or 0.004 with --pattern interval, if not given. The paper takes 0.001 "
+            help="Of the optimizer: 0.004, or 0.2 with --pattern alternate, if not given. The paper takes 0.001 "
             "over many thousand steps.",
             rich_help_panel=LEARNING,
             show_default=False,
@@ -134,36 +188,32 @@ def learn(
             rich_help_panel=ALTERNATE,
         ),
     ] = "mean",
-    every: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Compute at every n-th evaluation, which is 1/n of the work.",
-            rich_help_panel=INTERVAL,
-        ),
-    ] = 2,
     pictures: Annotated[
         int,
         typer.Option(
             metavar="N",
             help="How many different pictures to learn on. Each is first sampled in fine steps, as what to come "
             "close to; a quarter of them is not learned on and tells how good the result is.",
-            rich_help_panel=INTERVAL,
+            rich_help_panel=CLOSED,
         ),
     ] = 32,
     reference_steps: Annotated[
         int,
+        typer.Option(metavar="N", help="Evaluations of that sampling in fine steps.", rich_help_panel=CLOSED),
+    ] = 40,
+    trials: Annotated[
+        int,
         typer.Option(
-            metavar="N", help="Evaluations of that sampling in fine steps.", rich_help_panel=INTERVAL
+            metavar="N", help="Masks that are judged for each budget, at most.", rich_help_panel=CLOSED
         ),
-    ] = 60,
+    ] = 32,
     recompute: Annotated[
         bool,
         typer.Option(
             "--recompute",
             help="Need far less memory for a third more time: compute layers again for the gradient instead of "
             "keeping what they worked out.",
-            rich_help_panel=INTERVAL,
+            rich_help_panel=CLOSED,
         ),
     ] = False,
     max_minutes: Annotated[
@@ -218,14 +268,14 @@ def learn(
     ] = Path("router.safetensors"),
     as_json: JsonOutput = False,
 ) -> None:
-    """Learn which layers to compute at which evaluation, for one model and one sampling run.
+    """Learn which layers to compute at which evaluation, for one model, one sampling run and a budget.
 
-    At every second evaluation each attention and MLP layer may reuse the output that it had at the evaluation
-    before. A score per layer and evaluation is learned by gradient descent, with the model itself frozen: how
-    much the reuse would change the prediction, against a price for computing (Learning-to-Cache, arXiv
-    2406.01733). With `--pattern interval` it is fixed when to compute, and learned how to stand in for what is
-    not computed, by what that does to the finished picture. The result holds for this model, solver, number of
-    steps and spacing, and `l2c sample --schedule` uses it.
+    Needs no data and leaves the model as it is. Where to compute is searched by the pictures that come out, within
+    the budget; how the reused attention and MLP layers follow from their last outputs is learned by gradient descent
+    through whole sampling runs, on the distance of the finished pictures to fine-step solutions. `--solver auto`
+    learns the solver with them. `--pattern alternate` is Learning-to-Cache (arXiv 2406.01733) as published: a score
+    per layer at every second evaluation, against a price for computing. The result is one file, which holds for this
+    model, solver, number of steps and spacing, and which `l2c sample --schedule` uses.
 
     Ctrl-C ends learning early and keeps what has been learned so far. A run that ended early or was killed goes
     on where it was when the same command is given again. `accelerate launch -m l2c learn ...` shares the work
@@ -233,44 +283,47 @@ def learn(
 
     For example:
 
-    - `l2c learn --steps 20 --out router.safetensors`
-    - `l2c learn --solver dpmsolver++ --steps 20 --spacing logsnr --pattern interval --every 2`
-    - `l2c learn --model DiT-XL-2-256x256.pt --steps 50 --lambda 1e-6 --bf16 --max-minutes 30`
-    - `l2c learn --data cifar10.parquet --iterations 5000 --lr 0.01 --batch-size 16`
+    - `l2c learn --steps 20 --budget 0.5 --out half.safetensors`
+    - `l2c learn --solver dpmsolver++ --steps 20 --budget curve --out family.safetensors`
+    - `l2c learn --solver auto --budget-evals 8 --bf16 --out eight.safetensors`
+    - `l2c learn --pattern alternate --data cifar10.parquet --iterations 5000 --lr 0.01 --batch-size 16`
     """
     check_suffix(out, ".safetensors", "--out")
     if pattern not in PATTERNS:
         raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(PATTERNS)}")
-    _check_pattern(context, pattern)
+    _check_options(context, pattern, solver)
 
+    from l2c.cli.budgets import Budget
     from l2c.cli.learn_run import LearnRequest, run_learn
-    from l2c.learning.end_to_end import PredictorSettings
-    from l2c.learning.learn import LearnSettings
+    from l2c.learning.end_to_end import LearnSettings
+    from l2c.learning.paper import RouterSettings
     from l2c.learning.session import Session
 
-    settings: LearnSettings | PredictorSettings
-    if pattern == "interval":
-        settings = PredictorSettings(
-            iterations=PredictorSettings.iterations if iterations is None else iterations,
+    settings: LearnSettings | RouterSettings
+    if pattern == "any":
+        settings = LearnSettings(
+            iterations=LearnSettings.iterations if iterations is None else iterations,
             batch_size=batch_size,
             bf16=bf16,
             seed=seed,
             num_pictures=pictures,
-            learning_rate=PredictorSettings.learning_rate if learning_rate is None else learning_rate,
+            learning_rate=LearnSettings.learning_rate if learning_rate is None else learning_rate,
             reference_steps=reference_steps,
+            trials=trials,
             recompute=recompute,
         )
     else:
-        settings = LearnSettings(
-            iterations=LearnSettings.iterations if iterations is None else iterations,
+        settings = RouterSettings(
+            iterations=RouterSettings.iterations if iterations is None else iterations,
             batch_size=batch_size,
             bf16=bf16,
             seed=seed,
             lambda_=price,
             reduction=reduction,
             threshold=threshold,
-            learning_rate=LearnSettings.learning_rate if learning_rate is None else learning_rate,
+            learning_rate=RouterSettings.learning_rate if learning_rate is None else learning_rate,
         )
+    allowed = Budget.parse(budget, macs, latency_ms, latency_batch, budget_evals, auto=solver == AUTO)
     session = Session(
         checkpoint=out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint,
         save_every_s=save_every,
@@ -278,21 +331,28 @@ def learn(
         time_limit_s=None if max_minutes is None else 60 * max_minutes,
         log_dir=log_dir,
     )
-    request = LearnRequest(model, solver, steps, spacing, guidance, every, data, device, dtype)
+    request = LearnRequest(model, solver, steps, spacing, guidance, allowed, data, device, dtype)
     run_learn(request, settings, session, out, as_json)
 
 
-def _check_pattern(context: typer.Context, pattern: str) -> None:
-    """Refuses options that belong to another pattern.
+def _check_options(context: typer.Context, pattern: str, solver: str) -> None:
+    """Refuses options that belong to another pattern, or that a solver which is learned decides itself.
 
     Raises:
         ConfigError: If one was given.
     """
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
     for other, names in _ONLY.items():
-        for name in names:
-            source = context.get_parameter_source(name)
-            if other != pattern and source is not None and source.name == "COMMANDLINE":
+        for name in filter(given, names):
+            if other != pattern:
                 raise ConfigError(
                     f"{options[name]} belongs to --pattern {other}, not {pattern}; leave one of the two out"
                 )
+    for name in filter(given, ("steps", "spacing")):
+        if solver == AUTO:
+            raise ConfigError(f"--solver auto chooses {options[name]} itself; leave it out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,20 +12,22 @@ from typing import Any
 from rich.progress import Progress as Bar
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.family import ScheduleFamily
+from l2c.cli.budgets import Budget
 from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import resolve_device, resolve_dtype
-from l2c.cli.schedules import print_schedule
+from l2c.cli.schedules import print_family, print_schedule
 from l2c.errors import ConfigError, OutputError
 from l2c.files import check_output_file, remove_partial
 from l2c.learning.data import ImageData, load_images
-from l2c.learning.end_to_end import PredictorSettings, fit_predictor
-from l2c.learning.learn import LearnSettings
-from l2c.learning.learn import learn as learn_router
+from l2c.learning.end_to_end import LearnSettings
+from l2c.learning.learn import SEARCHING, learn_family, learn_solver
+from l2c.learning.paper import RouterSettings, learn_router
 from l2c.learning.session import LEARNING, OnProgress, Progress, Session
-from l2c.methods.interval import interval
 from l2c.models import load_model
 from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.guidance import Guidance
+from l2c.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class LearnRequest:
     steps: int
     spacing: str
     guidance: float
-    every: int
+    budget: Budget
     data: Path | None
     device: str
     dtype: str
@@ -44,7 +47,7 @@ class LearnRequest:
 
 def run_learn(
     request: LearnRequest,
-    settings: LearnSettings | PredictorSettings,
+    settings: LearnSettings | RouterSettings,
     session: Session,
     out: Path,
     as_json: bool,
@@ -63,55 +66,67 @@ def run_learn(
     )
     began = perf_counter()
     with progress_bar("figure", "computed") as bar:
-        name = "loss" if isinstance(settings, LearnSettings) else "error"
-        schedule = _learn(model, request, settings, session, _shower(bar, name))
+        name = "loss" if isinstance(settings, RouterSettings) else "error"
+        family = _learn(model, request, settings, session, _shower(bar, name))
     took_s = perf_counter() - began
-    done, total = _iterations(schedule), settings.iterations
-    if not done:
+    asked = len(request.budget.amounts) if isinstance(settings, LearnSettings) else 1
+    done = [int(schedule.provenance["iterations"]) for schedule in family]
+    finished = len(family) == asked and min(done) == settings.iterations
+    if not any(done):
         raise Interrupted("interrupted before anything was learned")
     if is_main():
-        _write(schedule, out, session.checkpoint, finished=done == total)
-        _print(schedule, out, took_s, as_json)
+        _write(family, out, session.checkpoint, finished=finished)
+        _print(family, out, took_s, as_json)
     _part()
-    ending = f"after {done} of {total} iterations; {out} has what was learned, and the same command goes on from there"
-    if schedule.provenance["interrupted"]:
+    progress = f"{done[-1]} of {settings.iterations} iterations"
+    if asked > 1:
+        progress = f"{sum(d == settings.iterations for d in done)} of {asked} budgets"
+    ending = f"after {progress}; {out} has what was learned, and the same command goes on from there"
+    if any(schedule.provenance["interrupted"] for schedule in family) or len(family) < asked:
         raise Interrupted(f"interrupted {ending}")
-    if done < total and is_main():
+    if not finished and is_main():
         note(f"the time was up {ending}")
 
 
 def _learn(
     model: nn.Module,
     request: LearnRequest,
-    settings: LearnSettings | PredictorSettings,
+    settings: LearnSettings | RouterSettings,
     session: Session,
     on_progress: OnProgress,
-) -> CacheSchedule:
+) -> ScheduleFamily:
+    """The schedules that were asked for, mostly one."""
     model_name = Path(request.model).name if Path(request.model).exists() else request.model
-    if isinstance(settings, PredictorSettings):
-        if request.every < 2:
-            raise ConfigError(f"--every must be at least 2 for anything to be reused, got {request.every}")
-        mask = interval(model, request.solver, request.steps, request.every, spacing=request.spacing)
-        return fit_predictor(
+    how: dict[str, Any] = {"session": session, "model_name": model_name, "on_progress": on_progress}
+    if isinstance(settings, RouterSettings):
+        schedule = learn_router(
             model,
-            mask,
+            request.solver,
+            request.steps,
+            spacing=request.spacing,
             guidance=request.guidance,
+            data=None if request.data is None else _load_images(request.data, Denoiser.of(model)),
             settings=settings,
-            session=session,
-            model_name=model_name,
-            on_progress=on_progress,
+            **how,
         )
-    return learn_router(
+        return ScheduleFamily([schedule])
+    budget = request.budget
+    if budget.unit == "evaluations":
+        learned = learn_solver(model, budget.amounts[0], guidance=request.guidance, settings=settings, **how)
+        return ScheduleFamily([learned])
+    sampler = Sampler(
+        Denoiser.of(model), request.solver, request.steps, request.spacing, Guidance(request.guidance)
+    )
+    return learn_family(
         model,
         request.solver,
         request.steps,
+        budgets=budget.amounts,
         spacing=request.spacing,
         guidance=request.guidance,
-        data=None if request.data is None else _load_images(request.data, Denoiser.of(model)),
+        costs=budget.costs(sampler),
         settings=settings,
-        session=session,
-        model_name=model_name,
-        on_progress=on_progress,
+        **how,
     )
 
 
@@ -122,12 +137,6 @@ def _load_images(path: Path, denoiser: Denoiser) -> ImageData:
     return load_images(path, height, channels, num_classes=denoiser.num_classes)
 
 
-def _iterations(schedule: CacheSchedule) -> int:
-    """Iterations that are in a learned schedule."""
-    provenance = schedule.provenance
-    return int(provenance.get("predictor_steps", provenance.get("iterations")))
-
-
 def _shower(bar: Bar, name: str) -> OnProgress:
     """Shows progress on the bar, or where there is none, such as in log files, in a line now and then."""
     task = bar.add_task("preparing", total=None, figure="", computed="")
@@ -136,7 +145,7 @@ def _shower(bar: Bar, name: str) -> OnProgress:
     def show(progress: Progress) -> None:
         nonlocal stage
         done, total = progress.iteration, progress.iterations
-        learning = progress.stage == LEARNING
+        learning = progress.stage.startswith((LEARNING, SEARCHING))
         figure = f"{name} {progress.loss if name == 'loss' else progress.error:.3g}" if learning else ""
         fields: dict[str, Any] = {"figure": figure, "computed": f"{progress.fraction:.0%} of MACs"}
         if progress.stage != stage:  # a run that goes on does not begin at 0, which is not speed
@@ -150,11 +159,14 @@ def _shower(bar: Bar, name: str) -> OnProgress:
     return show
 
 
-def _write(schedule: CacheSchedule, out: Path, checkpoint: Path, *, finished: bool) -> None:
-    """Writes the schedule, and only then removes the checkpoint."""
+def _write(family: ScheduleFamily, out: Path, checkpoint: Path, *, finished: bool) -> None:
+    """Writes the schedules, and only then removes the checkpoint."""
     try:
         remove_partial(out)
-        schedule.save(out)
+        if len(family) == 1:
+            next(iter(family)).save(out)
+        else:
+            family.save(out)
     except OutputError as error:
         if not checkpoint.exists():
             raise
@@ -165,18 +177,34 @@ def _write(schedule: CacheSchedule, out: Path, checkpoint: Path, *, finished: bo
         checkpoint.unlink(missing_ok=True)
 
 
-def _print(schedule: CacheSchedule, out: Path, took_s: float, as_json: bool) -> None:
-    summary, provenance = schedule.summary(), schedule.provenance
+def _print(family: ScheduleFamily, out: Path, took_s: float, as_json: bool) -> None:
+    summaries = [schedule.summary() for schedule in family]
     if as_json:
-        print_json({"file": str(out), "seconds": round(took_s, 1), **summary})
+        found = {"file": str(out), "seconds": round(took_s, 1)}
+        print_json({**found, **summaries[0]} if len(family) == 1 else {**found, "schedules": summaries})
         return
-    print_schedule(summary, str(out), rows=False)
-    if "held_out_error" in provenance:
-        results().print(
-            f"\nError of pictures that were not learned on: {provenance['held_out_error']:.4f}; before learning, "
-            f"with the polynomial through the last outputs, {provenance['held_out_error_before']:.4f}"
-        )
+    if len(family) > 1:
+        print_family(family, str(out))
+    else:
+        print_schedule(summaries[0], str(out), rows=False)
+        _print_errors(next(iter(family)).provenance)
     note(f"learned in {seconds(took_s)}")
+
+
+def _print_errors(provenance: Mapping[str, Any]) -> None:
+    """How close the pictures come, where learning measured that."""
+    if "held_out_error" not in provenance:
+        return
+    console = results()
+    line = f"\nError of pictures that were not learned on: {provenance['held_out_error']:.4f}"
+    if "held_out_error_of_everything" in provenance:
+        line += f"; with everything computed {provenance['held_out_error_of_everything']:.4f}"
+    line += f"; before learning, with the same mask, {provenance['held_out_error_before']:.4f}"
+    console.print(line)
+    if "fewer_steps" in provenance:
+        plain = sorted(provenance["fewer_steps"].items(), key=lambda item: item[1])
+        listed = ", ".join(f"{name} {error:.4f}" for name, error in plain)
+        console.print(f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}")
 
 
 def _resolve_device(name: str) -> str:

@@ -38,6 +38,15 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a family of schedules, take the best one that costs at most this share of the MACs.",
+            rich_help_panel=SCHEDULE,
+            show_default=False,
+        ),
+    ] = None,
     any_weights: Annotated[
         bool,
         typer.Option(
@@ -187,6 +196,7 @@ def sample(
     request = SampleRequest(
         model=model,
         schedule=schedule,
+        budget=budget,
         any_weights=any_weights,
         labels=labels,
         num=num,

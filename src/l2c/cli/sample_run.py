@@ -40,6 +40,7 @@ class SampleRequest:
 
     model: str
     schedule: Path | None
+    budget: float | None
     any_weights: bool
     labels: str | None
     num: int | None
@@ -63,12 +64,16 @@ def run_sample(request: SampleRequest, out: Path) -> RunRecord:
     Raises:
         L2CError: Whatever is wrong; a new folder that is still empty is then removed again.
     """
+    if request.budget is not None and request.schedule is None:
+        raise ConfigError("--budget chooses from a family of schedules; name its file with --schedule")
     labels = None if request.labels is None else parse_numbers(request.labels, "--labels")
     seeds = _plan_seeds(request, labels)
     dtype = resolve_dtype(request.dtype)
     with output_folder(out) as folder:
         device = resolve_device(request.device)
-        schedule = None if request.schedule is None else read_schedule(request.schedule)
+        schedule = (
+            None if request.schedule is None else read_schedule(request.schedule, budget=request.budget)
+        )
         decoder = None if request.vae is None else LatentDecoder(request.vae, device)
         began = perf_counter()
         model = load_model(request.model, dtype=dtype, device=device)
@@ -222,6 +227,7 @@ def _config(request: SampleRequest, sampler: Sampler, labels: list[int]) -> dict
     return {
         "model": request.model,
         "schedule": None if request.schedule is None else str(request.schedule),
+        "budget": request.budget,
         "any_weights": request.any_weights,
         "labels": labels,
         "solver": run.solver,

@@ -14,6 +14,7 @@ from l2c.cli.console import bar, macs, results
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
+    from l2c.cache.family import ScheduleFamily
     from l2c.cache.schedule import CacheSchedule
 
 _BAR_WIDTH = 20
@@ -24,24 +25,47 @@ _STAND_INS = {
 }
 
 
-def read_schedule(path: Path, threshold: float | None = None, model: str | None = None) -> CacheSchedule:
-    """Reads a schedule, or a router file published by the authors of Learning-to-Cache.
+def is_family(path: Path) -> bool:
+    """Whether a file has several schedules.
+
+    Raises:
+        ScheduleError: If it cannot be read.
+    """
+    from l2c.cache.family import FORMAT
+    from l2c.cache.schedule_file import kind_of
+    from l2c.methods.published import ROUTER_SUFFIXES
+
+    return path.suffix not in ROUTER_SUFFIXES and kind_of(path) == FORMAT
+
+
+def read_schedule(
+    path: Path, threshold: float | None = None, model: str | None = None, budget: float | None = None
+) -> CacheSchedule:
+    """Reads a schedule, one of a family, or a router file published by the authors of Learning-to-Cache.
 
     Args:
         path: `.safetensors` written by l2c, or a router in `.pt` or `.pth`.
         threshold: Decide anew from the scores in the file, instead of as it was saved or published.
         model: Name of the model that a router file is for, where the file does not say.
+        budget: Share of the MACs, for which the best of a family is taken.
 
     Raises:
         ScheduleError: If the file cannot be read.
-        ConfigError: If the threshold is out of range or there are no scores that it could decide on.
+        ConfigError: If the threshold is out of range or there are no scores that it could decide on, if the family
+            has no schedule within the budget, or if the budget is missing or there is no family.
     """
+    from l2c.cache.family import ScheduleFamily
     from l2c.cache.schedule import CacheSchedule
     from l2c.methods.published import ROUTER_SUFFIXES, import_router
 
     if path.suffix in ROUTER_SUFFIXES:
         return import_router(path, threshold=threshold, model=model)
-    schedule = CacheSchedule.load(path)
+    if budget is None:
+        schedule = CacheSchedule.load(path)
+    elif is_family(path):
+        schedule = ScheduleFamily.load(path).at(budget)
+    else:
+        raise ConfigError(f"{path} is not a family of schedules, so --budget has nothing to choose from")
     if threshold is None:
         return schedule
     if schedule.scores is None:
@@ -56,6 +80,34 @@ def read_schedule(path: Path, threshold: float | None = None, model: str | None 
         schedule,
         compute=schedule.scores.isnan() | (schedule.scores > threshold),
         provenance={**schedule.provenance, "threshold": threshold},
+    )
+
+
+def print_family(family: ScheduleFamily, title: str) -> None:
+    """Prints the run that a family is for, and a line per schedule."""
+    console = results()
+    schedules = list(family)
+    first = schedules[0].summary()
+    console.print(
+        Text(
+            f"{title}: {len(schedules)} schedules for {first['model'] or first['family']}, {first['solver']}, "
+            f"{first['steps']} steps, {first['spacing']} spacing\n"
+        )
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("MACs per picture", "left", "stand-in", "error", "before learning", "everything computed"):
+        table.add_column(name, justify="left" if name == "stand-in" else "right")
+    for schedule in schedules:
+        provenance = schedule.provenance
+        errors = [
+            f"{provenance[key]:.4f}" if key in provenance else ""
+            for key in ("held_out_error", "held_out_error_before", "held_out_error_of_everything")
+        ]
+        cost = schedule.cost
+        table.add_row(macs(cost.macs), f"{cost.fraction:.1%}", schedule.predictor.name, *errors)
+    console.print(table)
+    console.print(
+        "Take one with --budget, such as --budget 0.5; errors are of pictures that were not learned on."
     )
 
 

@@ -1,31 +1,28 @@
-"""Learning how reused layers are stood in for, by what it does to the final picture: `fit_predictor`.
+"""Learning stand-ins, and a solver with them, by what they do to the final picture.
 
-The coefficients of a linear predictor are learned by gradient descent through the whole sampled run of the frozen
-model, with its own stand-ins, its own stored features and guidance, on the squared distance of the final picture
-to a fine-step solution from the same noise. Fitting them to the features instead, layer by layer, leaves small
-biases that pile up over layers and evaluations.
+Gradients go back through the whole sampled run of the frozen model, with its own stand-ins, its own stored features
+and guidance, from the squared distance of the final picture to a fine-step solution from the same noise. Fitting
+coefficients to the features instead, layer by layer, leaves small biases that pile up over layers and evaluations.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from l2c.cache.clock import Clock
-from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
-from l2c.cache.runtime import Compute, HardGates, attach
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule, Contract, Run
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.checkpoint import digest
+from l2c.learning.pictures import Pictures, mean_squares, solve
 from l2c.learning.session import OnProgress, Session
+from l2c.learning.student import Student
 from l2c.learning.task import TaskSettings, draw
-from l2c.learning.trainer import Trainer
-from l2c.learning.trajectories import random_labels
+from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
@@ -35,29 +32,34 @@ WARM_UP = 5
 
 
 @dataclass(frozen=True)
-class PredictorSettings(TaskSettings):
-    """How a predictor is learned.
+class LearnSettings(TaskSettings):
+    """How masks, stand-ins and solvers are learned in the closed loop.
 
     Attributes:
         num_pictures: Pictures whose fine-step solutions are computed beforehand; a quarter of them is held out.
         depth: How many computed values a stand-in reads at most.
-        learning_rate: Of Adam; it warms up over 5 steps and falls to 0 on a cosine.
-        reference_steps: Evaluations of the fine-step solution (DPM-Solver++, evenly spaced in log-SNR).
+        learning_rate: Of Adam, for the coefficients of stand-ins; it warms up over 5 steps and falls to 0 on a cosine.
+        reference_steps: Evaluations of the fine-step solution (DPM-Solver++(3M), evenly spaced in log-SNR).
+        trials: Masks that are judged for a budget, at most.
+        trial_pictures: Pictures that each of them makes to be judged.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory.
     """
 
-    iterations: int = 150
+    iterations: int = 30
     num_pictures: int = 32
     depth: int = 3
     learning_rate: float = 4e-3
-    reference_steps: int = 60
+    reference_steps: int = 40
+    trials: int = 32
+    trial_pictures: int = 6
     recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference_steps < 1:
-            raise ConfigError(f"reference_steps must be at least 1, got {self.reference_steps}")
+        for name in ("reference_steps", "trials", "trial_pictures"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.depth <= 5:
             raise ConfigError(f"depth must be from 1 to 5, got {self.depth}")
         if not 0 < self.learning_rate < math.inf:
@@ -74,102 +76,28 @@ class PredictorSettings(TaskSettings):
         return int(self.num_pictures * HELD_OUT_SHARE)
 
 
-class _LearnedGates(HardGates):
-    """Hard gates whose weights are tensors with a graph."""
-
-    def __init__(self, plan: StandInPlan, num_evaluations: int, recompute: bool) -> None:
-        super().__init__(plan, num_evaluations)
-        self.recompute = recompute
-
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
-        """See `Gating.output`."""
-        if not (self.recompute and torch.is_grad_enabled()):
-            return super().output(clock, layer, compute)
-        return super().output(clock, layer, lambda: checkpoint(compute, use_reentrant=False))
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """Fine-step solutions to come close to, and what they were sampled from; a row each."""
-
-    noise: Tensor
-    labels: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.noise)
-
-    def rows(self, rows: slice | Tensor) -> _Pictures:
-        """Some of them."""
-        return _Pictures(self.noise[rows], self.labels[rows], self.target[rows])
-
-
-class _PredictorTask:
-    """A run whose stand-in coefficients are parameters: what all layers share, plus each layer's own part.
+class StudentTask:
+    """A student, its optimizer, and the pictures it comes close to.
 
     Args:
-        sampler: The frozen model and its run.
-        schedule: Where to compute.
+        student: What is learned.
+        fraction: Share of the MACs that its mask computes.
         settings: How to learn.
         pictures: What to learn on.
         rows: Rows of a batch to learn on; the other processes have the others.
     """
 
     def __init__(
-        self,
-        sampler: Sampler,
-        schedule: CacheSchedule,
-        settings: PredictorSettings,
-        pictures: _Pictures,
-        rows: slice,
+        self, student: Student, fraction: float, settings: LearnSettings, pictures: Pictures, rows: slice
     ) -> None:
-        self.sampler = sampler
-        self.settings = settings
-        self.schedule = schedule
-        self.rows = rows
-        self.pictures = pictures
-        self.table = find_layers(sampler.denoiser.model)
-        taylor = Predictor("taylor", settings.depth - 1) if settings.depth > 1 else Predictor()
-        self.start_plan = plan_stand_ins(schedule.compute, taylor, sampler.run.log_snrs)
-        start = torch.zeros(*schedule.compute.shape, settings.depth)
-        for (evaluation, layer), terms in self.start_plan.items():
-            for index, (_, weight) in enumerate(terms):
-                start[evaluation, layer, index] = weight
-        self.start = start.to(sampler.denoiser.device)
-        self.shared = nn.Parameter(torch.zeros_like(self.start[:, :1]))
-        self.own = nn.Parameter(torch.zeros_like(self.start))
-        self.optimizer: torch.optim.Optimizer = torch.optim.Adam([self.shared, self.own], betas=(0.9, 0.99))
-
-    @property
-    def fraction(self) -> float:
-        """See `Task.fraction`."""
-        return self.schedule.cost.fraction
-
-    @property
-    def coefficients(self) -> Tensor:
-        """Weights (evaluations, layers, depth)."""
-        return self.start + self.shared + self.own
-
-    def sample(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Final pictures (B, C, H, W) with the coefficients as they are, differentiable in them."""
-        coefficients = self.coefficients
-        plan: StandInPlan = {
-            (evaluation, layer): tuple(
-                (source, coefficients[evaluation, layer, index]) for index, (source, _) in enumerate(terms)
-            )
-            for (evaluation, layer), terms in self.start_plan.items()
-        }
-        gates = _LearnedGates(plan, self.schedule.num_evaluations, self.settings.recompute)
-        with (
-            attach(self.sampler.denoiser.model, self.table, gates),
-            torch.autocast(noise.device.type, torch.bfloat16, enabled=self.settings.bf16),
-        ):
-            return self.sampler(noise, labels)
+        self.student, self.fraction = student, fraction
+        self._settings, self._pictures, self._rows = settings, pictures, rows
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(student.groups(), betas=(0.9, 0.99))
 
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
         """See `Task.backward`."""
-        batch = self.pictures.rows(self._draw(iteration)[self.rows])
-        squares = _mean_squares(self.sample(batch.noise, batch.labels), batch.target)
+        batch = self._pictures.rows(self._draw(iteration)[self._rows])
+        squares = mean_squares(self.student(batch.noise, batch.labels), batch.target)
         loss = squares.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), squares.detach().sqrt().mean()
@@ -177,19 +105,116 @@ class _PredictorTask:
     def update(self, iteration: int) -> None:
         """See `Task.update`."""
         warm_up = min(1.0, (iteration + 1) / WARM_UP)
-        fall = 0.5 * (1 + math.cos(math.pi * iteration / self.settings.iterations))
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * warm_up * fall
+        fall = 0.5 * (1 + math.cos(math.pi * iteration / self._settings.iterations))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate * group["rate"] * warm_up * fall
         self.optimizer.step()
 
     def _draw(self, iteration: int) -> Tensor:
         """Indices of a batch's pictures: all of them in random order, then all again, and so on."""
-        count, size = len(self.pictures), self.settings.batch_size
+        count, size = len(self._pictures), self._settings.batch_size
         places = range(iteration * size, (iteration + 1) * size)
         epochs = {
-            epoch: torch.randperm(count, generator=draw(self.settings.seed, "epoch", epoch))
+            epoch: torch.randperm(count, generator=draw(self._settings.seed, "epoch", epoch))
             for epoch in {place // count for place in places}
         }
         return torch.stack([epochs[place // count][place % count] for place in places])
+
+
+class ClosedLoop:
+    """What learning for one model, run and set of pictures shares, however many schedules come of it.
+
+    Args:
+        trainer: Processes, checkpoint and limits.
+        sampler: The frozen model and its run.
+        settings: How to learn.
+        model_name: Recorded in schedules, for people.
+    """
+
+    def __init__(self, trainer: Trainer, sampler: Sampler, settings: LearnSettings, model_name: str) -> None:
+        self.trainer, self.sampler, self.settings = trainer, sampler, settings
+        self._model_name = model_name
+        self._table = find_layers(sampler.denoiser.model)
+        self._fingerprint = fingerprint(sampler.denoiser.model, self._table)
+        pictures = solve(
+            trainer, sampler.denoiser, settings.num_pictures, settings.reference_steps, sampler.guidance, 1.0
+        )
+        self._held_out = pictures.rows(slice(0, settings.num_held_out))
+        self.training = pictures.rows(slice(settings.num_held_out, None))
+
+    def error(self, student: Student, pictures: Pictures | None = None) -> float:
+        """Mean root mean square error of the held-out pictures, or of others."""
+        pictures = pictures or self._held_out
+        with torch.no_grad():
+            size = 2 * self.settings.batch_size
+            made = self.trainer.processes.in_rounds(student, pictures.noise, pictures.labels, size)
+            return mean_squares(torch.cat(list(made)), pictures.target).sqrt().mean().item()
+
+    def kept_error(self, name: str, student: Student) -> float:
+        """The held-out error of a student, from the checkpoint if that has it."""
+        if name not in self.trainer.kept:
+            self.trainer.kept[name] = torch.tensor(self.error(student))
+        return self.trainer.kept[name].item()
+
+    def student(self, compute: Tensor, *, free_solver: bool = False) -> Student:
+        """A student with a mask, nothing learned yet."""
+        return self.student_of(self.sampler, compute, free_solver=free_solver)
+
+    def student_of(self, sampler: Sampler, compute: Tensor, *, free_solver: bool = False) -> Student:
+        """A student of another run of the model."""
+        settings = self.settings
+        return Student(
+            sampler,
+            compute,
+            settings.depth,
+            free_solver=free_solver,
+            bf16=settings.bf16,
+            recompute=settings.recompute,
+        )
+
+    def fit(
+        self,
+        compute: Tensor,
+        provenance: dict[str, Any],
+        *,
+        free_solver: bool = False,
+        stage: str = "",
+    ) -> tuple[CacheSchedule, Outcome]:
+        """Learns the parameters of a student with a mask.
+
+        Args:
+            compute: The mask, bool (evaluations, layers).
+            provenance: What to record beside the figures of learning.
+            free_solver: Learn the solver, too.
+            stage: See `Trainer.run`.
+        """
+        student = self.student(compute, free_solver=free_solver)
+        start = CacheSchedule(compute, self._table, self._contract(self.sampler.run))
+        before = self.kept_error(f"error before {stage}", student)
+        task = StudentTask(student, start.cost.fraction, self.settings, self.training, self.trainer.rows)
+        outcome = self.trainer.run(task, stage)
+        run, predictor = student.result()
+        return (
+            replace(
+                start,
+                predictor=predictor,
+                contract=self._contract(replace(run, guidance=self.sampler.guidance.scale)),
+                provenance={
+                    **provenance,
+                    "predictor": "linear, learned end to end on the final picture",
+                    "settings": asdict(self.settings),
+                    "iterations": outcome.iterations,
+                    "held_out_error_before": round(before, 5),
+                    "held_out_error": round(self.error(student), 5),
+                    "interrupted": outcome.interrupted,
+                },
+            ),
+            outcome,
+        )
+
+    def _contract(self, run: Run) -> Contract:
+        denoiser = self.sampler.denoiser
+        return Contract(run, self._model_name, self._fingerprint, denoiser.noise_schedule.prediction_type)
 
 
 def fit_predictor(
@@ -197,7 +222,7 @@ def fit_predictor(
     schedule: CacheSchedule,
     *,
     guidance: float = 1.5,
-    settings: PredictorSettings | None = None,
+    settings: LearnSettings | None = None,
     session: Session | None = None,
     model_name: str = "",
     on_progress: OnProgress | None = None,
@@ -226,63 +251,13 @@ def fit_predictor(
         ContractError: If the schedule is for another model.
         NumericsError: If the error is not finite.
     """
-    settings = settings or PredictorSettings()
-    denoiser = Denoiser.of(model)
-    table = find_layers(model)
-    schedule.check_layers(table)
+    settings = settings or LearnSettings()
+    schedule.check_layers(find_layers(model))
     if schedule.compute.all():
         raise ConfigError("the schedule computes everything; a predictor needs layers that are reused")
-    run = schedule.contract.run
-    sampler = Sampler(denoiser, run.solver, run.steps, run.spacing, Guidance(guidance))
+    sampler = Sampler.of_run(Denoiser.of(model), schedule.contract.run, Guidance(guidance))
     schedule.contract.check_run(sampler.run)
     trainer = Trainer("predictor", sampler, settings, session, on_progress, mask=digest(schedule.compute))
-    pictures = _solve(trainer, denoiser, settings, guidance, schedule.cost.fraction)
-    held_out = pictures.rows(slice(0, settings.num_held_out))
-    training = pictures.rows(slice(settings.num_held_out, None))
-    task = _PredictorTask(sampler, schedule, settings, training, trainer.rows)
-
-    def held_out_error() -> Tensor:
-        size = 2 * settings.batch_size
-        with torch.no_grad():
-            sampled = trainer.processes.in_rounds(task.sample, held_out.noise, held_out.labels, size)
-            return _mean_squares(torch.cat(list(sampled)), held_out.target).sqrt().mean().cpu()
-
-    if "error before" not in trainer.kept:
-        trainer.kept["error before"] = held_out_error()
-    outcome = trainer.run(task)
-    return replace(
-        schedule,
-        predictor=Predictor("linear", coefficients=task.coefficients.detach().cpu()),
-        contract=Contract(
-            sampler.run, model_name, fingerprint(model, table), denoiser.noise_schedule.prediction_type
-        ),
-        provenance={
-            **schedule.provenance,
-            "predictor": "linear, learned end to end on the final picture",
-            "predictor_settings": asdict(settings),
-            "predictor_steps": outcome.iterations,
-            "held_out_error_before": round(trainer.kept["error before"].item(), 5),
-            "held_out_error": round(held_out_error().item(), 5),
-            "interrupted": outcome.interrupted,
-        },
-    )
-
-
-@torch.no_grad()
-def _solve(
-    trainer: Trainer, denoiser: Denoiser, settings: PredictorSettings, guidance: float, fraction: float
-) -> _Pictures:
-    """Fine-step solutions for all noise and labels."""
-    generator = draw(settings.seed, "pictures")
-    noise = torch.randn((settings.num_pictures, *denoiser.sample_shape), generator=generator).to(
-        denoiser.device
-    )
-    labels = random_labels(generator, settings.num_pictures, denoiser.num_classes).to(denoiser.device)
-    fine = Sampler(denoiser, "dpmsolver++", settings.reference_steps, "logsnr", Guidance(guidance))
-    target = trainer.compute("fine-step solutions", fine, noise, labels, 2 * settings.batch_size, fraction)
-    return _Pictures(noise, labels, target)
-
-
-def _mean_squares(pictures: Tensor, target: Tensor) -> Tensor:
-    """Mean square error of each picture (B,)."""
-    return (pictures - target).square().mean(dim=(1, 2, 3))
+    loop = ClosedLoop(trainer, sampler, settings, model_name)
+    learned, _ = loop.fit(schedule.compute, dict(schedule.provenance))
+    return learned

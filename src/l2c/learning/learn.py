@@ -1,70 +1,38 @@
-"""Learning a router by the paper's objective: `learn`."""
+"""Learning schedules for budgets: `learn`, `learn_family`, and `learn_solver`, which learns the solver with them.
+
+For every budget, a mask is searched in the closed loop, judged with stand-ins that follow a polynomial, and then its
+stand-ins are learned end to end, starting at that polynomial. So a mask is chosen for forecasting and not for copying.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.predictors import Predictor
-from l2c.cache.runtime import SoftGates, attach
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.cost import CostTable
+from l2c.cache.family import ScheduleFamily
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
-from l2c.layers import find_layers, fingerprint
-from l2c.learning.data import ImageData
-from l2c.learning.objective import REDUCTIONS, router_loss
-from l2c.learning.router import Router, alternating
-from l2c.learning.session import OnProgress, Session
-from l2c.learning.task import TaskSettings, draw
+from l2c.layers import find_layers
+from l2c.learning.checkpoint import digest
+from l2c.learning.end_to_end import ClosedLoop, LearnSettings
+from l2c.learning.masks import Placement, search, spread
+from l2c.learning.session import OnProgress, Progress, Session
 from l2c.learning.trainer import Trainer
-from l2c.learning.trajectories import (
-    guided_walk,
-    image_walk,
-    random_labels,
-)
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
-from l2c.sampling.solvers import evaluations_per_step
-from l2c.sampling.walk import Walk, drive, solver_walk
 
-
-@dataclass(frozen=True)
-class LearnSettings(TaskSettings):
-    """Settings of the paper's objective.
-
-    One iteration covers a whole trajectory, all evaluations that the router decides; with real images, one evaluation
-    drawn at random, as in the paper.
-
-    Attributes:
-        lambda_: Price of a computed layer; larger removes more.
-        reduction: See `router_loss`.
-        threshold: Scores above it compute.
-        learning_rate: Of AdamW, without weight decay.
-        label_dropout: Share of labels replaced by the null class, with real images, for a model that has one.
-            Trajectories under guidance always carry both.
-    """
-
-    lambda_: float = 1e-5
-    reduction: str = "mean"
-    threshold: float = 0.5
-    learning_rate: float = 0.2
-    label_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold must be from 0 to 1, got {self.threshold}")
-        if not 0 <= self.lambda_ < math.inf or not 0 < self.learning_rate < math.inf:
-            raise ConfigError(
-                f"lambda must be 0 or more and the learning rate more than 0, got {self.lambda_} and "
-                f"{self.learning_rate}"
-            )
-        if self.reduction not in REDUCTIONS:
-            raise ConfigError(f"unknown reduction '{self.reduction}'; choose {' or '.join(REDUCTIONS)}")
+CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
+"""Budgets of a family, as fractions of the MACs."""
+RATIOS = (2, 3)
+SPACINGS = ("logsnr", "karras")
+"""What `learn_solver` tries: evaluations for each that is computed, and the spacing that learning starts from."""
+PLAIN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
+"""Solvers and spacings that it compares with."""
+SEARCHING = "judging masks"
 
 
 def learn(
@@ -72,196 +40,302 @@ def learn(
     solver: str = "ddim",
     steps: int = 50,
     *,
+    budget: float = 0.5,
     spacing: str = "linspace",
     guidance: float = 1.5,
-    data: ImageData | None = None,
+    costs: CostTable | None = None,
     settings: LearnSettings | None = None,
     session: Session | None = None,
     model_name: str = "",
     on_progress: OnProgress | None = None,
 ) -> CacheSchedule:
-    """Learns which layers to compute at every second evaluation of a run.
+    """Learns the schedule for a budget: which layers to compute at which evaluation, and how the others follow.
 
-    The model is frozen: only the router's logits take gradients. Without `data` the noisy inputs come from the
-    model's own sampling trajectories, so nothing but the model is needed. Ctrl-C ends learning with the schedule
-    so far, marked in its provenance. Started by `accelerate launch`, the processes share every batch, and all return
-    the schedule.
+    Needs nothing but the model: it learns on pictures that the model itself makes, and compares with fine-step
+    solutions from the same noise. Ctrl-C ends learning with the schedule so far. Started by `accelerate launch`, the
+    processes share every batch, and all return the schedule.
 
     Args:
-        model: A model from `load_model`, or any with a layer adapter.
+        model: A model from `load_model`, or any with a layer adapter; it is not changed.
         solver: Solver of the run.
         steps: Model evaluations of the run.
+        budget: What a run may cost: a fraction of what computing everything does. With `costs`, a cost in its unit.
         spacing: Spacing of the evaluations.
-        guidance: Guidance scale of the trajectories.
-        data: Real images to noise instead, as in the paper; guidance then plays no part.
+        guidance: Guidance scale of the run.
+        costs: Cost of every layer; multiply-accumulates by default.
         settings: Everything else that decides the result.
         session: Checkpoint, time limit and log.
         model_name: Recorded in the schedule, for people.
-        on_progress: Called after every iteration, in the main process.
-
-    Returns:
-        A schedule with the router's scores in it.
+        on_progress: Called in the main process as work goes on.
 
     Raises:
         CheckpointError: If the session's checkpoint cannot be read.
-        ConfigError: If an argument is unknown or out of range, or the checkpoint is that of another run.
-        NumericsError: If the loss is not finite.
+        ConfigError: If an argument is unknown or out of range, the budget cannot be met, the checkpoint is that of
+            another run, or the time limit leaves none for learning.
+        NumericsError: If the error is not finite.
 
-    Source: arXiv 2406.01733, section 3.3.
+    Example:
+        >>> import l2c
+        >>> model = l2c.testing.tiny_dit()
+        >>> quick = l2c.LearnSettings(iterations=1, batch_size=1, num_pictures=4, reference_steps=8, trials=2)
+        >>> schedule = l2c.learn(model, "dpmsolver++", 8, budget=0.5, settings=quick)
+        >>> schedule.cost.fraction <= 0.5
+        True
+    """
+    family = learn_family(
+        model,
+        solver,
+        steps,
+        budgets=(budget,),
+        spacing=spacing,
+        guidance=guidance,
+        costs=costs,
+        settings=settings,
+        session=session,
+        model_name=model_name,
+        on_progress=on_progress,
+    )
+    return next(iter(family))
+
+
+def learn_family(
+    model: nn.Module,
+    solver: str = "ddim",
+    steps: int = 50,
+    *,
+    budgets: Sequence[float] = CURVE,
+    spacing: str = "linspace",
+    guidance: float = 1.5,
+    costs: CostTable | None = None,
+    settings: LearnSettings | None = None,
+    session: Session | None = None,
+    model_name: str = "",
+    on_progress: OnProgress | None = None,
+) -> ScheduleFamily:
+    """Learns schedules for several budgets in one run, on the same pictures; arguments and errors as for `learn`.
+
+    After Ctrl-C the family has the schedules that were finished and the one that was being learned.
     """
     settings = settings or LearnSettings()
     sampler = Sampler(Denoiser.of(model), solver, steps, spacing, Guidance(guidance))
-    images = None if data is None else f"{data.source.name} ({len(data)} images)"
-    trainer = Trainer("router", sampler, settings, session, on_progress, data=images)
-    task = _RouterTask(sampler, settings, data, trainer.rows)
-    outcome = trainer.run(task)
-    return task.schedule(
-        {
-            "method": "l2c",
-            "source": "arXiv 2406.01733",
-            "inputs": "real images" if data is not None else "own trajectories",
-            "iterations": outcome.iterations,
-            "batch_size": settings.batch_size,
-            "lambda": settings.lambda_,
-            "reduction": settings.reduction,
-            "threshold": settings.threshold,
-            "learning_rate": settings.learning_rate,
-            "bf16": settings.bf16,
-            "seed": settings.seed,
-            "interrupted": outcome.interrupted,
-        },
-        model_name,
+    evaluations = len(sampler.run.timesteps)
+    table = find_layers(model)
+    unit = costs or CostTable.macs(table)
+    if not budgets:
+        raise ConfigError("name at least one budget")
+    if costs is None and not all(0 < budget <= 1 for budget in budgets):
+        raise ConfigError(
+            f"budgets are fractions of the MACs, more than 0 and at most 1, got {list(budgets)}"
+        )
+    scale = 1.0 if costs is not None else evaluations * unit.full
+    for budget in budgets:
+        unit.check_budget(budget * scale, evaluations)
+        if spread(evaluations, budget * scale, unit)[0].mask(evaluations, budget * scale, unit).all():
+            raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
+    trainer = Trainer(
+        "schedules",
+        sampler,
+        settings,
+        session,
+        on_progress,
+        budgets=list(budgets),
+        costs=digest([unit.unit, list(unit.layers), unit.rest]) if unit.unit == "MACs" else unit.unit,
     )
+    unit = _kept_costs(trainer, unit)
+    loop = ClosedLoop(trainer, sampler, settings, model_name)
+    everything = loop.kept_error(
+        "error of everything", loop.student(torch.ones(evaluations, len(table), dtype=torch.bool))
+    )
+    schedules: list[CacheSchedule] = []
+    for index, budget in enumerate(budgets):
+        stage = f"{budget:g}" if len(budgets) > 1 else ""
+        trainer.allow(1 / (len(budgets) - index))
+        try:
+            compute = _find_mask(loop, budget * scale, unit, stage)
+        except KeyboardInterrupt:
+            if schedules and trainer.processes.count == 1:
+                break
+            raise
+        schedule, outcome = loop.fit(
+            compute,
+            {
+                "method": "l2c, closed loop",
+                "budget": budget,
+                "budget_unit": "fraction of MACs" if costs is None else unit.unit,
+                "budget_cost": unit.of(compute) / scale,
+                "held_out_error_of_everything": round(everything, 5),
+            },
+            stage=f"at {stage}" if stage else "",
+        )
+        schedules.append(schedule)
+        if outcome.interrupted:
+            break
+    return ScheduleFamily(schedules)
 
 
-class _RouterTask:
-    """A router, its optimizer, and the batches that it is learned on.
+def learn_solver(
+    model: nn.Module,
+    evaluations: float,
+    *,
+    guidance: float = 1.5,
+    per_computed: int | None = None,
+    settings: LearnSettings | None = None,
+    session: Session | None = None,
+    model_name: str = "",
+    on_progress: OnProgress | None = None,
+) -> CacheSchedule:
+    """Learns a whole run for a budget: noise levels, solver, what to compute, and how the rest follows.
+
+    Of several structures (how many evaluations there are for each that is computed, and how they are spaced at first),
+    the one that makes the best pictures before learning is taken. Then everything is learned together, end to end. The
+    schedule brings its own solver; `provenance` says which structure was chosen, and what plain fewer steps of known
+    solvers give on the same held-out pictures.
 
     Args:
-        sampler: The frozen model and its run.
-        settings: Settings of the objective.
-        data: Real images, or None for the model's own trajectories.
-        rows: Rows of a batch to learn on; the other processes have the others.
+        model: See `learn`.
+        evaluations: What a run may cost, in whole evaluations of the model; at least 2.
+        guidance: Guidance scale of the run.
+        per_computed: Evaluations for each that is computed; None tries several. 1 reuses nothing and learns the
+            solver alone.
+        settings: See `learn`.
+        session: See `learn`.
+        model_name: See `learn`.
+        on_progress: See `learn`.
+
+    Raises:
+        CheckpointError: See `learn`.
+        ConfigError: See `learn`.
+        NumericsError: See `learn`.
+    """
+    if not 2 <= evaluations < float("inf"):
+        raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
+    if per_computed is not None and per_computed < 1:
+        raise ConfigError(f"per_computed must be at least 1, got {per_computed}")
+    settings = settings or LearnSettings()
+    denoiser, guided = Denoiser.of(model), Guidance(guidance)
+    unit = CostTable.macs(find_layers(model))
+    trainer = Trainer(
+        "schedule and solver",
+        Sampler(denoiser, "dpmsolver++", int(evaluations), "logsnr", guided),
+        settings,
+        session,
+        on_progress,
+        evaluations=evaluations,
+        per_computed=per_computed,
+    )
+    best: tuple[float, ClosedLoop, Tensor, str] | None = None
+    tried: dict[str, float] = {}
+    for ratio in (per_computed,) if per_computed else RATIOS:
+        for spacing in SPACINGS:
+            steps = int(evaluations * ratio)
+            sampler = Sampler(denoiser, "dpmsolver++", steps, spacing, guided)
+            loop = ClosedLoop(trainer, sampler, settings, model_name)
+            name = f"{steps} evaluations, {spacing} spacing"
+            compute = _every(ratio, steps, evaluations * unit.full, unit)
+            tried[name] = loop.kept_error(f"error of {name}", loop.student(compute, free_solver=True))
+            if best is None or tried[name] < best[0]:
+                best = tried[name], loop, compute, name
+    assert best is not None
+    _, loop, compute, name = best
+    schedule, _ = loop.fit(
+        compute,
+        {
+            "method": "l2c, closed loop, with its solver",
+            "budget": evaluations,
+            "budget_unit": "whole evaluations",
+            "structure": name,
+            "structures_before_learning": {key: round(value, 5) for key, value in tried.items()},
+            "fewer_steps": _fewer_steps(loop, int(evaluations)),
+        },
+        free_solver=True,
+    )
+    return schedule
+
+
+def _every(ratio: int, steps: int, budget: float, costs: CostTable) -> Tensor:
+    """Whole evaluations at every `ratio`-th place, and the last one of them without the layers over budget."""
+    whole = tuple(range(0, steps, ratio))
+    compute = Placement(whole, None).mask(steps, budget, costs)
+    if costs.of(compute) > budget:
+        compute = Placement(whole[:-1], whole[-1], "last").mask(steps, budget, costs)
+    if costs.of(compute) > budget:  # what no schedule can save is more than a whole evaluation
+        costs.check_budget(budget, steps)
+        compute = spread(steps, budget, costs)[0].mask(steps, budget, costs)
+    return compute
+
+
+def _fewer_steps(loop: ClosedLoop, steps: int) -> dict[str, float]:
+    """Errors of the held-out pictures by known solvers with so many evaluations."""
+    errors = {}
+    for solver, spacing in PLAIN:
+        sampler = Sampler(loop.sampler.denoiser, solver, steps, spacing, loop.sampler.guidance)
+        everything = torch.ones(steps, len(find_layers(sampler.denoiser.model)), dtype=torch.bool)
+        student = loop.student_of(sampler, everything)
+        errors[f"{solver}, {spacing}"] = round(loop.kept_error(f"error of {solver} {spacing}", student), 5)
+    return errors
+
+
+def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
+    """The costs that learning began with: those that are measured again are a little different every time."""
+    own = torch.tensor([*costs.layers, costs.rest], dtype=torch.float64)
+    trainer.kept["costs"] = trainer.processes.agree(lambda: trainer.kept.get("costs", own))
+    *layers, rest = trainer.kept["costs"].tolist()
+    return CostTable(costs.unit, tuple(layers), rest)
+
+
+def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str) -> Tensor:
+    """The mask that a search finds for a budget, or the checkpoint has."""
+    trainer, settings = loop.trainer, loop.settings
+    key = f"mask {stage}".rstrip()
+    evaluations = len(loop.sampler.run.timesteps)
+    if key not in trainer.kept:
+
+        def mask_of(placement: Placement) -> Tensor:
+            return placement.mask(evaluations, budget, costs)
+
+        starts = spread(evaluations, budget, costs)
+        judge = _Judge(loop, stage, costs.of(mask_of(starts[0])) / (evaluations * costs.full))
+        found = search(
+            starts, mask_of, judge.error, evaluations, settings.trials, settings.seed, judge.report
+        )
+        trainer.kept[key] = mask_of(found).to(torch.uint8)
+        trainer.save()
+    return trainer.kept[key].bool()
+
+
+class _Judge:
+    """Judges masks by the pictures that they make, and remembers in the checkpoint how far it has come.
+
+    A search that goes on takes the same way again, so that errors in the order of trials are all there is to know.
     """
 
-    def __init__(
-        self, sampler: Sampler, settings: LearnSettings, data: ImageData | None, rows: slice
-    ) -> None:
-        self.sampler = sampler
-        self.settings = settings
-        self.data = data
-        self.rows = rows
-        self.table = find_layers(sampler.denoiser.model)
-        self.run = sampler.run if data is None else replace(sampler.run, guidance=None)
-        self.label_dropout = settings.label_dropout if sampler.denoiser.has_null_class else 0.0
-        if data is not None and data.labels is None:
-            _ = sampler.denoiser.null_class  # what they are learned with: refused here if there is none
-        evaluations = alternating(self.run)
-        if not evaluations:
-            raise ConfigError(f"{self.run.title} has no evaluation that could reuse another; take more steps")
-        self.device = sampler.denoiser.device
-        self.router = Router(evaluations, len(self.table)).to(self.device)
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.router.parameters(), lr=settings.learning_rate, weight_decay=0.0
+    def __init__(self, loop: ClosedLoop, stage: str, fraction: float) -> None:
+        self._loop, self._fraction = loop, fraction
+        self._name = f"{SEARCHING} {stage}".rstrip()
+        self._key = f"trials {stage}".rstrip()
+        self._pictures = loop.training.rows(slice(0, loop.settings.trial_pictures))
+        self._known = iter(loop.trainer.kept.get(self._key, _NONE).tolist())
+        self._began_s = loop.trainer.elapsed_s
+
+    def error(self, compute: Tensor) -> float:
+        """Error of the pictures that a mask makes."""
+        if (recorded := next(self._known, None)) is not None:
+            return float(recorded)
+        trainer = self._loop.trainer
+        error = self._loop.error(self._loop.student(compute), self._pictures)
+        trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
+        trainer.save(if_due=True)
+        return error
+
+    def report(self, trial: int, error: float) -> bool:
+        """Reports so many trials and the least error; returns whether the time for searching is over."""
+        trainer, trials = self._loop.trainer, self._loop.settings.trials
+        elapsed_s = trainer.elapsed_s
+        left_s = (elapsed_s - self._began_s) / trial * (trials - trial)
+        trainer.report(
+            Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
         )
-        self.timesteps = torch.tensor(self.run.timesteps, device=self.device)
-        self.fingerprint = fingerprint(sampler.denoiser.model, self.table)
-        self._row: Tensor | None = None  # scores of the evaluation being mixed; None: everything computes
+        return trainer.used_up(0.5)
 
-    @property
-    def fraction(self) -> float:
-        """See `Task.fraction`."""
-        return self.schedule({}, "").cost.fraction
 
-    def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """See `Task.backward`; means are over the evaluations of the walk, too."""
-        losses: list[Tensor] = []
-        errors: list[Tensor] = []
-        walk, first, labels = self._start_walk(draw(self.settings.seed, iteration))
-        gating = SoftGates(self._gate, Predictor(), self.run.log_snrs)
-        with (
-            attach(self.sampler.denoiser.model, self.table, gating) as cache,
-            cache.run(first=first) as clock,
-        ):
-
-            def predict(evaluation: int, x: Tensor) -> Tensor:
-                clock.tick(evaluation)
-                mixed = self._mixed(evaluation, x, labels)
-                with torch.no_grad():  # after the mixed call, so that what is stored is what was computed
-                    full = self._predict(evaluation, x, labels)
-                if mixed is not None:
-                    error, price = self._loss(mixed, full, self.router.scores(evaluation))
-                    (error + price).backward()  # type: ignore[no-untyped-call]
-                    losses.append((error + price).detach())
-                    errors.append(error.detach())
-                return full
-
-            drive(walk, predict)
-        return torch.stack(losses).mean(), torch.stack(errors).mean()
-
-    def update(self, iteration: int) -> None:
-        """See `Task.update`."""
-        self.optimizer.step()
-        self.router.clamp_()
-
-    def _loss(self, mixed: Tensor, full: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return router_loss(mixed, full, scores, self.settings.lambda_, self.settings.reduction)
-
-    def _start_walk(self, generator: torch.Generator) -> tuple[Walk, int, Tensor]:
-        """A new walk, the evaluation that it starts with, and the labels of its network inputs."""
-        denoiser, size = self.sampler.denoiser, self.settings.batch_size
-        noise = torch.randn((size, *denoiser.sample_shape), generator=generator)[self.rows].to(self.device)
-        if self.data is None:
-            guidance = self.sampler.guidance
-            labels = random_labels(generator, size, denoiser.num_classes)[self.rows].to(self.device)
-            walk = solver_walk(self.sampler.make_solver(), noise)
-            if guidance.scale == 1:
-                return walk, 0, labels
-            null = torch.full_like(labels, denoiser.null_class)
-            return guided_walk(walk, guidance), 0, torch.cat([labels, null])
-        decided = self.router.evaluations
-        evaluation = decided[int(torch.randint(len(decided), (), generator=generator))]
-        images, labels = self._images(self.data, generator)
-        walk = image_walk(self.sampler, images, noise, evaluation)
-        return walk, evaluation - evaluations_per_step(self.run.solver), labels
-
-    def _images(self, data: ImageData, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """This process's real images of a batch and their labels, some replaced by the null class."""
-        denoiser, size = self.sampler.denoiser, self.settings.batch_size
-        images, labels = data.batch(generator, size, self.rows)
-        if labels is None:
-            labels = torch.full((len(images),), denoiser.null_class)
-        dropped = (torch.rand(size, generator=generator) < self.label_dropout)[self.rows]
-        if dropped.any():
-            labels = torch.where(dropped, denoiser.null_class, labels)
-        return images.to(self.device), labels.to(self.device)
-
-    def _gate(self, evaluation: int, layer: int) -> bool | Tensor:
-        return True if self._row is None else self._row[layer]
-
-    def _mixed(self, evaluation: int, x: Tensor, labels: Tensor) -> Tensor | None:
-        """Prediction with layers mixed by the router, with its graph; None where the router decides nothing."""
-        if not self.router.decides(evaluation):
-            return None
-        self._row = self.router.scores(evaluation)
-        try:
-            return self._predict(evaluation, x, labels)
-        finally:
-            self._row = None
-
-    def _predict(self, evaluation: int, x: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            return self.sampler.denoiser(x, self.timesteps[evaluation], labels)
-
-    def schedule(self, provenance: dict[str, Any], model_name: str) -> CacheSchedule:
-        """The schedule that the scores say now."""
-        scores = self.router.score_table(len(self.run.timesteps))
-        return CacheSchedule(
-            compute=scores.isnan() | (scores > self.settings.threshold),
-            layers=self.table,
-            contract=Contract(
-                self.run, model_name, self.fingerprint, self.sampler.denoiser.noise_schedule.prediction_type
-            ),
-            scores=scores,
-            provenance=provenance,
-        )
+_NONE = torch.zeros(0, dtype=torch.float64)

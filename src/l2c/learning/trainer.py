@@ -103,9 +103,13 @@ class Trainer:
             self._checkpoint = Checkpoint(path, self._identity, self.session.save_every_s)
         state = self.processes.agree(self._load)
         self.kept: dict[str, Tensor] = state.get("kept", {})
+        self._stage: str = state.get("stage", "")
         self._iteration: int = state.get("iteration", 0)
         self._learned: dict[str, Any] = state.get("learned", {})
+        self._aside: dict[str, tuple[int, dict[str, Any]]] = state.get("aside", {})  # stages that time ended
         self._task: Task | None = None
+        limit = self.session.time_limit_s
+        self._allowed_s = None if limit is None else (0.0, limit)  # from when on, and how long
 
     def _load(self) -> dict[str, Any]:
         return (self._checkpoint and self._checkpoint.load(self.session.restart)) or {}
@@ -115,12 +119,36 @@ class Trainer:
         """Seconds since the start."""
         return time.monotonic() - self._started
 
-    def run(self, task: Task) -> Outcome:
+    def allow(self, share: float) -> None:
+        """Lets what comes next take a share of the time that is left."""
+        if self.session.time_limit_s is not None:
+            self._allowed_s = (self.elapsed_s, share * (self.session.time_limit_s - self.elapsed_s))
+
+    def used_up(self, share: float) -> bool:
+        """Whether a share of the time that is allowed is over, in one of the processes."""
+        if self._allowed_s is None:
+            return False
+        since, allowed = self._allowed_s
+        return self.processes.any(self.elapsed_s - since > share * allowed)
+
+    def run(self, task: Task, stage: str = "") -> Outcome:
         """Learns until the iterations are done, the time is up, or Ctrl-C.
+
+        Args:
+            task: What to learn.
+            stage: Name of this task, where one after another is learned. What was learned in earlier stages is kept in
+                the checkpoint, too.
 
         Raises:
             NumericsError: If the loss or its gradient is not finite.
         """
+        if stage != self._stage:
+            if (done := self.kept.get(f"learned {stage}")) is not None:
+                return _recall(task, done)
+            if 0 < self._iteration < self.settings.iterations:
+                self._aside[self._stage] = (self._iteration, self._state())
+            self._stage, self._task = stage, None
+            self._iteration, self._learned = self._aside.pop(stage, (0, {}))
         self._restore(task)
         started, first = time.monotonic(), self._iteration
         ended = interrupted = False
@@ -145,6 +173,8 @@ class Trainer:
                 interrupted = True
             finally:
                 interrupts.hold()
+                if stage and self._iteration == self.settings.iterations:
+                    self.kept[f"learned {stage}"] = _flatten(task, self._iteration)
                 if self._iteration > first:
                     self.save()
                 self._log.close()
@@ -191,9 +221,7 @@ class Trainer:
                 self.save(if_due=True)
                 done, total = len(pictures), len(noise)
                 left_s = (time.monotonic() - started) / (done - first) * (total - done)
-                self._report(
-                    Progress(name, done, total, math.nan, math.nan, fraction, self.elapsed_s, left_s)
-                )
+                self.report(Progress(name, done, total, math.nan, math.nan, fraction, self.elapsed_s, left_s))
                 if done < total and self.processes.any(self._is_late(0.0)):
                     raise ConfigError(
                         f"time is up after {done} of {total} {name}, before learning began; allow more time, or take "
@@ -209,12 +237,21 @@ class Trainer:
         checkpoint = self._checkpoint
         if checkpoint is None or not self.processes.is_main or (if_due and not checkpoint.due):
             return
-        state: dict[str, Any] = {"kept": self.kept, "iteration": self._iteration, "learned": self._learned}
-        if self._task is not None:
-            optimizer = self._task.optimizer
-            parameters = [parameter.detach().cpu() for parameter in _parameters(self._task)]
-            state["learned"] = {"parameters": parameters, "optimizer": optimizer.state_dict()}
+        state: dict[str, Any] = {
+            "kept": self.kept,
+            "stage": self._stage,
+            "iteration": self._iteration,
+            "learned": self._state(),
+            "aside": self._aside,
+        }
         checkpoint.save(state)
+
+    def _state(self) -> dict[str, Any]:
+        """Where the task of this stage is, or was when the checkpoint was written."""
+        if self._task is None:
+            return self._learned
+        parameters = [parameter.detach().cpu() for parameter in _parameters(self._task)]
+        return {"parameters": parameters, "optimizer": self._task.optimizer.state_dict()}
 
     def _restore(self, task: Task) -> None:
         """Puts a task where the checkpoint was written."""
@@ -248,8 +285,7 @@ class Trainer:
 
     def _is_late(self, next_s: float) -> bool:
         """Whether the time limit will be over in so many seconds."""
-        limit = self.session.time_limit_s
-        return limit is not None and self.elapsed_s + next_s > limit
+        return self._allowed_s is not None and self.elapsed_s + next_s > sum(self._allowed_s)
 
     def _tell(self, task: Task, loss: float, error: float, per_iteration_s: float) -> None:
         """Reports an iteration, from the main process."""
@@ -257,19 +293,37 @@ class Trainer:
             return
         done, total = self._iteration, self.settings.iterations
         left_s = per_iteration_s * (total - done)
-        if self.session.time_limit_s is not None:
-            left_s = max(0.0, min(left_s, self.session.time_limit_s - self.elapsed_s))
+        if self._allowed_s is not None:
+            left_s = max(0.0, min(left_s, sum(self._allowed_s) - self.elapsed_s))
         fraction = task.fraction
         self._log.add({"loss": loss, "error": error, "fraction": fraction}, done)
-        self._report(Progress(LEARNING, done, total, loss, error, fraction, self.elapsed_s, left_s))
+        name = f"{LEARNING} {self._stage}".rstrip()
+        self.report(Progress(name, done, total, loss, error, fraction, self.elapsed_s, left_s))
 
-    def _report(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
+        """Passes progress on, from the main process."""
         if self.processes.is_main and self._on_progress is not None:
             self._on_progress(progress)
 
 
 def _parameters(task: Task) -> list[torch.nn.Parameter]:
     return [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
+
+
+def _flatten(task: Task, iterations: int) -> Tensor:
+    """What was learned in a stage, and in how many iterations, as one vector."""
+    values = [parameter.detach().flatten().float().cpu() for parameter in _parameters(task)]
+    return torch.cat([torch.tensor([float(iterations)]), *values])
+
+
+def _recall(task: Task, learned: Tensor) -> Outcome:
+    """Puts a task where `_flatten` was called."""
+    parameters = _parameters(task)
+    parts = torch.split(learned[1:], [parameter.numel() for parameter in parameters])
+    with torch.no_grad():
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
+    return Outcome(int(learned[0]), interrupted=False)
 
 
 def _describe(sampler: Sampler) -> dict[str, Any]:

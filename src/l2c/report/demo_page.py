@@ -157,8 +157,8 @@ def _details(record: Mapping[str, Any]) -> str:
     machine = f"{device['name']}, {device['threads']} threads" if "threads" in device else device["name"]
     facts = {
         "Model": f"{config['model']}, class-conditional, pictures of 32 x 32 pixels, trained on CIFAR-10",
-        "Learning": f"{learning['seconds']:.0f} s, iterations: {learning['iterations']}, pictures in each: "
-        f"{learning['batch_size']}, lambda {learning['lambda']:g}, threshold {learning['threshold']:g}",
+        "Learning": f"{learning['seconds']:.0f} s, budget {learning['budget']:g} of the MACs, iterations: "
+        f"{learning['iterations']}, pictures in each: {learning['settings']['batch_size']}",
         "Machine": machine,
         "Versions": versions,
         "Made": record["created"],

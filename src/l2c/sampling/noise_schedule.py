@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from l2c.errors import ConfigError
 from l2c.models.config import BETA_RANGES, NUM_TRAIN_TIMESTEPS, training_betas
@@ -63,6 +65,14 @@ class NoiseSchedule:
         """
         log_alpha = -0.5 * np.logaddexp(0.0, -2 * log_snr)
         return float(np.interp(-log_alpha, -self.log_alphas, np.arange(NUM_TRAIN_TIMESTEPS)))
+
+    def timesteps_of(self, log_snrs: Tensor) -> Tensor:
+        """What `timestep` says of every half log-SNR in a tensor, differentiable in them."""
+        table = -torch.from_numpy(self.log_alphas).to(log_snrs)
+        values = 0.5 * torch.nn.functional.softplus(-2 * log_snrs)
+        above = torch.searchsorted(table, values.detach()).clamp(1, len(table) - 1)
+        share = (values - table[above - 1]) / (table[above] - table[above - 1])
+        return above - 1 + share.clamp(0, 1)
 
 
 def alpha_sigma(log_snr: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from l2c.cache.clock import Clock
 from l2c.cache.runtime import CachedModel, active_cache, enable_cache
 from l2c.cache.schedule import CacheSchedule, Run
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, ContractError
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver
@@ -243,6 +243,12 @@ def resolve_sampler(
         )
     if solver is None and steps is None and spacing is None:
         return Sampler.of_run(denoiser, made_for, guided)
+    if made_for.weights is not None:
+        raise ContractError(
+            f"the schedule was made with a solver of its own for {len(made_for.timesteps)} evaluations; "
+            "name no solver, steps or spacing, since the schedule brings its own solver, or get one for another "
+            f"with: l2c learn --solver {solver or 'NAME'}"
+        )
     return Sampler(
         denoiser,
         solver or made_for.solver,

@@ -1,0 +1,194 @@
+"""`Student`: a whole sampling run of a frozen model, differentiable in how it stands in and, if wanted, in its solver.
+
+Nothing of the model is learned. The parameters are some thousand numbers: the coefficients of the stand-ins, and for
+a solver that is learned with them the noise levels of its evaluations and the weights of its steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from l2c.cache.clock import Clock
+from l2c.cache.predictors import Predictor, StandInPlan, lagrange_weights, plan_stand_ins
+from l2c.cache.runtime import Compute, HardGates, attach
+from l2c.cache.schedule import Run
+from l2c.layers import find_layers
+from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
+from l2c.sampling.sampler import Sampler
+from l2c.sampling.solvers import Solver
+from l2c.sampling.walk import drive, solver_walk
+
+LARGEST_SHIFT = 0.45
+"""Of a noise level, in distances to the nearer neighbour: so they never pass each other."""
+SHIFT_RATE, TABLE_RATE = 5.0, 0.25
+"""Learning rates of noise levels and of solver weights, relative to that of the coefficients."""
+
+
+class _LearnedGates(HardGates):
+    """Hard gates whose weights are tensors with a graph."""
+
+    def __init__(self, plan: StandInPlan, num_evaluations: int, recompute: bool) -> None:
+        super().__init__(plan, num_evaluations)
+        self.recompute = recompute
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+        """See `Gating.output`."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return super().output(clock, layer, compute)
+        return super().output(clock, layer, lambda: checkpoint(compute, use_reentrant=False))
+
+
+class Student(nn.Module):
+    """A run with a fixed mask and learned stand-ins.
+
+    With all parameters at zero, reused layers follow the polynomial through their last `depth` computed values over
+    half log-SNR, and a solver that is free is DPM-Solver++(2M) at the noise levels of the sampler.
+
+    Args:
+        sampler: The frozen model and its run.
+        compute: Where to compute, bool (evaluations, layers).
+        depth: How many computed values a stand-in reads at most.
+        free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
+        bf16: Run the network in bfloat16.
+        recompute: Keep only the inputs of computed layers for the backward pass.
+
+    Attributes:
+        coefficients: Parameters (evaluations, layers, depth), what is added to the polynomial: weights on the last
+            computed value, its first difference, its second difference, and so on. So each of them does something of
+            its own, whereas the values themselves are nearly alike.
+        shifts: With a free solver, how far each noise level is moved (evaluations,), in distances to its nearer
+            neighbour. The first stays where it is, since the initial noise is given.
+        corrections: With a free solver, what is added to its table of weights (evaluations + 1, evaluations + 1).
+
+    Raises:
+        ScheduleError: If a layer is reused before it was ever computed.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        compute: Tensor,
+        depth: int,
+        *,
+        free_solver: bool = False,
+        bf16: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self._sampler, self._bf16, self._recompute = sampler, bf16, recompute
+        self._start = sampler.run
+        self._table = find_layers(sampler.denoiser.model)
+        self.compute = compute
+        device, count = sampler.denoiser.device, len(compute)
+        taylor = Predictor("taylor", depth - 1) if depth > 1 else Predictor()
+        self._plan = plan_stand_ins(compute, taylor, self._start.log_snrs)
+        self._differences = difference_weights(depth).to(device)
+        self._log_snrs = torch.tensor(self._start.log_snrs, dtype=torch.float64, device=device)
+        self._room = _room(self._log_snrs)
+        self.coefficients = nn.Parameter(torch.zeros(*compute.shape, depth, device=device))
+        self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None
+        self.corrections = (
+            nn.Parameter(torch.zeros(count + 1, count + 1, device=device)) if free_solver else None
+        )
+
+    def groups(self) -> list[dict[str, object]]:
+        """Parameters for an optimizer, with their learning rates relative to that of the coefficients."""
+        groups: list[dict[str, object]] = [{"params": [self.coefficients], "rate": 1.0}]
+        if self.shifts is not None:
+            groups += [
+                {"params": [self.shifts], "rate": SHIFT_RATE},
+                {"params": [self.corrections], "rate": TABLE_RATE},
+            ]
+        return groups
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Final pictures (B, C, H, W) from unit normal noise (B, C, H, W) and labels (B,)."""
+        sampler = self._sampler
+        solver, timesteps, log_snrs = self._solver()
+        gates = _LearnedGates(self._weighed(log_snrs), len(timesteps), self._recompute)
+        model = sampler.denoiser.model
+        with attach(model, self._table, gates) as cache, cache.run() as clock:
+
+            def predict(evaluation: int, x: Tensor) -> Tensor:
+                clock.tick(evaluation)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bf16):
+                    return sampler.guidance.predict(sampler.denoiser, x, timesteps[evaluation], labels, clock)
+
+            return drive(solver_walk(solver, noise), predict)
+
+    @torch.no_grad()
+    def result(self) -> tuple[Run, Predictor]:
+        """The run and the predictor that have been learned so far."""
+        solver, timesteps, log_snrs = self._solver()
+        plan = self._weighed(log_snrs)
+        weights = torch.zeros_like(self.coefficients, device="cpu")
+        for (evaluation, layer), terms in plan.items():
+            for index, (_, weight) in enumerate(terms):
+                weights[evaluation, layer, index] = float(weight)
+        run = self._start
+        if isinstance(solver, LinearSolver):
+            run = replace(
+                self._start,
+                solver=LEARNED,
+                spacing=LEARNED,
+                timesteps=tuple(timesteps.tolist()),
+                log_snrs=tuple(log_snrs.tolist()),
+                weights=tuple(tuple(row) for row in solver.weights.tolist()),
+            )
+        copies = Predictor() if self.compute.all() else Predictor("linear", coefficients=weights)
+        return run, copies
+
+    def _solver(self) -> tuple[Solver, Tensor, Tensor]:
+        """A fresh solver, and timesteps and half log-SNRs of its evaluations (evaluations,)."""
+        if self.shifts is None or self.corrections is None:
+            timesteps = torch.tensor(self._start.timesteps, device=self.coefficients.device)
+            return self._sampler.make_solver(), timesteps, self._log_snrs
+        moved = self.shifts.clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
+        log_snrs = self._log_snrs + self._room * moved
+        weights = multistep_table(log_snrs).float()
+        free = torch.ones_like(weights).tril()
+        free[0] = 0  # the initial noise is the first input
+        timesteps = self._sampler.denoiser.noise_schedule.timesteps_of(log_snrs).float()
+        return LinearSolver(self._start, weights + free * self.corrections), timesteps, log_snrs
+
+    def _weighed(self, log_snrs: Tensor) -> StandInPlan:
+        """The stand-in plan with the weights as they are, tensors with a graph."""
+        learned = self.coefficients @ self._differences
+        plan: StandInPlan = {}
+        for (evaluation, layer), terms in self._plan.items():
+            sources = [source for source, _ in terms]
+            start = (
+                lagrange_weights(log_snrs[evaluation], [log_snrs[source] for source in sources])
+                if self.shifts is not None
+                else [weight for _, weight in terms]
+            )
+            plan[evaluation, layer] = tuple(
+                (source, (start[index] + learned[evaluation, layer, index]).float())
+                for index, source in enumerate(sources)
+            )
+        return plan
+
+
+def _room(log_snrs: Tensor) -> Tensor:
+    """Distance of every noise level to its nearer neighbour (evaluations,); none for the first, which stays."""
+    room = torch.zeros_like(log_snrs)
+    gaps = log_snrs.diff()
+    room[1:] = gaps
+    room[1:-1] = torch.minimum(gaps[:-1], gaps[1:])
+    return room
+
+
+def difference_weights(depth: int) -> Tensor:
+    """Weights (depth, depth) of the backward differences of order 0 to `depth - 1` on the last values, latest first.
+
+    >>> difference_weights(3).tolist()
+    [[1.0, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, -2.0, 1.0]]
+    """
+    return torch.tensor(
+        [[(-1.0) ** index * math.comb(order, index) for index in range(depth)] for order in range(depth)]
+    )

@@ -1,0 +1,161 @@
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import l2c
+from l2c.cache.schedule import CacheSchedule, Contract, Run
+from l2c.errors import ConfigError, ContractError
+from l2c.layers import find_layers
+from l2c.sampling import NoiseSchedule, make_solver
+from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
+from l2c.sampling.noise_schedule import alpha_sigma
+from l2c.sampling.walk import drive, solver_walk
+from l2c.testing import tiny_dit
+
+SCHEDULE = NoiseSchedule()
+STD = 0.5
+
+
+def table_of(log_snrs):
+    return multistep_table(torch.tensor(log_snrs, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+@pytest.mark.parametrize("spacing", ["linspace", "karras", "logsnr"])
+def test_the_table_is_the_solver_of_order_two(steps, spacing):
+    """On predictions that are anything but linear."""
+
+    def predict(evaluation, x):
+        return torch.tanh(x + evaluation)
+
+    theirs = make_solver("dpmsolver++", steps, spacing, SCHEDULE)
+    ours = LinearSolver(theirs.run, table_of(theirs.run.log_snrs))
+    noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    expected = drive(solver_walk(theirs, noise), predict)
+    torch.testing.assert_close(drive(solver_walk(ours, noise), predict), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_table_has_order_two():
+    """Where the data are normal the flow is linear, and its end is known."""
+
+    def solve(steps):
+        log_snrs = torch.linspace(-2.0, 2.0, steps + 1, dtype=torch.float64)
+        run = Run(LEARNED, steps, LEARNED, tuple([0.0] * steps), tuple(log_snrs[:-1].tolist()))
+        rows = multistep_table(log_snrs)[: steps + 1, : steps + 1]  # without the step to zero noise
+
+        def predict(evaluation, x):
+            alpha, sigma = alpha_sigma(run.log_snrs[evaluation])
+            return x * sigma / (alpha**2 * STD**2 + sigma**2)
+
+        return drive(solver_walk(LinearSolver(run, rows), torch.ones(1, dtype=torch.float64)), predict).item()
+
+    def deviation(log_snr):
+        alpha, sigma = alpha_sigma(log_snr)
+        return math.sqrt(alpha**2 * STD**2 + sigma**2)
+
+    errors = [abs(solve(steps) - deviation(2.0) / deviation(-2.0)) for steps in (40, 80, 160)]
+    orders = [math.log2(before / after) for before, after in itertools.pairwise(errors)]
+    assert orders == pytest.approx([2, 2], abs=0.25)
+
+
+def test_gradients_of_the_table_are_those_of_differences():
+    log_snrs = torch.tensor([-3.0, -1.2, 0.1, 2.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(multistep_table, (log_snrs,))
+
+
+def test_a_solver_is_used_again_from_the_beginning():
+    run = make_solver("dpmsolver++", 4).run
+    solver, noise = LinearSolver(run, table_of(run.log_snrs)), torch.ones(1, 1, 1, 1)
+    first, second = (drive(solver_walk(solver, noise), lambda _, x: 0.5 * x) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_table_of_another_size_is_one_sentence():
+    run = make_solver("dpmsolver++", 4).run
+    message = "a solver of 4 evaluations has a table of 5 x 5 weights, got 4 x 4"
+    with pytest.raises(ConfigError, match=message):
+        LinearSolver(run, torch.eye(4))
+    with pytest.raises(ConfigError, match="brings no weights of a solver"):
+        LinearSolver.of_run(run)
+    with pytest.raises(ConfigError, match="a table of 5 x 5 weights"):
+        LinearSolver.of_run(replace(run, weights=((1.0,),)))
+
+
+@pytest.fixture
+def model():
+    return tiny_dit()
+
+
+def learned_schedule(model, steps=5):
+    """A schedule with a solver of its own: that of order two at unusual noise levels, and a little off."""
+    log_snrs = torch.linspace(SCHEDULE.log_snr(999), 3.0, steps, dtype=torch.float64)
+    weights = multistep_table(log_snrs).float()
+    weights[1:] += 0.01 * torch.randn(steps, steps + 1).tril()
+    run = Run(
+        LEARNED,
+        steps,
+        LEARNED,
+        tuple(SCHEDULE.timestep(log_snr) for log_snr in log_snrs.tolist()),
+        tuple(log_snrs.tolist()),
+        1.5,
+        tuple(tuple(row) for row in weights.tolist()),
+    )
+    table = find_layers(model)
+    compute = torch.ones(steps, len(table), dtype=torch.bool)
+    compute[1::2] = False
+    return CacheSchedule(compute, table, Contract(run))
+
+
+def test_sampling_takes_the_solver_of_the_schedule(model):
+    schedule = learned_schedule(model)
+    everything = replace(schedule, compute=torch.ones_like(schedule.compute))
+    run, seen = schedule.contract.run, []
+    sampled = l2c.sample(model, [1], schedule=everything, observer=lambda *call: seen.append(call))
+    first, weights = seen[0][1], torch.tensor(run.weights)
+    terms = torch.stack([first, *(predicted for _, _, predicted in seen)])
+    for evaluation, x, _ in seen:
+        by_hand = (
+            weights[evaluation, : evaluation + 1, None, None, None, None] * terms[: evaluation + 1]
+        ).sum(0)
+        torch.testing.assert_close(x, by_hand, atol=1e-4, rtol=1e-4)
+    end = (weights[-1, :, None, None, None, None] * terms).sum(0)
+    torch.testing.assert_close(sampled, end.clamp(-1, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_saved_schedule_samples_the_same(model, tmp_path):
+    schedule = learned_schedule(model)
+    schedule.save(tmp_path / "s.safetensors")
+    loaded = CacheSchedule.load(tmp_path / "s.safetensors")
+    assert loaded.contract == schedule.contract
+    first, second = (l2c.sample(model, [1, 2], schedule=s) for s in (schedule, loaded))
+    assert torch.equal(first, second)
+    with l2c.enable_cache(model, loaded):
+        assert torch.equal(l2c.sample(model, [1, 2]), first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "ddim"},
+        {"solver": "ddim", "steps": 5, "spacing": "linspace"},
+        {"solver": "dpmsolver++", "steps": 7, "spacing": "logsnr"},
+        {"steps": 5},
+        {"spacing": "karras"},
+    ],
+)
+def test_another_solver_than_the_schedules_is_refused(model, options):
+    with pytest.raises(ContractError, match="name no solver, steps or spacing.* brings its own solver"):
+        l2c.sample(model, [1], schedule=learned_schedule(model), **options)
+
+
+def test_a_schedule_with_another_learned_solver_is_refused(model):
+    first, second = learned_schedule(model), learned_schedule(model)
+    with (
+        l2c.enable_cache(model, first) as cache,
+        pytest.raises(ContractError, match="another learned solver"),
+        cache.run(second.contract.run),
+    ):
+        pass
