@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "layers": {"errors", "models"},
     "cache": {"errors", "files", "layers"},
     "sampling": {"errors", "models", "layers", "cache"},
-    "methods": {"errors", "models", "layers", "cache", "sampling"},
+    "methods": {"errors", "models", "layers", "cache", "sampling", "learning"},
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
     "evaluation": {"errors", "files", "models", "layers", "cache", "sampling"},
     "bench": {"errors", "models", "layers", "cache", "sampling"},

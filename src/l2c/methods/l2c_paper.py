@@ -1,0 +1,117 @@
+"""Learning-to-Cache as published: a learned router over the alternating pattern, outputs copied."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from l2c.cache.schedule import CacheSchedule
+from l2c.errors import ConfigError
+from l2c.learning.learn import LearnSettings, learn
+from l2c.methods.base import Method
+from l2c.methods.budget import threshold_for
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "dit-50": {"lambda_": 1e-6, "threshold": 0.1, "reduction": "mean"},
+    "dit-20": {"lambda_": 5e-6, "threshold": 0.1, "reduction": "mean"},
+    "dit-50-512": {"lambda_": 5e-6, "threshold": 0.9, "reduction": "mean"},
+    "uvit": {"lambda_": 0.1, "threshold": 0.9, "reduction": "sum"},
+}
+"""Released settings by model and steps; all with learning rate 1e-3 and 64 images per iteration."""
+
+
+def learn_router(
+    model: nn.Module,
+    solver: str = "ddim",
+    steps: int = 50,
+    *,
+    spacing: str = "linspace",
+    guidance: float = 1.5,
+    lambda_: float = 2e-5,
+    iterations: int = 20,
+    batch_size: int = 4,
+    learning_rate: float = 0.2,
+    reduction: str = "mean",
+    bf16: bool = False,
+) -> CacheSchedule:
+    """Learns the router that `l2c_paper` thresholds; see `LearnSettings`."""
+    settings = LearnSettings(
+        lambda_=lambda_,
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        reduction=reduction,
+        bf16=bf16,
+    )
+    return learn(model, solver, steps, spacing=spacing, guidance=guidance, settings=settings)
+
+
+def l2c_paper(
+    model: nn.Module,
+    solver: str = "ddim",
+    steps: int = 50,
+    *,
+    spacing: str = "linspace",
+    guidance: float = 1.5,
+    threshold: float | None = 0.1,
+    budget: float | None = None,
+    prepared: CacheSchedule | None = None,
+    **learning: Any,
+) -> CacheSchedule:
+    """Learns with the paper's objective which layers of every second evaluation to copy.
+
+    What differs: noisy inputs are the model's own trajectories and not noised training images, a few iterations
+    at a high learning rate replace thousands at 1e-3, and the price of a layer is set for that. With a budget, one
+    router serves several thresholds, where the authors learn one per price; the alternating pattern cannot go
+    much below half of the work.
+
+    Args:
+        model: A model from `load_model`, or any with a layer adapter.
+        solver: Solver name.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
+        guidance: Guidance scale.
+        threshold: Scores above it compute.
+        budget: Instead of a threshold, the share of the run's MACs to come close to.
+        prepared: A schedule with scores, from `learn_router`; by default one is learned.
+        learning: Settings of `learn_router`.
+
+    Raises:
+        ConfigError: If an argument is unknown or out of range.
+
+    Source: Ma et al., arXiv 2406.01733, section 3.3; released settings in `PUBLISHED`.
+    """
+    learned = prepared
+    if learned is None:
+        learned = learn_router(model, solver, steps, spacing=spacing, guidance=guidance, **learning)
+    scores = learned.scores
+    if scores is None:
+        raise ConfigError(
+            "a schedule without router scores cannot be thresholded anew; learn one with l2c.learn"
+        )
+
+    def at(limit: float) -> CacheSchedule:
+        return replace(
+            learned,
+            compute=scores.isnan() | (scores > limit),
+            provenance={**learned.provenance, "threshold": limit},
+        )
+
+    if budget is not None:
+        return threshold_for(at, [0.0, *scores[scores.isfinite()].tolist()], budget)
+    if threshold is None or not 0 <= threshold <= 1:
+        raise ConfigError(f"l2c needs a threshold from 0 to 1, or a budget, got {threshold}")
+    return at(threshold)
+
+
+METHOD = Method(
+    "l2c",
+    "Learning-to-Cache, as published",
+    l2c_paper,
+    "arXiv 2406.01733",
+    published={"threshold": 0.1},
+    prepare=learn_router,
+    prepare_settings=("lambda_", "iterations", "batch_size", "learning_rate", "reduction", "bf16"),
+)
