@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"errors", "models", "layers", "cache"},
     "methods": {"errors", "models", "layers", "cache", "sampling", "learning"},
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
-    "evaluation": {"errors", "files", "models", "layers", "cache", "sampling"},
+    "evaluation": {"errors", "files", "models", "layers", "cache", "sampling", "learning"},
     "bench": {"errors", "models", "layers", "cache", "sampling"},
     "testing": {"models", "layers"},
     "report": {"errors", "files", "records"},
