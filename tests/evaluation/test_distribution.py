@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from l2c.errors import CheckpointError, ConfigError, DataError
 from l2c.bootstrap import mean_interval, paired_difference, statistic_interval
+from l2c.errors import CheckpointError, ConfigError, DataError
 from l2c.evaluation.distribution import (
     Gaussian,
     frechet_distance,
