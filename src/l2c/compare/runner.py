@@ -133,12 +133,11 @@ class Comparison:
         """
         total = len(self.ways)
         records = []
-        with torch.no_grad():
-            for done, way in enumerate(self.ways):
-                on_progress(way.id, done, total)
-                records.append(self._found(way) or self._measure(way))
-            for repetition in range(self.config.repetitions):
-                self._time(repetition, lambda what: on_progress(f"timing {what}", total, total))
+        for done, way in enumerate(self.ways):
+            on_progress(way.id, done, total)
+            records.append(self._found(way) or self._measure(way))
+        for repetition in range(self.config.repetitions):
+            self._time(repetition, lambda what: on_progress(f"timing {what}", total, total))
         return records
 
     def _path(self, way: Way) -> Path:
@@ -228,6 +227,7 @@ class Comparison:
         self._kept[name] = _Pictures(tensors["images"], tensors["trajectory"], float(tensors["seconds"]))
         return self._kept[name]
 
+    @torch.no_grad()
     def _sample(self, sample: Sample, evaluations: int) -> _Pictures:
         """Samples all seeds batch by batch, keeping the network inputs of the first pictures."""
         inputs: list[Tensor] = []
@@ -290,6 +290,7 @@ class Comparison:
         atomic_write(self.folder / name, png(picture_grid(pixels, columns=4)), ADVICE)
         return name
 
+    @torch.no_grad()
     def _time(self, repetition: int, announce: Callable[[str], None]) -> None:
         """One round in which all ways take turns, unless it is recorded."""
         path = self.folder / TIMING / f"round-{repetition}.json"
