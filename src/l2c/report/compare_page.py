@@ -85,6 +85,11 @@ def _title(way: WayResult) -> str:
     return str(way.results["title"])
 
 
+def _name(way: WayResult) -> str:
+    """Its title without what follows a comma or a bracket."""
+    return _title(way).partition(",")[0].partition(" (")[0]
+
+
 def _base_section(data: ComparisonResults, base: str) -> str:
     ways = data.of_base(base)
     run = ways[0].record.config["way"]["base"]
@@ -142,7 +147,7 @@ def _point(data: ComparisonResults, way: WayResult, kind: str, on_front: bool) -
     assert cost is not None
     assert error is not None
     x = cost if kind == "time" else cost / 1e9
-    label = way.setting if way.method in (FULL, FEWER) else _title(way).partition(",")[0]
+    label = way.setting if way.method in (FULL, FEWER) else _name(way)
     title = f"{_title(way)} ({way.setting}): {x:.3g}, error {error.value:.4f}"
     tiny = 1e-6
     return Point(
@@ -259,10 +264,7 @@ def _step_errors(ways: list[WayResult]) -> str:
             chosen[way.method] = way
     if not chosen:
         return ""
-    series = {
-        f"{_title(way).partition(',')[0][:20]}, {way.fraction:.0%}": way.results["step_errors"]
-        for way in chosen.values()
-    }
+    series = {f"{_name(way)}, {way.fraction:.0%}": way.results["step_errors"] for way in chosen.values()}
     last = "; ".join(f"{name}: {values[-1]:.3f}" for name, values in series.items())
     plot = lines(
         series,

@@ -223,10 +223,14 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
     images = max((len(timed.seeds) for timed in rounds), default=1)
     decode = tuple(s for timed in rounds for s in timed.timings.get("decode", ()))
     ways = [_result(record, rounds) for record in records]
-    full_first = sorted(ways, key=lambda way: (str(way.results["base"]), way.method != FULL))
-    return ComparisonResults(
-        folder, records[0].config, tuple(full_first), images, decode, (*problems, *broken)
-    )
+    groups = ["steps", "cache", "ours", "peer"]
+
+    def order(way: WayResult) -> tuple[str, bool, int, str, float]:
+        group = groups.index(way.group)
+        return str(way.results["base"]), way.method != FULL, group, way.method, -way.fraction
+
+    ways.sort(key=order)
+    return ComparisonResults(folder, records[0].config, tuple(ways), images, decode, (*problems, *broken))
 
 
 def _read(folder: Path, command: str) -> tuple[list[RunRecord], list[str]]:
