@@ -163,10 +163,10 @@ def _table(data: ComparisonResults, base: str, ways: list[WayResult]) -> str:
     heads = "".join(f'<th scope="col">{escape(_METRICS[name][0])}</th>' for name in names)
     rows = "\n".join(_row(data, way, full, names, way.id in best) for way in ways)
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="Figures of {escape(base)}"><table>
-<caption>All ways on {escape(base)}. Times are medians per picture with their range over rounds in which all ways took
-turns; metrics are means over the pictures with 95&nbsp;% intervals, PSNR and SSIM to the pictures with everything
+<caption><span>All ways on {escape(base)}. Times are medians per picture with their range over rounds in which all
+ways took turns; metrics are means over the pictures with 95&nbsp;% intervals, PSNR and SSIM to the pictures with everything
 computed. The verdict is on the error, picture by picture, against the best run with fewer steps that is no slower.
-A method's best trade (smallest product of error and time) is bold.</caption>
+A method's best trade (smallest product of error and time) is bold.</span></caption>
 <thead><tr><th scope="col">method</th><th scope="col">MACs</th><th scope="col">time</th><th scope="col">speed-up</th>
 {heads}<th scope="col">verdict</th><th scope="col">store</th><th scope="col">to prepare</th></tr></thead>
 <tbody>
@@ -197,6 +197,8 @@ def _row(data: ComparisonResults, way: WayResult, full: WayResult, names: list[s
 def _verdict(data: ComparisonResults, way: WayResult) -> str:
     if way.method == FULL:
         return "<small>the base</small>"
+    if way.method == FEWER:
+        return "<small>part of the bar</small>"
     verdict = data.verdict(way)
     if verdict.rival is None or verdict.difference is None:
         return f"<small>{verdict.word}</small>"
