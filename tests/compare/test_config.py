@@ -1,7 +1,8 @@
 import pytest
 
-from l2c.compare.config import CompareConfig, plan, preset_names, to_plain
+from l2c.compare.config import CompareConfig, preset_names, to_plain
 from l2c.compare.peers import PEERS
+from l2c.compare.plan import plan
 from l2c.errors import ConfigError
 from l2c.methods import all_methods
 

@@ -15,7 +15,8 @@ import torch
 
 import l2c
 from l2c.cli.main import run
-from l2c.compare.config import CompareConfig, plan
+from l2c.compare.config import CompareConfig
+from l2c.compare.plan import plan
 from l2c.compare.runner import Comparison
 from l2c.errors import ConfigError, OutputError
 from l2c.evaluation.metrics import rmse
@@ -68,7 +69,7 @@ def test_timing_rounds_have_every_way(compared, tiny_file):
 
 def test_nothing_is_run_again(compared, tiny_file, monkeypatch):
     monkeypatch.setattr(Comparison, "_measure", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr("l2c.compare.runner.interleave", lambda *_, **__: pytest.fail("timed again"))
+    monkeypatch.setattr("l2c.compare.rounds.interleave", lambda *_, **__: pytest.fail("timed again"))
     comparison = Comparison(CompareConfig.load(tiny_file), compared, "cpu")
     assert len(comparison.run()) == len(comparison.ways)
 

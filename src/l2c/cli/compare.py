@@ -57,7 +57,8 @@ def compare(
     - `l2c compare --preset smoke --out tried`
     - `l2c compare my.toml --out mine && l2c report mine --out mine.html`
     """
-    from l2c.compare.config import CompareConfig, plan, to_plain
+    from l2c.compare.config import CompareConfig, to_plain
+    from l2c.compare.plan import plan
     from l2c.compare.runner import Comparison
 
     if (file is None) == (preset is None):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from l2c.cache.runtime import enable_cache
 from l2c.cache.schedule import CacheSchedule, Run
-from l2c.compare.config import FULL, CompareConfig, Way
+from l2c.compare.config import CompareConfig
 from l2c.compare.peers import PEERS, diffusers_copy, peer_sampler
+from l2c.compare.plan import FULL, Way
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.methods.registry import find_method, schedule_for

@@ -10,26 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from l2c.bootstrap import Interval
+from l2c.report.compare_table import short_title, way_table
 from l2c.report.comparison import FEWER, FULL, ComparisonResults, WayResult
-from l2c.report.svg import Point, heat_map, lines, scatter
+from l2c.report.svg import Point, heat_map, lines, mark, scatter
 
 _GROUPS = {
     "steps": "everything computed, fewer steps",
     "cache": "published caches",
     "peer": "caches of other libraries",
     "ours": "this library",
-}
-_METRICS = {
-    "rmse": ("error", "{:.4f}"),
-    "psnr": ("PSNR, dB", "{:.1f}"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "lpips": ("LPIPS", "{:.3f}"),
-    "fd": ("FD", "{:.1f}"),
-    "kd": ("kernel distance", "{:.4f}"),
-    "is": ("Inception score", "{:.1f}"),
-    "precision": ("precision", "{:.2f}"),
-    "recall": ("recall", "{:.2f}"),
 }
 
 
@@ -81,15 +70,6 @@ def _lead(data: ComparisonResults) -> str:
     )
 
 
-def _title(way: WayResult) -> str:
-    return str(way.results["title"])
-
-
-def _name(way: WayResult) -> str:
-    """Its title without what follows a comma or a bracket."""
-    return _title(way).partition(",")[0].partition(" (")[0]
-
-
 def _base_section(data: ComparisonResults, base: str) -> str:
     ways = data.of_base(base)
     run = ways[0].record.config["way"]["base"]
@@ -97,7 +77,7 @@ def _base_section(data: ComparisonResults, base: str) -> str:
     return f"""<section aria-labelledby="{escape(base)}">
 <h2 id="{escape(base)}">{escape(title)}</h2>
 {_plots(data, ways)}
-{_table(data, base, ways)}
+{way_table(data, base, ways)}
 {_pictures(data, base, ways)}
 {_step_errors(ways)}
 {_heat_maps(ways)}
@@ -127,7 +107,7 @@ def _plots(data: ComparisonResults, ways: list[WayResult]) -> str:
         )
     legend = "".join(
         f'<li class="{group}"><svg viewBox="-9 -9 18 18" aria-hidden="true"><g class="mark {group}">'
-        f"{_legend_mark(group)}</g></svg>{escape(text)}</li>"
+        f"{mark(group, 0, 0)}</g></svg>{escape(text)}</li>"
         for group, text in _GROUPS.items()
     )
     return f"""<div class="plots">{"".join(figures)}</div>
@@ -136,88 +116,18 @@ def _plots(data: ComparisonResults, ways: list[WayResult]) -> str:
 <p class="note">Bars are 95 % intervals over the pictures. Runs with fewer steps of other bases are shown, too.</p>"""
 
 
-def _legend_mark(group: str) -> str:
-    from l2c.report.svg import _mark
-
-    return _mark(group, 0, 0)
-
-
 def _point(data: ComparisonResults, way: WayResult, kind: str, on_front: bool) -> Point:
     cost, error = data.cost(way, kind), way.metrics["rmse"]
     assert cost is not None
     assert error is not None
     x = cost if kind == "time" else cost / 1e9
-    label = way.setting if way.method in (FULL, FEWER) else _name(way)
-    title = f"{_title(way)} ({way.setting}): {x:.3g}, error {error.value:.4f}"
+    label = way.setting if way.method in (FULL, FEWER) else short_title(way)
+    title = f"{way.title} ({way.setting}): {x:.3g}, error {error.value:.4f}"
     tiny = 1e-6
     return Point(
         x, max(error.value, tiny), way.group, title, max(error.low, tiny), max(error.high, tiny),
         label if on_front else "",
     )  # fmt: skip
-
-
-def _table(data: ComparisonResults, base: str, ways: list[WayResult]) -> str:
-    full = ways[0]
-    best = data.best(ways)
-    names = list(full.metrics)
-    heads = "".join(f'<th scope="col">{escape(_METRICS[name][0])}</th>' for name in names)
-    rows = "\n".join(_row(data, way, full, names, way.id in best) for way in ways)
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="Figures of {escape(base)}"><table>
-<caption><span>All ways on {escape(base)}. Times are medians per picture with their range over rounds in which all
-ways took turns; metrics are means over the pictures with 95&nbsp;% intervals, PSNR and SSIM to the pictures with everything
-computed. The verdict is on the error, picture by picture, against the best run with fewer steps that is no slower.
-A method's best trade (smallest product of error and time) is bold.</span></caption>
-<thead><tr><th scope="col">method</th><th scope="col">MACs</th><th scope="col">time</th><th scope="col">speed-up</th>
-{heads}<th scope="col">verdict</th><th scope="col">store</th><th scope="col">to prepare</th></tr></thead>
-<tbody>
-{rows}
-</tbody></table></div>"""
-
-
-def _row(data: ComparisonResults, way: WayResult, full: WayResult, names: list[str], is_best: bool) -> str:
-    taken, base_s = way.median_s, full.median_s
-    time, gain = "-", "-"
-    if taken is not None:
-        time = f"{_seconds(taken)}<small>{_seconds(min(way.seconds))} - {_seconds(max(way.seconds))}</small>"
-        gain = "" if base_s is None else f"{base_s / taken:.2f}&nbsp;x"
-    cells = "".join(f"<td>{_figure(way.metrics.get(name), _METRICS[name][1])}</td>" for name in names)
-    store = way.results["store_bytes"]
-    prepare = way.record.timings["prepare_s"][0]
-    macs = float(way.results["macs"])
-    return (
-        f'<tr class="{way.group}{" best" if is_best else ""}"><th scope="row">{escape(_title(way))}'
-        f"<small>{escape(way.setting)}</small></th>"
-        f"<td>{way.fraction:.0%}<small>{macs / 1e9:.1f}&nbsp;G</small></td><td>{time}</td><td>{gain}</td>{cells}"
-        f"<td>{_verdict(data, way)}</td>"
-        f"<td>{'not told' if store is None else f'{store / 1e6:.1f}&nbsp;MB'}</td>"
-        f"<td>{f'{prepare:.0f}&nbsp;s' if prepare >= 0.5 else '-'}</td></tr>"
-    )
-
-
-def _verdict(data: ComparisonResults, way: WayResult) -> str:
-    if way.method == FULL:
-        return "<small>the base</small>"
-    if way.method == FEWER:
-        return "<small>part of the bar</small>"
-    verdict = data.verdict(way)
-    if verdict.rival is None or verdict.difference is None:
-        return f"<small>{verdict.word}</small>"
-    against = verdict.rival.setting
-    d = verdict.difference
-    return (
-        f'<span class="{verdict.word.replace(" ", "-")}">{verdict.word}</span>'
-        f"<small>{d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f}) against {escape(against)}</small>"
-    )
-
-
-def _figure(interval: Interval | None, form: str) -> str:
-    if interval is None:
-        return "identical"
-    return f"{form.format(interval.value)}<small>{form.format(interval.low)} - {form.format(interval.high)}</small>"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g}&nbsp;s"
 
 
 def _pictures(data: ComparisonResults, base: str, ways: list[WayResult]) -> str:
@@ -227,7 +137,7 @@ def _pictures(data: ComparisonResults, base: str, ways: list[WayResult]) -> str:
     shown = [way for way in ways if way.id in sources]
     first = shown[0]
     second = next((way for way in shown if way.group in ("ours", "cache")), shown[1])
-    texts = {way.id: f"{_title(way)}, {way.setting}" for way in shown}
+    texts = {way.id: f"{way.title}, {way.setting}" for way in shown}
     options = "".join(
         f'<option value="{escape(way.id)}"{" selected" if way is second else ""}>{escape(texts[way.id])}</option>'
         for way in shown[1:]
@@ -266,7 +176,9 @@ def _step_errors(ways: list[WayResult]) -> str:
             chosen[way.method] = way
     if not chosen:
         return ""
-    series = {f"{_name(way)}, {way.fraction:.0%}": way.results["step_errors"] for way in chosen.values()}
+    series = {
+        f"{short_title(way)}, {way.fraction:.0%}": way.results["step_errors"] for way in chosen.values()
+    }
     last = "; ".join(f"{name}: {values[-1]:.3f}" for name, values in series.items())
     plot = lines(
         series,
@@ -285,7 +197,7 @@ def _heat_maps(ways: list[WayResult]) -> str:
         summary: Mapping[str, Any] | None = way.results["summary"]
         if summary is None:
             continue
-        described = f"{_title(way)}, {way.setting}: {way.fraction:.0%} of the MACs are computed"
+        described = f"{way.title}, {way.setting}: {way.fraction:.0%} of the MACs are computed"
         cards.append(
             f"<figure>{heat_map(summary, f'Schedule of {described}.')}"
             f"<figcaption>{escape(described)}</figcaption></figure>"
@@ -321,7 +233,7 @@ def _reproduce(data: ComparisonResults) -> str:
     )
     sources = "".join(
         f"<li>{escape(title)}: {escape(source)}</li>"
-        for title, source in dict.fromkeys((_title(w), str(w.results["source"])) for w in data.ways)
+        for title, source in dict.fromkeys((w.title, str(w.results["source"])) for w in data.ways)
         if source
     )
     stored = data.folder / "config.json"

@@ -50,6 +50,11 @@ class WayResult:
         return str(self.results["method"])
 
     @property
+    def title(self) -> str:
+        """Its method, for people."""
+        return str(self.results["title"])
+
+    @property
     def group(self) -> str:
         """Kind of method: `steps`, `cache`, `peer` or `ours`."""
         if self.method in (FULL, FEWER, "diffusers"):

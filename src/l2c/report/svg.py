@@ -84,7 +84,7 @@ def scatter(
         px, py = x(point.x), y(point.y)
         parts.append(
             f'<g class="mark {point.group}"><title>{escape(point.title)}</title>'
-            f'<path class="spread" d="M{px} {y(point.low)}V{y(point.high)}"/>{_mark(point.group, px, py)}</g>'
+            f'<path class="spread" d="M{px} {y(point.low)}V{y(point.high)}"/>{mark(point.group, px, py)}</g>'
         )
     placed: list[tuple[float, float]] = []
     for point in points:
@@ -164,7 +164,8 @@ def heat_map(summary: Mapping[str, Any], described: str) -> str:
     )
 
 
-def _mark(group: str, x: float, y: float) -> str:
+def mark(group: str, x: float, y: float) -> str:
+    """The mark of a group at a place: circle, square, triangle or star."""
     if group == "steps":
         return f'<circle cx="{x}" cy="{y}" r="5"/>'
     if group == "peer":
