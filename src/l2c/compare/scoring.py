@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from l2c.evaluation.reference import Reference
 from l2c.learning.data import load_images
 
 _BATCH = 16
+
+PairedMetric = Callable[[Tensor, Tensor], Tensor]
+"""(images, references) -> a figure of each image."""
 
 
 class Scorer:
@@ -70,17 +74,16 @@ class Scorer:
             By name of the metric, a figure per picture (None where it is infinite), or for metrics of the set a value
             with its interval.
         """
-        scores: dict[str, Any] = {}
-        for name in self._metrics:
-            if name == "rmse":
-                scores[name] = _plain(rmse(images, solution))
-            elif name == "psnr":
-                scores[name] = _plain(psnr(images, full))
-            elif name == "ssim":
-                scores[name] = _plain(ssim(images, full))
-            elif name == "lpips":
-                assert self._lpips is not None
-                scores[name] = _plain(self._lpips(images, full))
+        paired: dict[str, tuple[PairedMetric, Tensor]] = {
+            "rmse": (rmse, solution),
+            "psnr": (psnr, full),
+            "ssim": (ssim, full),
+        }
+        if self._lpips is not None:
+            paired["lpips"] = (self._lpips, full)
+        scores: dict[str, Any] = {
+            name: _in_batches(*paired[name], images) for name in self._metrics if name in paired
+        }
         if self._extractor is not None:
             scores.update(self._score_set(images))
         return scores
@@ -131,5 +134,7 @@ def check_metrics(config: CompareConfig, latent: bool) -> None:
         )
 
 
-def _plain(values: Tensor) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values.tolist()]
+def _in_batches(metric: PairedMetric, references: Tensor, images: Tensor) -> list[float | None]:
+    pairs = zip(torch.split(images, _BATCH), torch.split(references, _BATCH), strict=True)
+    values = [value for ours, theirs in pairs for value in metric(ours, theirs).tolist()]
+    return [float(value) if np.isfinite(value) else None for value in values]
