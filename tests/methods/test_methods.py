@@ -22,6 +22,7 @@ from l2c.methods import (
     smoothcache,
     taylorseer,
 )
+from l2c.methods.l2c_paper import COMMON, PUBLISHED
 from l2c.methods.smoothcache import CALIBRATION_SEED, calibrate, scan
 from l2c.methods.taylorseer import forecast_weights
 
@@ -208,11 +209,17 @@ def test_l2c_thresholds_one_router_for_every_budget(tiny_dit):
     assert torch.equal(schedule.compute[1::2], scores > threshold)
 
 
-def test_published_l2c_settings_are_settings_of_learning():
-    from l2c.methods.l2c_paper import PUBLISHED
-
+def test_l2c_takes_released_settings(tiny_uvit):
+    small = {"iterations": 1, "batch_size": 1, "learning_rate": 0.5}
+    schedule = l2c_paper(tiny_uvit, "dpmsolver-singlestep", 6, release="uvit", **small)
+    assert (schedule.provenance["lambda"], schedule.provenance["reduction"]) == (0.1, "sum")
+    assert schedule.provenance["threshold"] == 0.9
+    with pytest.raises(ConfigError, match="unknown release 'dit' of L2C; choose one of dit-50"):
+        l2c_paper(tiny_uvit, release="dit")
+    with pytest.raises(ConfigError, match="does not learn with these settings .*lamda"):
+        l2c_paper(tiny_uvit, lamda=1)
     for settings in PUBLISHED.values():
-        LearnSettings(**settings)
+        LearnSettings(**COMMON, **settings)
 
 
 def test_learned_reads_a_schedule_of_the_package(dit):

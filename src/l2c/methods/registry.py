@@ -94,9 +94,7 @@ def schedule_for(
     options: dict[str, Any] = {"spacing": spacing, **(settings or {})}
     if method.prepare is not None:
         options["guidance"] = guidance
-        if prepared is not None:
-            options["prepared"] = prepared
-            options = {key: value for key, value in options.items() if key not in method.prepare_settings}
+        options["prepared"] = prepared
     try:
         if budget is None:
             return method.make(model, solver, steps, **{**method.published, **options})

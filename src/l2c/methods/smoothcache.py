@@ -84,6 +84,7 @@ def smoothcache(
     prepared: Errors | None = None,
     num_images: int = 10,
     lookahead: int = LOOKAHEAD,
+    seed: int = CALIBRATION_SEED,
 ) -> CacheSchedule:
     """Reuses a kind of layer for as long as its calibrated error stays within a threshold.
 
@@ -104,6 +105,7 @@ def smoothcache(
         prepared: Errors from `calibrate`; by default they are measured.
         num_images: Pictures of the calibration.
         lookahead: Longest stretch that is reused.
+        seed: Of the first picture of the calibration.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
@@ -119,6 +121,7 @@ def smoothcache(
             guidance=guidance,
             num_images=num_images,
             lookahead=lookahead,
+            seed=seed,
         )
     errors = prepared
     target = Target.of(model, solver, steps, spacing, guidance=guidance)
