@@ -127,6 +127,19 @@ def test_half_written_record_is_made_again_and_the_others_kept(small, invoke, tm
     assert whole.stat().st_mtime_ns == stamp
 
 
+def test_record_of_other_settings_is_made_again(small, invoke, tmp_path):
+    out = tmp_path / "out"
+    peer = '[[method]]\nname = "diffusers-first-block"\nsettings = [{ threshold = 0.5 }]\n'
+    small.write_text(small.read_text() + peer)
+    assert invoke("compare", small, "--out", out).code == 0
+    before = results(out)["ddim-4--diffusers-first-block--1.json"]
+    small.write_text(small.read_text().replace("threshold = 0.5", "threshold = 0.0"))
+    finished = invoke("compare", small, "--out", out)
+    assert finished.err.count("was made with other settings; it is made again") == 1
+    after = results(out)["ddim-4--diffusers-first-block--1.json"]
+    assert before["macs"] < after["macs"] == pytest.approx(after["full_macs"], rel=0.01)
+
+
 def test_full_disk_is_a_sentence_and_finished_runs_are_kept(small, invoke, tmp_path, monkeypatch):
     out = tmp_path / "out"
     import l2c.compare.runner as runner

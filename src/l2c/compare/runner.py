@@ -128,10 +128,14 @@ class Comparison:
         if not path.is_file():
             return None
         try:
-            return RunRecord.load(path)
+            record = RunRecord.load(path)
         except DataError as error:
             self._note(f"{error}; it is made again")
             return None
+        if record.config.get("way") != _plain_way(way):
+            self._note(f"{path} was made with other settings; it is made again")
+            return None
+        return record
 
     def _measure(self, way: Way) -> RunRecord:
         candidate = self._maker.make(way)
@@ -204,7 +208,9 @@ class Comparison:
 def _plain_way(way: Way) -> dict[str, Any]:
     base = way.base
     run = {"solver": base.solver, "steps": base.steps, "spacing": base.spacing}
-    return {"base": run, "method": way.method, "settings": dict(way.settings), "budget": way.budget}
+    plain = {"base": run, "method": way.method, "settings": dict(way.settings), "budget": way.budget}
+    as_read: dict[str, Any] = json.loads(json.dumps(plain))
+    return as_read
 
 
 def _peer_versions(way: Way) -> dict[str, str]:
