@@ -129,11 +129,11 @@ def test_half_written_record_is_made_again_and_the_others_kept(small, invoke, tm
 
 def test_record_of_other_settings_is_made_again(small, invoke, tmp_path):
     out = tmp_path / "out"
-    peer = '[[method]]\nname = "diffusers-first-block"\nsettings = [{ threshold = 0.5 }]\n'
+    peer = '[[method]]\nname = "diffusers-first-block"\nsettings = [{ threshold = 100.0 }]\n'
     small.write_text(small.read_text() + peer)
     assert invoke("compare", small, "--out", out).code == 0
     before = results(out)["ddim-4--diffusers-first-block--1.json"]
-    small.write_text(small.read_text().replace("threshold = 0.5", "threshold = 0.0"))
+    small.write_text(small.read_text().replace("threshold = 100.0", "threshold = 0.0"))
     finished = invoke("compare", small, "--out", out)
     assert finished.err.count("was made with other settings; it is made again") == 1
     after = results(out)["ddim-4--diffusers-first-block--1.json"]
