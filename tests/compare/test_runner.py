@@ -137,7 +137,7 @@ def test_record_of_other_settings_is_made_again(small, invoke, tmp_path):
     finished = invoke("compare", small, "--out", out)
     assert finished.err.count("was made with other settings; it is made again") == 1
     after = results(out)["ddim-4--diffusers-first-block--1.json"]
-    assert before["macs"] < after["macs"] == pytest.approx(after["full_macs"], rel=0.01)
+    assert before["macs"] < 0.7 * after["full_macs"] < after["macs"]
 
 
 def test_full_disk_is_a_sentence_and_finished_runs_are_kept(small, invoke, tmp_path, monkeypatch):
