@@ -94,7 +94,7 @@ def _report(records: list[RunRecord]) -> None:
 
     names = [name for name, values in records[0].results["metrics"].items() if isinstance(values, list)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("way", no_wrap=True)
+    table.add_column("way", overflow="fold")
     for name in ("MACs", *names):
         table.add_column(name, justify="right", no_wrap=True)
     for record in records:

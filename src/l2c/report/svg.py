@@ -94,7 +94,7 @@ def scatter(
         while any(abs(py - other_y) < 13 and abs(px - other_x) < 110 for other_x, other_y in placed):
             py += 13
         placed.append((px, py))
-        right = px > WIDTH - 150
+        right = px + 15 + 6.5 * len(point.label) > WIDTH
         parts.append(
             f'<text class="label" x="{px + (-9 if right else 9)}" y="{py + 4:.1f}" '
             f'text-anchor="{"end" if right else "start"}">{escape(point.label)}</text>'
