@@ -18,17 +18,22 @@ ALLOWED: dict[str, set[str]] = {
     # part: the parts of l2c that it may import, anywhere in it, for type checking and inside functions too
     "errors": set(),
     "files": {"errors"},
+    "bootstrap": {"errors"},
     "records": {"errors", "files", "l2c"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
     "cache": {"errors", "files", "layers"},
     "sampling": {"errors", "models", "layers", "cache"},
-    "methods": {"errors", "models", "layers", "cache", "sampling"},
+    "methods": {"errors", "models", "layers", "cache", "sampling", "learning"},
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
-    "evaluation": {"errors", "files", "models", "layers", "cache", "sampling"},
+    "evaluation": {"errors", "files", "models", "layers", "cache", "sampling", "learning"},
     "bench": {"errors", "models", "layers", "cache", "sampling"},
     "testing": {"models", "layers"},
-    "report": {"errors", "files", "records"},
+    "report": {"errors", "files", "records", "bootstrap"},
+    "compare": {
+        "errors", "files", "records", "bootstrap", "models", "layers", "cache", "sampling", "methods", "learning",
+        "evaluation", "bench", "report",
+    },
     "demo": {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
         "evaluation", "bench", "report",
@@ -36,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
-        "evaluation", "bench", "report", "demo", "l2c",
+        "evaluation", "bench", "report", "compare", "demo", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

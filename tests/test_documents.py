@@ -12,7 +12,14 @@ from l2c.records import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(l2c.__file__).parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/method.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/compare.md",
+    "docs/method.md",
+]
 
 FOREIGN = {"AdamW", "AutoencoderKL", "DDIMScheduler", "DiTTransformer2DModel", "MACs", "max_steps"}
 """Names in the documents that are not of l2c."""

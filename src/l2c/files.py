@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from l2c.errors import OutputError
 
@@ -26,23 +27,40 @@ def atomic_write(path: str | Path, data: bytes, advice: str = _ADVICE) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
+    with atomic_open(path, advice) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_open(path: str | Path, advice: str = _ADVICE) -> Iterator[BinaryIO]:
+    """A file to write to bit by bit, which is there at the end of the block, or not at all if that fails.
+
+    Args:
+        path: Where to; folders on the way are made.
+        advice: What to do if it cannot be written, for the message.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     path = Path(path)
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+        raise
 
 
 def remove_partial(path: str | Path) -> None:

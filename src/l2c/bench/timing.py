@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ def interleave(
     warm_ups: Mapping[str, Callable[[], object]] | None = None,
     time_limit_s: float | None = None,
     on_run: Callable[[str, int], None] | None = None,
+    around: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
 ) -> dict[str, Timing]:
     """Times several callables against each other: A, B, C, then B, C, A, and so on.
 
@@ -53,6 +55,7 @@ def interleave(
         time_limit_s: Seconds, counted from the call, after which no further repetition is begun if it would
             probably end later; the first is always made.
         on_run: Called as (name, repetition) before each timed run.
+        around: Context, by name of the variant, that each of its runs is in; entering and leaving are not timed.
 
     Returns:
         Timings by name, all with the same number of repetitions.
@@ -63,8 +66,9 @@ def interleave(
     if not variants or repetitions < 1:
         raise ConfigError(f"timing needs variants and at least one repetition, got {repetitions}")
     began = time.perf_counter()
-    for warm_up in (variants if warm_ups is None else warm_ups).values():
-        _timed(warm_up)
+    for name, warm_up in (variants if warm_ups is None else warm_ups).items():
+        with around(name):
+            _timed(warm_up)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for repetition in range(repetitions):
@@ -72,7 +76,8 @@ def interleave(
         for name in names[repetition % len(names) :] + names[: repetition % len(names)]:
             if on_run is not None:
                 on_run(name, repetition)
-            seconds[name].append(_timed(variants[name]))
+            with around(name):
+                seconds[name].append(_timed(variants[name]))
         now = time.perf_counter()
         if time_limit_s is not None and now - began + (now - round_began) > time_limit_s:
             break

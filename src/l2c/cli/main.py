@@ -10,10 +10,12 @@ from typing import Annotated, NoReturn
 import typer
 
 import l2c
+from l2c.cli.compare import compare
 from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
+from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
 
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, learn, sample, inspect):
+for command in (demo, learn, sample, inspect, compare, report):
     app.command()(command)
 
 

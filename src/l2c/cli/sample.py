@@ -177,6 +177,24 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    npz: Annotated[
+        bool,
+        typer.Option(
+            "--npz",
+            help="Also write samples.npz with all pictures as `arr_0` (uint8, N x H x W x 3), as the evaluation "
+            "script of ADM reads it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where a run with the same settings was interrupted: pictures that are in the folder are "
+            "not made again.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     as_json: JsonOutput = False,
 ) -> None:
     """Sample pictures, with or without a schedule.
@@ -184,11 +202,13 @@ def sample(
     With `--schedule`, layers that the schedule does not compute are skipped and their stored outputs reused.
     That is faster and changes the pictures slightly; to see how slightly, sample the same seeds without it.
     How much memory the stored outputs take at most is said before sampling begins. Solver, steps, spacing and
-    guidance default to those that the schedule was made for.
+    guidance default to those that the schedule was made for. Large sets are shared by the processes that
+    `accelerate launch` starts, each picture by its own seed, and can be resumed.
 
     For example:
     - `l2c sample --labels 3,5 --num 8`
     - `l2c sample --schedule router.safetensors --labels 0-9 --out faster`
+    - `accelerate launch -m l2c sample --num 50000 --batch-size 64 --npz --resume --out large`
     - `l2c sample -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`
     """
     from l2c.cli.sample_run import SampleRequest, report, run_sample
@@ -212,5 +232,9 @@ def sample(
         device=device,
         dtype=dtype,
         vae=vae,
+        npz=npz,
+        resume=resume,
     )
-    report(run_sample(request, out), out, as_json=as_json)
+    record = run_sample(request, out)
+    if record is not None:
+        report(record, out, as_json=as_json)

@@ -19,6 +19,7 @@ from l2c.cache.runtime import enable_cache
 from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
+from l2c.cli.processes import num_processes
 from l2c.cli.schedules import read_schedule
 from l2c.errors import ConfigError
 from l2c.files import atomic_write, output_folder
@@ -56,18 +57,27 @@ class SampleRequest:
     device: str
     dtype: str
     vae: Path | None
+    npz: bool = False
+    resume: bool = False
 
 
-def run_sample(request: SampleRequest, out: Path) -> RunRecord:
+def run_sample(request: SampleRequest, out: Path) -> RunRecord | None:
     """Samples and writes everything to the folder `out`.
+
+    Returns:
+        The record; None in all but the first of several processes.
 
     Raises:
         L2CError: Whatever is wrong; a new folder that is still empty is then removed again.
     """
     if request.budget is not None and request.schedule is None:
         raise ConfigError("--budget chooses from a family of schedules; name its file with --schedule")
+    if request.npz or request.resume or num_processes() > 1:
+        from l2c.cli.sample_set import run_sample_set
+
+        return run_sample_set(request, out)
     labels = None if request.labels is None else parse_numbers(request.labels, "--labels")
-    seeds = _plan_seeds(request, labels)
+    seeds = plan_seeds(request, labels)
     dtype = resolve_dtype(request.dtype)
     with output_folder(out) as folder:
         device = resolve_device(request.device)
@@ -78,15 +88,15 @@ def run_sample(request: SampleRequest, out: Path) -> RunRecord:
         began = perf_counter()
         model = load_model(request.model, dtype=dtype, device=device)
         load_s = perf_counter() - began
-        sampler = _make_sampler(model, request, schedule)
+        sampler = make_sampler(model, request, schedule)
         if decoder is not None and not sampler.denoiser.latent:
             raise ConfigError(f"{request.model} makes pictures, not latents, so --vae has nothing to decode")
-        labels = _assign_labels(labels, len(seeds), sampler.denoiser.num_classes)
+        labels = assign_labels(labels, len(seeds), sampler.denoiser.num_classes)
         samples, sample_s, costs = _sample(sampler, schedule, request, labels, seeds)
         files, decode_s = _write(folder, samples, sampler.denoiser.latent, decoder, seeds, labels)
         record = RunRecord(
             command="sample",
-            config=_config(request, sampler, labels),
+            config=used_config(request, sampler, labels),
             seeds=tuple(seeds),
             timings={"load_s": [load_s], "sample_s": [sample_s], "decode_s": decode_s},
             results={"files": files, **costs},
@@ -96,7 +106,7 @@ def run_sample(request: SampleRequest, out: Path) -> RunRecord:
     return record
 
 
-def _plan_seeds(request: SampleRequest, labels: list[int] | None) -> list[int]:
+def plan_seeds(request: SampleRequest, labels: list[int] | None) -> list[int]:
     """Seed of every picture; their number decides how many there are."""
     if request.seeds is None:
         count = request.num or (DEFAULT_COUNT if labels is None else len(labels))
@@ -109,7 +119,7 @@ def _plan_seeds(request: SampleRequest, labels: list[int] | None) -> list[int]:
     return seeds
 
 
-def _assign_labels(labels: list[int] | None, count: int, num_classes: int) -> list[int]:
+def assign_labels(labels: list[int] | None, count: int, num_classes: int) -> list[int]:
     """Label of every picture: the listed ones, or all classes, in turn."""
     listed: Sequence[int] = labels or range(num_classes)
     bad = [label for label in listed if label >= num_classes]
@@ -120,7 +130,7 @@ def _assign_labels(labels: list[int] | None, count: int, num_classes: int) -> li
     return [listed[index % len(listed)] for index in range(count)]
 
 
-def _make_sampler(model: nn.Module, request: SampleRequest, schedule: CacheSchedule | None) -> Sampler:
+def make_sampler(model: nn.Module, request: SampleRequest, schedule: CacheSchedule | None) -> Sampler:
     """The run that was asked for, with the schedule's own wherever nothing was."""
     sampler = resolve_sampler(
         Denoiser.of(model),
@@ -216,12 +226,17 @@ def _write(
         decode_s.append(perf_counter() - began)
     pixels = to_pixels(samples)
     for index, (seed, label) in enumerate(zip(seeds, labels, strict=True)):
-        write(f"seed{seed:06d}-label{label:03d}.png", png(picture_grid(pixels[index : index + 1])))
+        write(picture_name(seed, label), png(picture_grid(pixels[index : index + 1])))
     write("grid.png", png(picture_grid(pixels, scale=enlargement(pixels.shape[1]))))
     return files, decode_s
 
 
-def _config(request: SampleRequest, sampler: Sampler, labels: list[int]) -> dict[str, Any]:
+def picture_name(seed: int, label: int) -> str:
+    """Name of a picture's file."""
+    return f"seed{seed:06d}-label{label:03d}.png"
+
+
+def used_config(request: SampleRequest, sampler: Sampler, labels: list[int]) -> dict[str, Any]:
     """Every setting with the value that was used."""
     run = sampler.run
     return {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from l2c.errors import ConfigError
 
 DATA_RANGE = 2.0
 """Distance between black and white in images scaled to [-1, 1]."""
+
+_WINDOW, _WINDOW_SIGMA = 11, 1.5
 
 
 def rmse(images: Tensor, references: Tensor) -> Tensor:
@@ -57,3 +61,46 @@ def psnr(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> 
     if not data_range > 0:
         raise ConfigError(f"the data range must be positive, got {data_range}")
     return 20 * (data_range / rmse(images, references)).log10()
+
+
+def ssim(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> Tensor:
+    """Structural similarity of each image, the mean over its colours and over all places of the window.
+
+    The window is a Gaussian of width 1.5 over 11 x 11 pixels that stays inside the image.
+
+    Args:
+        images: (B, C, H, W), H and W at least 11.
+        references: What they are compared with, of the same shape.
+        data_range: Largest possible difference of two values; 2 for images in [-1, 1].
+
+    Returns:
+        (B,), float64; 1 for equal images.
+
+    Raises:
+        ConfigError: If the shapes differ or the images are smaller than the window.
+
+    Source: Wang et al., IEEE Transactions on Image Processing 13, 2004; K1 = 0.01, K2 = 0.03.
+
+    >>> import torch
+    >>> ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)).tolist()
+    [1.0]
+    """
+    rmse(images, references)  # the same demands
+    if min(images.shape[-2:]) < _WINDOW:
+        height, width = images.shape[-2:]
+        raise ConfigError(f"SSIM needs images of at least {_WINDOW}x{_WINDOW} pixels, got {height}x{width}")
+    offsets = torch.arange(_WINDOW, dtype=torch.float64, device=images.device) - _WINDOW // 2
+    profile = torch.exp(-(offsets**2) / (2 * _WINDOW_SIGMA**2))
+    kernel = (profile[:, None] * profile / profile.sum() ** 2)[None, None]
+
+    def blur(values: Tensor) -> Tensor:
+        return functional.conv2d(values.flatten(0, 1)[:, None], kernel)
+
+    x, y = images.double(), references.double()
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.reshape(len(images), -1).mean(dim=1)

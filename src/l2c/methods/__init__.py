@@ -1,6 +1,33 @@
 """Caching methods: each a function that returns a `CacheSchedule`, one file per method."""
 
+from l2c.methods.base import Method
+from l2c.methods.deepcache import deepcache
+from l2c.methods.delta_dit import delta_dit
+from l2c.methods.faster_diffusion import faster_diffusion
+from l2c.methods.fewer_steps import fewer_steps
+from l2c.methods.fora import fora
 from l2c.methods.interval import interval
+from l2c.methods.l2c_paper import l2c_paper
+from l2c.methods.learned import learned
 from l2c.methods.published import import_router
+from l2c.methods.registry import all_methods, find_method, schedule_for
+from l2c.methods.smoothcache import smoothcache
+from l2c.methods.taylorseer import taylorseer
 
-__all__ = ["import_router", "interval"]
+__all__ = [
+    "Method",
+    "all_methods",
+    "deepcache",
+    "delta_dit",
+    "faster_diffusion",
+    "fewer_steps",
+    "find_method",
+    "fora",
+    "import_router",
+    "interval",
+    "l2c_paper",
+    "learned",
+    "schedule_for",
+    "smoothcache",
+    "taylorseer",
+]

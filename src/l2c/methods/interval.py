@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule, Contract
-from l2c.errors import ConfigError
-from l2c.layers import find_layers
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import Sampler
+from l2c.cache.schedule import CacheSchedule
+from l2c.methods.base import Method, Target, check_every
 
 
 def interval(
@@ -35,21 +31,28 @@ def interval(
     Raises:
         ConfigError: If an argument is unknown or out of range.
 
-    Source: with `copy`, FORA (arXiv 2407.01425); with `taylor`, TaylorSeer (arXiv 2503.06923), whose finite
-    differences over steps are here the polynomial over log-SNR.
+    Source: with `copy`, FORA (arXiv 2407.01425). With `taylor`, the idea of TaylorSeer (arXiv 2503.06923), but the
+    polynomial through the last values over log-SNR; `taylorseer` has the published finite differences over steps.
     """
-    if every < 1:
-        raise ConfigError(f"the interval must be at least 1, got {every}")
-    denoiser = Denoiser.of(model)
-    run = Sampler(denoiser, solver, steps, spacing).make_solver().run
-    table = find_layers(model)
-    compute = torch.zeros(len(run.timesteps), len(table), dtype=torch.bool)
+    check_every(every)
+    target = Target.of(model, solver, steps, spacing)
+    compute = ~target.all_computed()
     compute[::every] = True
     chosen = Predictor.parse(predictor) if isinstance(predictor, str) else predictor
     return CacheSchedule(
         compute,
-        table,
-        Contract(run, prediction_type=denoiser.noise_schedule.prediction_type),
+        target.layers,
+        target.contract,
         chosen,
         provenance={"method": "interval", "every": every},
     )
+
+
+METHOD = Method(
+    "interval",
+    "interval, polynomial over log-SNR",
+    interval,
+    "this library",
+    published={"every": 2, "predictor": "taylor-2"},
+    choices=tuple({"every": every} for every in range(1, 13)),
+)

@@ -1,0 +1,50 @@
+"""Several processes of one command, as `accelerate launch` or `torchrun` start them."""
+
+from __future__ import annotations
+
+import os
+
+from l2c.cli.options import resolve_device
+from l2c.errors import ConfigError
+
+
+def num_processes() -> int:
+    """How many processes were started together; 1 for a command on its own."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(name: str) -> str:
+    """The device of this process, which is one of its own where several were started together.
+
+    Raises:
+        ConfigError: If there is no such device, or it cannot be that of several processes.
+    """
+    if num_processes() == 1:
+        return resolve_device(name)
+    from accelerate import PartialState
+
+    kind = resolve_device(name.partition(":")[0])
+    own = str(PartialState(cpu=kind == "cpu").device)
+    if name not in ("auto", kind, own) or not own.startswith(kind):
+        raise ConfigError(
+            f"several processes cannot all have the device '{name}'; say --device {kind}, or none"
+        )
+    return own
+
+
+def wait_for_all() -> None:
+    """Waits until every process has come here."""
+    if num_processes() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def part() -> None:
+    """Lets go of the other processes, when all are done."""
+    if num_processes() > 1:
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()

@@ -1,0 +1,64 @@
+"""`l2c report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l2c.cli.console import note, print_json, say
+from l2c.cli.options import OUTPUT, JsonOutput, check_suffix
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What `l2c compare` wrote.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.html",
+            help="Where the page goes. [default: report.html in the folder]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Make one page of a comparison, from its records alone.
+
+    Error against measured time and against MACs, with the front; a table of all ways with intervals; the same
+    pictures side by side; schedules; and what it takes to make it again. The page needs no network and no other
+    file. No model is run.
+
+    For example:
+
+    - `l2c report l2c-compare --out report.html`
+    """
+    from l2c.files import atomic_write
+    from l2c.report.compare_page import compare_page
+    from l2c.report.comparison import read_comparison
+
+    path = folder / "report.html" if out is None else out
+    check_suffix(path, ".html", "--out")
+    data = read_comparison(folder)
+    for problem in data.problems:
+        say("note", problem)
+    atomic_write(path, compare_page(data).encode())
+    if as_json:
+        verdicts = {way.id: data.verdict(way).word for way in data.ways}
+        figures = {
+            way.id: {
+                "fraction": way.fraction,
+                "median_s": way.median_s,
+                "error": data.error(way),
+                "verdict": verdicts[way.id],
+            }
+            for way in data.ways
+        }
+        print_json({"page": str(path), "ways": figures})
+    else:
+        note(f"{path} shows {len(data.ways)} ways")

@@ -1,0 +1,250 @@
+"""What is compared: read from a TOML file or a preset, and checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from l2c.compare.peers import PEERS
+from l2c.errors import ConfigError
+from l2c.methods.registry import all_methods, unknown
+from l2c.sampling.solvers import make_solver
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PAIRED = ("rmse", "psnr", "ssim", "lpips")
+DISTRIBUTIONAL = ("fd", "kd", "is", "precision-recall")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A run that is to become faster.
+
+    Attributes:
+        solver: Solver name.
+        steps: Model evaluations.
+        spacing: Their spacing.
+        budgets: Shares of its MACs that methods aim at.
+    """
+
+    solver: str
+    steps: int
+    spacing: str = "linspace"
+    budgets: tuple[float, ...] = (0.5, 0.35, 0.25)
+
+    @property
+    def name(self) -> str:
+        """For files: `ddim-50`, and the spacing where it is not linspace."""
+        short = f"{self.solver.replace('+', 'p')}-{self.steps}"
+        return short if self.spacing == "linspace" else f"{short}-{self.spacing}"
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with the settings to try.
+
+    Attributes:
+        name: From the registry of methods, or a peer.
+        settings: One or several sets of settings; none takes the published ones, or those of the peer.
+        budgets: Instead of the base's; an empty list takes the settings as they are.
+        bases: Names of the bases it runs on; all by default.
+        optional: Leave it out, and say so, where what it needs is not installed.
+    """
+
+    name: str
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+    budgets: tuple[float, ...] | None = None
+    bases: tuple[str, ...] | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fine run that stands for the exact solution."""
+
+    solver: str = "dpmsolver++3"
+    steps: int = 100
+    spacing: str = "logsnr"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison.
+
+    Attributes:
+        model: Name or path of the model.
+        bases: Runs that are to become faster.
+        methods: Ways to make them so.
+        guidance: Guidance scale.
+        images: How many pictures each way makes.
+        batch_size: Pictures at a time.
+        seed: Seed of the first picture; the next ones count up.
+        timing_images: Pictures of a timed repetition.
+        repetitions: Timed repetitions, in each of which all ways take turns.
+        metrics: Of `PAIRED` and `DISTRIBUTIONAL`.
+        reference: The fine run.
+        features: Feature extractor of the distributional metrics, see `make_extractor`.
+        real_images: Folder or Parquet file of real images for them.
+        num_real_images: How many of those; all by default.
+        lpips: Paths of the weights of LPIPS, `network` and `heads`.
+        vae: Folder of the autoencoder of a latent model.
+        dtype: Number format of the weights.
+        shown_images: Pictures that are kept of each way, for the report.
+    """
+
+    model: str
+    bases: tuple[Base, ...]
+    methods: tuple[MethodChoice, ...]
+    guidance: float = 1.5
+    images: int = 16
+    batch_size: int = 8
+    seed: int = 2_000_000
+    timing_images: int = 4
+    repetitions: int = 3
+    metrics: tuple[str, ...] = ("rmse", "psnr", "ssim")
+    reference: Reference = field(default_factory=Reference)
+    features: str = "efficientnet-lite0"
+    real_images: str | None = None
+    num_real_images: int | None = None
+    lpips: Mapping[str, str] = field(default_factory=dict)
+    vae: str | None = None
+    dtype: str = "float32"
+    shown_images: int = 8
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            if metric not in PAIRED + DISTRIBUTIONAL:
+                raise ConfigError(unknown("metric", metric, PAIRED + DISTRIBUTIONAL))
+        if "lpips" in self.metrics and set(self.lpips) != {"network", "heads"}:
+            raise ConfigError(
+                "the metric lpips needs the weights of its network and of its heads; give their paths as "
+                'lpips = {network = "vgg16.pth", heads = "vgg.pth"}, or leave it out of the metrics'
+            )
+        for name, path in self.lpips.items():
+            if not Path(path).is_file():
+                raise ConfigError(
+                    f"there are no weights {path} for the {name} of lpips; give the path of the file"
+                )
+        if self.distributional and not self.real_images:
+            raise ConfigError(
+                f"the metric {self.distributional[0]} compares with real images; name a folder or a Parquet file "
+                "of them as real_images, or leave it out of the metrics"
+            )
+        for name in ("images", "batch_size", "timing_images", "repetitions", "shown_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.distributional and self.images < 10:
+            raise ConfigError(f"metrics of a set need at least 10 images, got {self.images}")
+        names = [base.name for base in self.bases]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"a comparison needs at least one base, each named once, got {names}")
+        for base in self.bases:
+            make_solver(base.solver, base.steps, base.spacing)
+        for method in self.methods:
+            _check_method(method, names)
+
+    @property
+    def distributional(self) -> tuple[str, ...]:
+        """The metrics that compare sets."""
+        return tuple(metric for metric in self.metrics if metric in DISTRIBUTIONAL)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the figures of a way, in plain data; the list of methods and bases does not."""
+        left_out = ("bases", "methods", "timing_images", "repetitions", "shown_images")
+        return {key: value for key, value in to_plain(self).items() if key not in left_out}
+
+    @classmethod
+    def load(cls, path: str | Path) -> CompareConfig:
+        """Reads a TOML file.
+
+        Raises:
+            ConfigError: If it is missing, malformed, or names what does not exist.
+        """
+        path = Path(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+        return cls.from_plain(data, str(path))
+
+    @classmethod
+    def preset(cls, name: str) -> CompareConfig:
+        """A comparison that comes with l2c.
+
+        Raises:
+            ConfigError: If there is none of that name.
+        """
+        if name not in preset_names():
+            raise ConfigError(unknown("preset", name, preset_names()))
+        return cls.load(Path(str(resources.files("l2c.compare") / "presets" / f"{name}.toml")))
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any], source: str = "the configuration") -> CompareConfig:
+        """From plain data, as in a TOML file, where the lists are called `base` and `method`.
+
+        Raises:
+            ConfigError: If something is missing, unknown or out of range.
+        """
+        options = dict(data)
+        bases = options.pop("base", None) or options.pop("bases", ())
+        methods = options.pop("method", None) or options.pop("methods", ())
+        if "model" not in options:
+            raise ConfigError(f"{source} names no model; add a line such as model = 'dit-mini-cifar10'")
+        if "reference" in options:
+            options["reference"] = _build(Reference, options["reference"], source)
+        options["bases"] = tuple(_build(Base, base, source) for base in bases)
+        options["methods"] = tuple(_build(MethodChoice, method, source) for method in methods)
+        built: CompareConfig = _build(cls, options, source)
+        return built
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the comparisons that come with l2c."""
+    folder = resources.files("l2c.compare") / "presets"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def to_plain(config: CompareConfig) -> dict[str, Any]:
+    """The configuration in the types of JSON; `CompareConfig.from_plain` reads it back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    converted: dict[str, Any] = plain(asdict(config))
+    return converted
+
+
+def _build(cls: type, data: Any, source: str) -> Any:
+    known = [item.name for item in fields(cls)]
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: expected a table with {', '.join(known)}, got {data!r}")
+    for name in data:
+        if name not in known:
+            raise ConfigError(f"{source}: {unknown('setting', name, known)}")
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    try:
+        return cls(**tuples)
+    except TypeError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _check_method(method: MethodChoice, bases: list[str]) -> None:
+    known = {**all_methods(), **PEERS}
+    if method.name not in known:
+        raise ConfigError(unknown("method", method.name, known))
+    for base in method.bases or ():
+        if base not in bases:
+            raise ConfigError(f"method '{method.name}': {unknown('base', base, bases)}")
+    if method.name in PEERS and method.budgets:
+        raise ConfigError(f"'{method.name}' decides while it samples and takes settings, not budgets")

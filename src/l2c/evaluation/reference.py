@@ -1,0 +1,93 @@
+"""What real images look like to a feature extractor, computed once and stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from l2c.errors import DataError
+from l2c.evaluation.distribution import Gaussian
+from l2c.evaluation.features import FeatureExtractor, extract, to_bytes
+from l2c.files import atomic_write
+from l2c.learning.data import ImageData
+
+FORMAT = "l2c.reference-statistics"
+MAX_FEATURES = 5000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of real images.
+
+    Attributes:
+        extractor: Name of the network.
+        source: File or folder of the images.
+        gaussian: Mean and covariance over all images.
+        features: Features (M, d) of the first images, for distances between neighbours.
+    """
+
+    extractor: str
+    source: str
+    gaussian: Gaussian
+    features: Tensor
+
+    @classmethod
+    def of(
+        cls, extractor: FeatureExtractor, data: ImageData, num_images: int | None = None, batch_size: int = 50
+    ) -> Reference:
+        """Statistics of the first images of a source, all of them by default.
+
+        Raises:
+            DataError: If an image is damaged or of another size.
+        """
+        features, _ = extract(extractor, _batches(data, num_images, batch_size))
+        return cls(extractor.name, data.source.name, Gaussian.fit(features), features[:MAX_FEATURES])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the statistics as one `.safetensors` file, whole or not at all.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        tensors = {
+            "mean": self.gaussian.mean,
+            "covariance": self.gaussian.covariance.contiguous(),
+            "features": self.features.contiguous(),
+        }
+        header = {"extractor": self.extractor, "source": self.source, "count": self.gaussian.count}
+        atomic_write(path, safetensors.torch.save(tensors, {FORMAT: json.dumps(header, sort_keys=True)}))
+
+    @classmethod
+    def load(cls, path: str | Path, extractor: str) -> Reference:
+        """Reads statistics, which must be those of the extractor.
+
+        Raises:
+            DataError: If the file cannot be read or is that of another network.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[FORMAT])
+                gaussian = Gaussian(
+                    file.get_tensor("mean"), file.get_tensor("covariance"), int(header["count"])
+                )
+                reference = cls(header["extractor"], header["source"], gaussian, file.get_tensor("features"))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"{path} does not hold reference statistics ({error}); delete it") from error
+        if reference.extractor != extractor:
+            raise DataError(
+                f"{path} holds statistics of {reference.extractor} but {extractor} is asked for; delete it"
+            )
+        return reference
+
+
+def _batches(data: ImageData, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
+    count = min(len(data), num_images or len(data))
+    for begin in range(0, count, batch_size):
+        yield to_bytes(torch.stack([data.image(i) for i in range(begin, min(begin + batch_size, count))]))

@@ -1,0 +1,71 @@
+"""DeepCache: shallow blocks at every evaluation, deep ones at every N-th."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from l2c.cache.schedule import CacheSchedule
+from l2c.errors import ConfigError
+from l2c.methods.base import Method, Target, blocks_of, check_every
+
+
+def deepcache(
+    model: nn.Module,
+    solver: str = "ddim",
+    steps: int = 50,
+    *,
+    spacing: str = "linspace",
+    every: int = 5,
+    shallow: int = 1,
+) -> CacheSchedule:
+    """Computes everything at evaluations 0, every, 2 * every, ..., and only the shallow blocks in between.
+
+    In a U-ViT the shallow blocks are the first and the last `shallow` ones, which its long skips join, as the
+    outermost skip branch of the U-Net in the publication. A DiT has no skips; the same range of blocks is used.
+
+    What differs: the publication hands the *feature* that enters the shallow decoder on from the last full
+    evaluation. Here the residual *branches* of the deep blocks are, and are added to what the shallow blocks have
+    just computed, so that less is out of date; the long skips of a U-ViT and the adaLN gates of a DiT are always
+    computed. Only its uniform interval is offered, not the non-uniform 1:N variant.
+
+    Args:
+        model: A model that has a layer adapter; its weights are not looked at.
+        solver: Solver name.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
+        every: Length of the interval.
+        shallow: Blocks on either end that are always computed.
+
+    Raises:
+        ConfigError: If an argument is unknown or out of range.
+
+    Source: Ma et al., arXiv 2312.00858; section 3.3, figure 3.
+    """
+    check_every(every)
+    target = Target.of(model, solver, steps, spacing)
+    blocks = blocks_of(target.layers)
+    if not 0 <= shallow <= len(blocks) // 2:
+        raise ConfigError(
+            f"shallow counts blocks on either end, from 0 to {len(blocks) // 2} of {len(blocks)}, got {shallow}"
+        )
+    deep = [layer for block in blocks[shallow : len(blocks) - shallow] for layer in block]
+    compute = target.all_computed()
+    for evaluation in range(target.num_evaluations):
+        if evaluation % every:
+            compute[evaluation, deep] = False
+    return CacheSchedule(
+        compute,
+        target.layers,
+        target.contract,
+        provenance={"method": "deepcache", "every": every, "shallow": shallow},
+    )
+
+
+METHOD = Method(
+    "deepcache",
+    "DeepCache",
+    deepcache,
+    "arXiv 2312.00858",
+    published={"every": 5, "shallow": 1},
+    choices=tuple({"every": every} for every in range(1, 13)),
+)

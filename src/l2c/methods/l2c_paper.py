@@ -1,0 +1,146 @@
+"""Learning-to-Cache as published: a learned router over the alternating pattern, outputs copied."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import nn
+
+from l2c.cache.schedule import CacheSchedule
+from l2c.errors import ConfigError
+from l2c.learning import paper
+from l2c.learning.paper import RouterSettings
+from l2c.methods.base import Method
+from l2c.methods.budget import threshold_for
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "dit-50": {"lambda_": 1e-6, "threshold": 0.1, "reduction": "mean"},
+    "dit-20": {"lambda_": 5e-6, "threshold": 0.1, "reduction": "mean"},
+    "dit-50-512": {"lambda_": 5e-6, "threshold": 0.9, "reduction": "mean"},
+    "uvit": {"lambda_": 0.1, "threshold": 0.9, "reduction": "sum"},
+}
+"""Released settings by model, steps and resolution; `COMMON` are those of all of them."""
+
+COMMON: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 64, "iterations": 50_000}
+
+
+def learn_router(
+    model: nn.Module,
+    solver: str = "ddim",
+    steps: int = 50,
+    *,
+    spacing: str = "linspace",
+    guidance: float = 1.5,
+    release: str | None = None,
+    **learning: Any,
+) -> CacheSchedule:
+    """Learns the router that `l2c_paper` thresholds.
+
+    Args:
+        model: A model from `load_model`, or any with a layer adapter.
+        solver: Solver name.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
+        guidance: Guidance scale.
+        release: Key of `PUBLISHED`, whose settings are taken; by default those of `RouterSettings`.
+        learning: Instead of or besides these, settings of `RouterSettings`.
+
+    Raises:
+        ConfigError: If the release or a setting is unknown.
+    """
+    released = {} if release is None else {**COMMON, **find_release(release)}
+    released.pop("threshold", None)
+    try:
+        settings = RouterSettings(**{**released, **learning})
+    except TypeError as error:
+        raise ConfigError(f"l2c does not learn with these settings ({error})") from error
+    return paper.learn_router(model, solver, steps, spacing=spacing, guidance=guidance, settings=settings)
+
+
+def find_release(name: str) -> dict[str, Any]:
+    """Released settings of that name.
+
+    Raises:
+        ConfigError: If there are none.
+
+    >>> find_release("uvit")["lambda_"]
+    0.1
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"unknown release '{name}' of L2C; choose one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def l2c_paper(
+    model: nn.Module,
+    solver: str = "ddim",
+    steps: int = 50,
+    *,
+    spacing: str = "linspace",
+    guidance: float = 1.5,
+    threshold: float | None = None,
+    budget: float | None = None,
+    prepared: CacheSchedule | None = None,
+    release: str | None = None,
+    **learning: Any,
+) -> CacheSchedule:
+    """Learns with the paper's objective which layers of every second evaluation to copy.
+
+    What differs: noisy inputs are the model's own trajectories and not noised training images. Without `release`, a
+    few iterations at a high learning rate replace thousands at 1e-3, and the price of a layer is set for that. With
+    a budget, one router serves several thresholds, where the authors learn one per price; the alternating pattern
+    cannot go much below half of the work.
+
+    Args:
+        model: A model from `load_model`, or any with a layer adapter.
+        solver: Solver name.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
+        guidance: Guidance scale.
+        threshold: Scores above it compute; by default that of the release, or 0.1.
+        budget: Instead of a threshold, the share of the run's MACs to come close to.
+        prepared: A schedule with scores, from `learn_router`; by default one is learned.
+        release: Key of `PUBLISHED`, whose settings are taken.
+        learning: Settings of `RouterSettings`, instead of or besides these.
+
+    Raises:
+        ConfigError: If an argument is unknown or out of range.
+
+    Source: Ma et al., arXiv 2406.01733, section 3.3; released settings in `PUBLISHED`.
+    """
+    learned = prepared
+    if learned is None:
+        learned = learn_router(
+            model, solver, steps, spacing=spacing, guidance=guidance, release=release, **learning
+        )
+    scores = learned.scores
+    if scores is None:
+        raise ConfigError(
+            "a schedule without router scores cannot be thresholded anew; learn one with l2c.learn"
+        )
+
+    def at(limit: float) -> CacheSchedule:
+        return replace(
+            learned,
+            compute=scores.isnan() | (scores > limit),
+            provenance={**learned.provenance, "threshold": limit},
+        )
+
+    if budget is not None:
+        return threshold_for(at, [0.0, *scores[scores.isfinite()].tolist()], budget)
+    if threshold is None:
+        threshold = 0.1 if release is None else find_release(release)["threshold"]
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"l2c needs a threshold from 0 to 1, or a budget, got {threshold}")
+    return at(threshold)
+
+
+METHOD = Method(
+    "l2c",
+    "Learning-to-Cache, as published",
+    l2c_paper,
+    "arXiv 2406.01733",
+    prepare=learn_router,
+    prepare_settings=("release", *(f.name for f in fields(RouterSettings) if f.name != "threshold")),
+)

@@ -1,0 +1,109 @@
+"""All methods by name. A new one is a file with a `METHOD` and a line here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from l2c.cache.schedule import CacheSchedule
+from l2c.errors import ConfigError
+from l2c.methods.base import Method
+
+_FILES = (
+    "fewer_steps",
+    "fora",
+    "deepcache",
+    "faster_diffusion",
+    "delta_dit",
+    "smoothcache",
+    "taylorseer",
+    "l2c_paper",
+    "interval",
+    "learned",
+)
+
+
+@cache
+def all_methods() -> Mapping[str, Method]:
+    """Every registered method by its name."""
+    found: list[Method] = [importlib.import_module(f"l2c.methods.{name}").METHOD for name in _FILES]
+    return {method.name: method for method in found}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: If there is none; the message names the nearest.
+
+    >>> find_method("fora").source
+    'arXiv 2407.01425'
+    """
+    methods = all_methods()
+    if name not in methods:
+        raise ConfigError(unknown("method", name, methods))
+    return methods[name]
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """A sentence on an unknown name, with the nearest known one.
+
+    >>> unknown("method", "forra", ["fora", "l2c"])
+    "unknown method 'forra'; did you mean 'fora'? Known are fora, l2c"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    listed = ", ".join(names)
+    return f"unknown {what} '{name}'; {hint}{'Known' if hint else 'known'} are {listed}"
+
+
+def schedule_for(
+    method: Method,
+    model: nn.Module,
+    solver: str,
+    steps: int,
+    *,
+    spacing: str = "linspace",
+    guidance: float = 1.5,
+    budget: float | None = None,
+    prepared: Any = None,
+    settings: Mapping[str, Any] | None = None,
+) -> CacheSchedule:
+    """A method's schedule for a run, with given settings, or with those closest to a budget.
+
+    Args:
+        method: From `find_method`.
+        model: A model that has a layer adapter.
+        solver: Solver name.
+        steps: Number of model evaluations.
+        spacing: Spacing of the evaluations.
+        guidance: Guidance scale, for methods that calibrate or learn.
+        budget: Share of the run's MACs to come close to; None takes the settings as they are.
+        prepared: What `method.prepare` returned.
+        settings: Instead of, or besides, the published ones.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+    """
+    options: dict[str, Any] = {"spacing": spacing, **(settings or {})}
+    if method.prepare is not None:
+        options["guidance"] = guidance
+        options["prepared"] = prepared
+    try:
+        if budget is None:
+            return method.make(model, solver, steps, **{**method.published, **options})
+        if not method.choices:
+            return method.make(model, solver, steps, budget=budget, **options)
+        made = [
+            method.make(model, solver, steps, **{**method.published, **choice, **options})
+            for choice in method.choices
+        ]
+    except TypeError as error:
+        raise ConfigError(f"the method '{method.name}' does not take these settings ({error})") from error
+    return min(made, key=lambda schedule: abs(schedule.cost.fraction - budget))

@@ -1,0 +1,210 @@
+"""Drawings as SVG inside a page: they take its colours, light or dark, and need nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT = 640, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 48
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark in a plot.
+
+    Attributes:
+        x: Cost.
+        y: Error.
+        group: Class of its mark.
+        title: What it is, shown when pointed at.
+        low: Lower end of the error's interval.
+        high: Upper end.
+        label: Short text beside it; empty for none.
+    """
+
+    x: float
+    y: float
+    group: str
+    title: str
+    low: float
+    high: float
+    label: str = ""
+
+
+class _Axis:
+    """A logarithmic axis between two pixels."""
+
+    def __init__(self, values: Sequence[float], begin: float, end: float) -> None:
+        low, high = min(values), max(values)
+        margin = max(0.06 * math.log(high / low), 0.05) if low > 0 else 0.1
+        self.low, self.high = math.log(low) - margin, math.log(high) + margin
+        self.begin, self.end = begin, end
+
+    def __call__(self, value: float) -> float:
+        share = (math.log(value) - self.low) / (self.high - self.low)
+        return round(self.begin + share * (self.end - self.begin), 1)
+
+    def ticks(self) -> list[float]:
+        """Round numbers on it."""
+        first, last = math.exp(self.low), math.exp(self.high)
+        for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+            found = [
+                m * 10.0**e
+                for e in range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
+                for m in steps
+                if first <= m * 10.0**e <= last
+            ]
+            if len(found) >= 3:
+                break
+        return found
+
+
+def scatter(
+    points: Sequence[Point], front: Sequence[Point], x_title: str, y_title: str, described: str
+) -> str:
+    """Error against cost, both logarithmic, with the front as a line.
+
+    Args:
+        points: All marks.
+        front: Those on the front, from cheap to dear.
+        x_title: Name and unit of the cost.
+        y_title: Name of the error.
+        described: The plot in words.
+    """
+    x = _Axis([p.x for p in points], _LEFT, WIDTH - _RIGHT)
+    y = _Axis([v for p in points for v in (p.low, p.high)], HEIGHT - _BOTTOM, _TOP)
+    parts = [_grid(x, y, x_title, y_title)]
+    steps = " ".join(f"{x(p.x)},{y(p.y)}" for p in front)
+    parts.append(f'<polyline class="front" points="{steps}"/>')
+    for point in points:
+        px, py = x(point.x), y(point.y)
+        parts.append(
+            f'<g class="mark {point.group}"><title>{escape(point.title)}</title>'
+            f'<path class="spread" d="M{px} {y(point.low)}V{y(point.high)}"/>{mark(point.group, px, py)}</g>'
+        )
+    placed: list[tuple[float, float]] = []
+    for point in points:
+        if not point.label:
+            continue
+        px, py = x(point.x), y(point.y)
+        while any(abs(py - other_y) < 13 and abs(px - other_x) < 110 for other_x, other_y in placed):
+            py += 13
+        placed.append((px, py))
+        right = px + 15 + 6.5 * len(point.label) > WIDTH
+        parts.append(
+            f'<text class="label" x="{px + (-9 if right else 9)}" y="{py + 4:.1f}" '
+            f'text-anchor="{"end" if right else "start"}">{escape(point.label)}</text>'
+        )
+    return _frame(parts, described)
+
+
+def lines(series: Mapping[str, Sequence[float]], x_title: str, y_title: str, described: str) -> str:
+    """Several curves over evaluations, linear in both, the last value labelled with its name."""
+    count = max(len(values) for values in series.values())
+    top = max(max(values) for values in series.values()) or 1.0
+    right = WIDTH - 170
+
+    def px(index: float) -> float:
+        return round(_LEFT + index / max(1, count - 1) * (right - _LEFT), 1)
+
+    def py(value: float) -> float:
+        return round(HEIGHT - _BOTTOM - value / (1.05 * top) * (HEIGHT - _BOTTOM - _TOP), 1)
+
+    parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{right}"/>']
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        value = top * share
+        parts.append(f'<path class="grid" d="M{_LEFT} {py(value)}H{right}"/>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{py(value) + 4}" text-anchor="end">{value:.2g}</text>')
+        index = round(share * (count - 1))
+        parts.append(f'<text x="{px(index)}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{index}</text>')
+    heights: list[float] = []
+    ordered = sorted(series.items(), key=lambda item: -item[1][-1])
+    for index, (name, values) in enumerate(ordered):
+        path = " ".join(f"{px(i)},{py(v)}" for i, v in enumerate(values))
+        label = max(py(values[-1]), heights[-1] + 14 if heights else 0)
+        heights.append(label)
+        parts.append(f'<g class="line c{index % 8}"><title>{escape(name)}</title><polyline points="{path}"/>')
+        parts.append(f'<path class="lead" d="M{px(len(values) - 1)} {py(values[-1])}L{right + 10} {label}"/>')
+        parts.append(f'<text class="label" x="{right + 13}" y="{label + 4:.1f}">{escape(name)}</text></g>')
+    parts.append(_titles(x_title, y_title))
+    return _frame(parts, described)
+
+
+def heat_map(summary: Mapping[str, Any], described: str) -> str:
+    """Which layers are computed when: evaluations from left to right, blocks from bottom to top.
+
+    Attention and MLP layers are two panels, one above the other.
+    """
+    rows, kinds = summary["rows"], summary["layer_kinds"]
+    width, gap, base, parts = len(rows), 1.5, 0.0, []
+    for kind in dict.fromkeys(kinds):
+        columns = [index for index, other in enumerate(kinds) if other == kind]
+        height = len(columns)
+        path = []
+        for place, column in enumerate(columns):
+            line = [row["mask"][column] == "1" for row in rows]
+            top = base + height - 1 - place
+            begin = None
+            for index, computes in enumerate([*line, False]):
+                if computes and begin is None:
+                    begin = index
+                elif not computes and begin is not None:
+                    path.append(f"M{begin} {top:g}h{index - begin}v1h-{index - begin}z")
+                    begin = None
+        parts.append(f'<rect class="reused" x="0" y="{base:g}" width="{width}" height="{height}"/>')
+        parts.append(f'<path class="computed {escape(kind)}" d="{"".join(path)}"/>')
+        base += height + gap
+    return (
+        f'<svg class="heat" viewBox="0 0 {width} {base - gap:g}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(described, quote=True)}">{"".join(parts)}</svg>'
+    )
+
+
+def mark(group: str, x: float, y: float) -> str:
+    """The mark of a group at a place: circle, square, triangle or star."""
+    if group == "steps":
+        return f'<circle cx="{x}" cy="{y}" r="5"/>'
+    if group == "peer":
+        return f'<path d="M{x} {y - 6.5}l6 11h-12z"/>'
+    if group == "ours":
+        points = [
+            (x + radius * math.sin(i * math.pi / 5), y - radius * math.cos(i * math.pi / 5))
+            for i in range(10)
+            for radius in ((8, 3.6)[i % 2],)
+        ]
+        return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>'
+    return f'<rect x="{x - 4.5}" y="{y - 4.5}" width="9" height="9"/>'
+
+
+def _grid(x: _Axis, y: _Axis, x_title: str, y_title: str) -> str:
+    parts = []
+    for tick in x.ticks():
+        at = x(tick)
+        parts.append(f'<path class="grid" d="M{at} {_TOP}V{HEIGHT - _BOTTOM}"/>')
+        parts.append(f'<text x="{at}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{tick:.3g}</text>')
+    for tick in y.ticks():
+        at = y(tick)
+        parts.append(f'<path class="grid" d="M{_LEFT} {at}H{WIDTH - _RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{at + 4}" text-anchor="end">{tick:.3g}</text>')
+    return "".join(parts) + _titles(x_title, y_title)
+
+
+def _titles(x_title: str, y_title: str) -> str:
+    middle = (_TOP + HEIGHT - _BOTTOM) / 2
+    return (
+        f'<text class="title" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f"{escape(x_title)}</text>"
+        f'<text class="title" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_title)}</text>"
+    )
+
+
+def _frame(parts: Sequence[str], described: str) -> str:
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(described, quote=True)}">{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,96 @@
+import pytest
+
+from l2c.compare.config import CompareConfig, preset_names, to_plain
+from l2c.compare.peers import PEERS
+from l2c.compare.plan import plan
+from l2c.errors import ConfigError
+from l2c.methods import all_methods
+
+BASE = 'model = "dit-mini-cifar10"\n[[base]]\nsolver = "ddim"\nsteps = 10\n'
+
+
+def load(tmp_path, text):
+    path = tmp_path / "compare.toml"
+    path.write_text(text)
+    return CompareConfig.load(path)
+
+
+def test_plan_names_a_way_per_base_method_settings_and_budget(tmp_path):
+    config = load(
+        tmp_path,
+        BASE
+        + 'budgets = [0.5, 0.25]\n[[method]]\nname = "fora"\n[[method]]\nname = "taylorseer"\nbudgets = []\n'
+        "settings = [{ order = 1 }, { order = 2 }]\n[[method]]\nname = 'cache-dit'\n",
+    )
+    assert [way.id for way in plan(config)] == [
+        "ddim-10--full",
+        "ddim-10--fora--b0.5",
+        "ddim-10--fora--b0.25",
+        "ddim-10--taylorseer--order-1",
+        "ddim-10--taylorseer--order-2",
+        "ddim-10--cache-dit--1",
+        "ddim-10--cache-dit--2",
+        "ddim-10--cache-dit--3",
+    ]
+    assert CompareConfig.from_plain(to_plain(config)) == config
+
+
+@pytest.mark.parametrize("name", ["embedded-dit", "embedded-uvit", "smoke", "dit-xl-2-256", "uvit-h-2-256"])
+def test_presets_are_comparisons(name):
+    assert name in preset_names()
+    config = CompareConfig.preset(name)
+    assert len({way.id for way in plan(config)}) == len(plan(config)) > len(config.bases)
+
+
+def test_preset_of_the_embedded_dit_has_what_it_promises():
+    config = CompareConfig.preset("embedded-dit")
+    assert [(base.solver, base.steps) for base in config.bases] == [("ddim", 50), ("dpmsolver++", 20)]
+    assert all(len(base.budgets) >= 3 for base in config.bases)
+    names = {method.name for method in config.methods}
+    for_dit = {name for name, method in all_methods().items() if "dit" in method.families}
+    assert names == for_dit | set(PEERS)
+    for base in config.bases:
+        ways = [way for way in plan(config) if way.base == base]
+        for method in for_dit - {"learned"}:
+            assert sum(way.method == method for way in ways) >= 3, method
+        for peer in set(PEERS) - {"diffusers"}:
+            assert sum(way.method == peer for way in ways) == 3, peer
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            BASE + '[[method]]\nname = "smothcache"\n',
+            "unknown method 'smothcache'; did you mean 'smoothcache'",
+        ),
+        ('metrics = ["rmze"]\n' + BASE, "unknown metric 'rmze'; did you mean 'rmse'"),
+        ("imags = 3\n" + BASE, "unknown setting 'imags'; did you mean 'images'"),
+        (BASE + "sampler = 1\n", "unknown setting 'sampler'"),
+        (BASE.replace("ddim", "dim"), "unknown solver 'dim'; did you mean 'ddim'"),
+        ('metrics = ["lpips"]\n' + BASE, "lpips needs the weights of its network and of its heads"),
+        (
+            'metrics = ["lpips"]\nlpips = { network = "no.pth", heads = "no.pth" }\n' + BASE,
+            "there are no weights no.pth for the network of lpips",
+        ),
+        ('metrics = ["fd"]\n' + BASE, "the metric fd compares with real images; name a folder"),
+        (BASE.replace("model", "modle"), "names no model"),
+        ("model = [", "is not TOML"),
+        ('model = "dit-mini-cifar10"\n', "at least one base"),
+        (
+            BASE + '[[method]]\nname = "fora"\nbases = ["ddim-20"]\n',
+            "unknown base 'ddim-20'; did you mean 'ddim-10'",
+        ),
+        (BASE + '[[method]]\nname = "cache-dit"\nbudgets = [0.5]\n', "takes settings, not budgets"),
+        ("images = 0\n" + BASE, "images must be at least 1, got 0"),
+    ],
+)
+def test_wrong_configurations_are_sentences(tmp_path, text, message):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown preset 'embeded-dit'; did you mean 'embedded-dit'"):
+        CompareConfig.preset("embeded-dit")

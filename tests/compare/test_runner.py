@@ -1,0 +1,220 @@
+"""A comparison is the same however often it was interrupted, and loses nothing that is finished."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import l2c
+from l2c.cli.main import run
+from l2c.compare.config import CompareConfig
+from l2c.compare.plan import plan
+from l2c.compare.runner import Comparison
+from l2c.errors import ConfigError
+from l2c.evaluation.metrics import rmse
+from l2c.models import load_model
+from l2c.records import RunRecord
+from l2c.report.comparison import read_comparison
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """What records say, without what depends on the clock."""
+    return {p.name: json.loads(p.read_text())["results"] for p in sorted(folder.glob("records/*.json"))}
+
+
+def test_every_way_is_recorded_with_its_figures(compared, tiny_file):
+    config = CompareConfig.load(tiny_file)
+    found = results(compared)
+    assert set(found) == {f"{way.id}.json" for way in plan(config)}
+    model = load_model(config.model)
+    fine = l2c.sample(
+        model,
+        [0, 1, 2, 3],
+        list(range(2_000_000, 2_000_004)),
+        solver="dpmsolver++3",
+        steps=8,
+        spacing="logsnr",
+    )
+    schedule = l2c.CacheSchedule.load(compared / "schedules" / "ddim-6--fora--b0.5.safetensors")
+    images = l2c.sample(
+        model, [0, 1, 2, 3], list(range(2_000_000, 2_000_004)), steps=6, schedule=schedule, batch_size=2
+    )
+    way = found["ddim-6--fora--b0.5.json"]
+    assert way["metrics"]["rmse"] == pytest.approx(rmse(images, fine).tolist(), rel=1e-4)
+    assert way["macs"] == schedule.cost.macs
+    assert len(way["step_errors"]) == 6
+    assert way["step_errors"][0] == 0 < way["step_errors"][-1]
+    assert found["ddim-6--full.json"]["metrics"]["psnr"] == [None] * 4  # identical
+    assert found["ddim-6--fewer-steps--b0.5.json"]["run"]["steps"] == 3
+    peer = found["ddim-6--diffusers-first-block--1.json"]
+    assert 0.2 < peer["macs"] / peer["full_macs"] < 1
+    assert peer["store_bytes"] is None
+
+
+def test_timing_rounds_have_every_way(compared, tiny_file):
+    ids = [way.id for way in plan(CompareConfig.load(tiny_file))]
+    for index in range(2):
+        record = RunRecord.load(compared / "timing" / f"round-{index}.json")
+        assert sorted(record.timings) == sorted(ids)
+        assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in record.timings.values())
+
+
+def test_nothing_is_run_again(compared, tiny_file, monkeypatch):
+    monkeypatch.setattr(Comparison, "_measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("l2c.compare.rounds.interleave", lambda *_, **__: pytest.fail("timed again"))
+    comparison = Comparison(CompareConfig.load(tiny_file), compared, "cpu")
+    assert len(comparison.run()) == len(comparison.ways)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_killed_comparison_ends_with_the_same_figures(compared, tiny_file, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["l2c.cli.main", "l2c.compare.runner", "diffusers"])
+    for records in (1, 6):
+        process = context.Process(target=run, args=(["compare", str(tiny_file), "--out", str(tmp_path)],))
+        process.start()
+        until = time.monotonic() + 60
+        while len(list(tmp_path.glob("records/*.json"))) < records:
+            assert process.is_alive()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert len(list(tmp_path.glob("records/*.json"))) < len(results(compared))
+    assert run(["compare", str(tiny_file), "--out", str(tmp_path)]) == 0
+    assert results(tmp_path) == results(compared)
+    for name in ("schedules", "pictures"):
+        files = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        assert files == {p.name: p.read_bytes() for p in (compared / name).iterdir()}
+    mine, other = read_comparison(tmp_path), read_comparison(compared)
+    assert [(w.id, w.metrics) for w in mine.ways] == [(w.id, w.metrics) for w in other.ways]
+
+
+@pytest.fixture
+def small(tiny_file, tmp_path):
+    """A comparison of a base and one method, half finished."""
+    path = tmp_path / "small.toml"
+    text = tiny_file.read_text().split("[[base]]")
+    path.write_text(
+        text[0].replace("repetitions = 2", "repetitions = 1")
+        + '[[base]]\nsolver = "ddim"\nsteps = 4\nbudgets = [0.5]\n[[method]]\nname = "fora"\n'
+    )
+    return path
+
+
+def test_half_written_record_is_made_again_and_the_others_kept(small, invoke, tmp_path):
+    out = tmp_path / "out"
+    assert invoke("compare", small, "--out", out).code == 0
+    before = results(out)
+    broken, whole = out / "records" / "ddim-4--fora--b0.5.json", out / "records" / "ddim-4--full.json"
+    text, stamp = broken.read_text(), whole.stat().st_mtime_ns
+    broken.write_text(text[: len(text) // 2])
+    data = read_comparison(out)
+    assert [way.id for way in data.ways] == ["ddim-4--full"]
+    assert "is not a record written by l2c" in data.problems[0]
+    finished = invoke("compare", small, "--out", out)
+    assert finished.code == 0
+    assert finished.err.count("it is made again") == 1
+    assert results(out) == before
+    assert whole.stat().st_mtime_ns == stamp
+
+
+def test_record_of_other_settings_is_made_again(small, invoke, tmp_path):
+    out = tmp_path / "out"
+    peer = '[[method]]\nname = "diffusers-first-block"\nsettings = [{ threshold = 100.0 }]\n'
+    small.write_text(small.read_text() + peer)
+    assert invoke("compare", small, "--out", out).code == 0
+    before = results(out)["ddim-4--diffusers-first-block--1.json"]
+    small.write_text(small.read_text().replace("threshold = 100.0", "threshold = 0.0"))
+    finished = invoke("compare", small, "--out", out)
+    assert finished.err.count("was made with other settings; it is made again") == 1
+    after = results(out)["ddim-4--diffusers-first-block--1.json"]
+    assert before["macs"] < 0.7 * after["full_macs"] < after["macs"]
+
+
+def test_full_disk_is_a_sentence_and_finished_runs_are_kept(small, invoke, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    sync = os.fsync
+
+    def full(handle):
+        if (out / "records" / "ddim-4--full.json").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr("l2c.files.os.fsync", full)
+    finished = invoke("compare", small, "--out", out)
+    assert finished.code == 1
+    assert (
+        "No space left on device; free some space or choose another --out; finished runs are kept"
+        in finished.err
+    )
+    assert list(results(out)) == ["ddim-4--full.json"]
+    monkeypatch.undo()
+    assert invoke("compare", small, "--out", out).code == 0
+    assert len(results(out)) == 2
+
+
+def test_folder_of_another_comparison_is_refused(compared, tiny_file, tmp_path):
+    text = tiny_file.read_text()
+    other = tmp_path / "other.toml"
+    other.write_text(text.replace("images = 4\n", "images = 5\nguidance = 2.0\n", 1))
+    with pytest.raises(ConfigError, match="another guidance and images; choose another --out"):
+        Comparison(CompareConfig.load(other), compared, "cpu")
+
+
+def test_method_for_another_architecture_is_a_sentence(small, invoke, tmp_path):
+    small.write_text(small.read_text().replace('"fora"', '"faster-diffusion"'))
+    finished = invoke("compare", small, "--out", tmp_path / "out")
+    assert finished.code == 2
+    assert "Faster Diffusion is for uvit" in finished.err
+    assert len(results(tmp_path / "out")) == 1
+
+
+def test_peers_that_are_not_installed(small, invoke, tmp_path, monkeypatch):
+    monkeypatch.setattr("l2c.compare.peers.find_spec", lambda name: None if name == "cache_dit" else object())
+    small.write_text(small.read_text() + '[[method]]\nname = "cache-dit"\n')
+    finished = invoke("compare", small, "--out", tmp_path / "out")
+    assert finished.code == 2
+    assert "is not installed; pip install 'l2c[peers]', or leave 'cache-dit' out" in finished.err
+    small.write_text(small.read_text() + "optional = true\n")
+    finished = invoke("compare", small, "--out", tmp_path / "out")
+    assert finished.code == 0
+    assert "cache-dit, DBCache and TaylorSeer is not installed and is left out" in finished.err
+
+
+def test_sets_are_scored_with_intervals(small, tmp_path, monkeypatch):
+    import l2c.compare.scoring as scoring
+    from l2c.report.pictures import to_pixels
+
+    class Flat:
+        name = "flat"
+        distance_name = "FD-flat"
+
+        def __call__(self, pixels):
+            small = pixels.float().mean(dim=(2, 3)) / 255
+            return small, small
+
+    monkeypatch.setattr(scoring, "make_extractor", lambda name, device: Flat())
+    real = tmp_path / "real"
+    real.mkdir()
+    from PIL import Image
+
+    for index, pixels in enumerate(
+        to_pixels(torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    ):
+        Image.fromarray(pixels).save(real / f"{index:02d}.png")
+    text = small.read_text().replace("images = 4", f'images = 12\nreal_images = "{real}"', 1)
+    small.write_text(text.replace('["rmse", "psnr"]', '["rmse", "fd", "kd", "is", "precision-recall"]'))
+    Comparison(CompareConfig.load(small), tmp_path / "out", "cpu").run()
+    metrics = results(tmp_path / "out")["ddim-4--full.json"]["metrics"]
+    assert set(metrics) == {"rmse", "fd", "kd", "is", "precision", "recall"}
+    assert metrics["fd"]["title"] == "FD-flat"
+    assert metrics["fd"]["low"] <= metrics["fd"]["value"] <= metrics["fd"]["high"]
