@@ -64,12 +64,12 @@ class HardGates:
         """See `Gating.computes`."""
         return (clock.evaluation, layer) not in self.plan
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Any:
         """See `Gating.output`."""
         evaluation, branch = clock.evaluation, clock.branch
         terms = self.plan.get((evaluation, layer))
         if terms is None:
-            fresh = compute()
+            fresh: Value = compute()
             self.store.put(branch, evaluation, layer, fresh)
             return fresh
         values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
@@ -117,7 +117,7 @@ class SoftGates:
         gate = self.gates(clock.evaluation, layer)
         values, times = self._history.get((clock.branch, layer), ([], []))
         if gate is True:
-            fresh = compute()
+            fresh: Value = compute()
             depth = self.predictor.depth
             self._history[clock.branch, layer] = ([fresh, *values][:depth], [now, *times][:depth])
             return fresh
