@@ -23,11 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "layers": {"errors", "models"},
     "cache": {"errors", "files", "layers"},
     "sampling": {"errors", "models", "layers", "cache"},
+    "pipelines": {"errors", "layers", "cache"},
     "methods": {"errors", "models", "layers", "cache", "sampling"},
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
     "evaluation": {"errors", "files", "models", "layers", "cache", "sampling"},
     "bench": {"errors", "models", "layers", "cache", "sampling"},
-    "testing": {"models", "layers"},
+    "testing": {"models", "layers", "cache", "pipelines"},
     "report": {"errors", "files", "records"},
     "demo": {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",

@@ -7,15 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2c import methods
+    from l2c import methods, pipelines
     from l2c.cache.predictors import Predictor
-    from l2c.cache.runtime import CachedModel, disable_cache, enable_cache
+    from l2c.cache.runtime import CachedModel
     from l2c.cache.schedule import CacheSchedule
     from l2c.learning.end_to_end import PredictorSettings, fit_predictor
     from l2c.learning.learn import LearnSettings, learn
     from l2c.learning.session import Session
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
+    from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
     from l2c.sampling.sampler import Sampler, sample
 
 __version__ = "0.1.0"
@@ -24,25 +25,29 @@ _HOMES = {
     "CacheSchedule": "l2c.cache.schedule",
     "CachedModel": "l2c.cache.runtime",
     "LearnSettings": "l2c.learning.learn",
+    "PipelineCache": "l2c.pipelines.enable",
     "Predictor": "l2c.cache.predictors",
     "PredictorSettings": "l2c.learning.end_to_end",
     "Sampler": "l2c.sampling.sampler",
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
-    "disable_cache": "l2c.cache.runtime",
-    "enable_cache": "l2c.cache.runtime",
+    "disable_cache": "l2c.pipelines.enable",
+    "enable_cache": "l2c.pipelines.enable",
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
     "learn": "l2c.learning.learn",
     "load_model": "l2c.models",
     "methods": "l2c.methods",
+    "pipelines": "l2c.pipelines",
     "sample": "l2c.sampling.sampler",
+    "summary": "l2c.pipelines.enable",
 }
 
 __all__ = [
     "CacheSchedule",
     "CachedModel",
     "LearnSettings",
+    "PipelineCache",
     "Predictor",
     "PredictorSettings",
     "Sampler",
@@ -55,7 +60,9 @@ __all__ = [
     "learn",
     "load_model",
     "methods",
+    "pipelines",
     "sample",
+    "summary",
 ]
 
 

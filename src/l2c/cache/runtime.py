@@ -64,7 +64,7 @@ class HardGates:
         """See `Gating.computes`."""
         return (clock.evaluation, layer) not in self.plan
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Any:
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `Gating.output`."""
         evaluation, branch = clock.evaluation, clock.branch
         terms = self.plan.get((evaluation, layer))

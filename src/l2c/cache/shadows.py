@@ -27,7 +27,7 @@ class Shadow:
         self.owner, self.name = owner, name
         self._before = vars(owner).get(name, _MISSING)
         self._replacement: Callable[..., Any] | None = replacement
-        functools.update_wrapper(self, getattr(owner, name))  # sets __wrapped__, so signatures are found
+        functools.update_wrapper(self, getattr(owner, name), updated=())  # so that its signature is found
         setattr(owner, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

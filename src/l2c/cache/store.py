@@ -65,6 +65,10 @@ class FeatureStore:
         if (evaluation, layer) in self.reads:
             self._values[branch, evaluation, layer] = value
 
+    def holds(self, branch: str, source: int, layer: int) -> bool:
+        """Whether the value computed at `source` is there."""
+        return (branch, source, layer) in self._values
+
     def read(self, branch: str, source: int, layer: int, evaluation: int) -> Value:
         """Value computed at `source`, read at `evaluation`; dropped if that is its last reading.
 

@@ -19,6 +19,7 @@ from l2c.cache.clock import Clock
 from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
 from l2c.cache.runtime import Compute, HardGates, attach
 from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.values import Value
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.checkpoint import digest
@@ -81,7 +82,7 @@ class _LearnedGates(HardGates):
         super().__init__(plan, num_evaluations)
         self.recompute = recompute
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `Gating.output`."""
         if not (self.recompute and torch.is_grad_enabled()):
             return super().output(clock, layer, compute)

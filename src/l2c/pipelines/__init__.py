@@ -1,0 +1,19 @@
+"""Caches on diffusers pipelines, with their schedulers as the clock."""
+
+from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
+from l2c.pipelines.interval import interval
+from l2c.pipelines.rehearsal import Rehearsal, rehearse
+from l2c.pipelines.runs import describe_run
+from l2c.pipelines.summary import RunSummary
+
+__all__ = [
+    "PipelineCache",
+    "Rehearsal",
+    "RunSummary",
+    "describe_run",
+    "disable_cache",
+    "enable_cache",
+    "interval",
+    "rehearse",
+    "summary",
+]
