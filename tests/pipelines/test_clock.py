@@ -12,8 +12,8 @@ import l2c
 from l2c.errors import CacheStateError, ConfigError, ContractError
 from l2c.pipelines import describe_run
 from l2c.pipelines.clock import SchedulerClock
-from l2c.testing import tiny_pipeline
 from l2c.testing import tiny_interval as interval
+from l2c.testing import tiny_pipeline
 from l2c.testing import tiny_run as run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept")  # diffusers with numpy 2
