@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors", "files", "l2c"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
-    "cache": {"errors", "files", "layers"},
+    "cache": {"errors", "files", "layers", "report"},
     "sampling": {"errors", "models", "layers", "cache"},
     "pipelines": {"errors", "layers", "cache"},
     "methods": {"errors", "models", "layers", "cache", "sampling"},

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from l2c.learning.session import Session
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
+    from l2c.pipelines.check import check
     from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
     from l2c.sampling.sampler import Sampler, sample
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Sampler": "l2c.sampling.sampler",
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
+    "check": "l2c.pipelines.check",
     "disable_cache": "l2c.pipelines.enable",
     "enable_cache": "l2c.pipelines.enable",
     "fit_predictor": "l2c.learning.end_to_end",
@@ -53,6 +55,7 @@ __all__ = [
     "Sampler",
     "Session",
     "build_model",
+    "check",
     "disable_cache",
     "enable_cache",
     "fit_predictor",

@@ -1,5 +1,6 @@
 """Caches on diffusers pipelines, with their schedulers as the clock."""
 
+from l2c.pipelines.check import Drift, check
 from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
 from l2c.pipelines.interval import interval
 from l2c.pipelines.rehearsal import Rehearsal, rehearse
@@ -7,9 +8,11 @@ from l2c.pipelines.runs import describe_run
 from l2c.pipelines.summary import RunSummary
 
 __all__ = [
+    "Drift",
     "PipelineCache",
     "Rehearsal",
     "RunSummary",
+    "check",
     "describe_run",
     "disable_cache",
     "enable_cache",

@@ -227,6 +227,8 @@ class PipelineCache:
             if note := contract.guidance_note(run):
                 warnings.warn(note, stacklevel=2)
             transformer.cache.follow()
+            if note := compile_note(transformer.model, len(run.timesteps)):
+                warnings.warn(note, stacklevel=2)
         self._note_adapters()
 
     def _count_adapters(self) -> dict[str, int]:
@@ -282,6 +284,26 @@ class PipelineCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+
+def compile_note(model: nn.Module, evaluations: int) -> str | None:
+    """What to tell whoever compiled a model without room for the evaluations of a schedule.
+
+    The compiler follows the cache into its decisions, without graph breaks, and compiles what it finds: every
+    evaluation, in every branch, is a graph of its own. Beyond its limit it gives up.
+    """
+    parts = sum(module._compiled_call_impl is not None for module in model.modules())
+    if not parts:
+        return None
+    import torch._dynamo.config as settings
+
+    needed, limit = 2 * evaluations * parts + 8, int(settings.recompile_limit)
+    if limit >= needed:
+        return None
+    return (
+        f"the {type(model).__name__} is compiled, and with a schedule every evaluation is compiled for itself; set "
+        f"torch._dynamo.config.recompile_limit = {needed}, or it runs without compiling after {limit} of them"
+    )
 
 
 def refuse_other_cache(model: nn.Module) -> None:

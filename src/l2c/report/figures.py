@@ -16,8 +16,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-COLORS = {"attention": "#2f6db5", "mlp": "#d2762b"}
-TITLES = {"attention": "Attention", "mlp": "MLP"}
+COLORS = {"attention": "#2f6db5", "cross-attention": "#4c9a8f", "mlp": "#d2762b", "block": "#7a5ba8"}
+TITLES = {
+    "attention": "Attention",
+    "cross-attention": "Cross-attention",
+    "mlp": "MLP",
+    "block": "Whole block",
+}
 REUSED = "#edeff2"
 INK, MUTED = "#22262b", "#697077"
 _BAR = "#8a929b"
