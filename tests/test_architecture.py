@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
-        "evaluation", "bench", "report", "demo", "l2c",
+        "evaluation", "bench", "report", "demo", "pipelines", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

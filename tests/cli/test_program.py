@@ -14,7 +14,7 @@ from l2c.learning.learn import LearnSettings
 from l2c.learning.session import Session
 from l2c.sampling import SOLVERS, SPACINGS
 
-COMMANDS = ("demo", "inspect", "learn", "sample")
+COMMANDS = ("check", "demo", "inspect", "learn", "sample")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,10 +45,16 @@ def interval(
         raise ConfigError("the transformers of this pipeline have different layers; make a schedule for each")
     compute = torch.zeros(len(run.timesteps), len(tables[0]), dtype=torch.bool)
     compute[::every] = True
-    provenance = {"method": "interval", "every": every, "pipeline": type(pipe).__name__}
+    provenance = {"method": "interval", "every": every, **provenance_of(pipe, call)}
     return CacheSchedule(
         compute, tables[0], Contract(run, prediction_type=_prediction(pipe)), chosen, None, provenance
     )
+
+
+def provenance_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """What a schedule records of the pipeline that it was made with, so that a check can call it alike."""
+    plain = {key: value for key, value in call.items() if type(value) in (int, float, bool) and key != "seed"}
+    return {"pipeline": type(pipe).__name__, "call": plain}
 
 
 def _prediction(pipe: Any) -> str:
