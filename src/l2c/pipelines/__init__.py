@@ -2,6 +2,7 @@
 
 from l2c.pipelines.check import Drift, check
 from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
+from l2c.pipelines.fit import FitSettings, fit_predictor
 from l2c.pipelines.interval import interval
 from l2c.pipelines.rehearsal import Rehearsal, rehearse
 from l2c.pipelines.runs import describe_run
@@ -9,6 +10,7 @@ from l2c.pipelines.summary import RunSummary
 
 __all__ = [
     "Drift",
+    "FitSettings",
     "PipelineCache",
     "Rehearsal",
     "RunSummary",
@@ -16,6 +18,7 @@ __all__ = [
     "describe_run",
     "disable_cache",
     "enable_cache",
+    "fit_predictor",
     "interval",
     "rehearse",
     "summary",

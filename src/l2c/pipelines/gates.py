@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from l2c.cache.clock import Clock
@@ -33,17 +34,27 @@ class CallCounts:
     peak_bytes: int = 0
 
 
+def _call(compute: Compute) -> Value:
+    value: Value = compute()
+    return value
+
+
 class PipelineGates(HardGates):
     """Hard gates that compute whatever a branch has no history for, and count.
 
     So a run may begin in the middle, a second transformer may take over, guidance may set in or out, and the batch
     may change: more is computed then, never something else reused. A layer that is called several times in a
     call, as with chunked feed-forward, has a history for each.
+
+    Attributes:
+        counts: What was done in the last run.
+        around: What computes a layer; learning computes it again in the backward pass.
     """
 
     def __init__(self, plan: StandInPlan, num_evaluations: int) -> None:
         super().__init__(plan, num_evaluations)
         self.counts = CallCounts()
+        self.around: Callable[[Compute], Value] = _call
         self._times: Counter[int] = Counter()
 
     def begin_run(self) -> None:
@@ -83,6 +94,6 @@ class PipelineGates(HardGates):
             return combine_values(values, [weight for _, weight in terms])
         self.counts.computed[layer] += 1
         self.counts.unplanned += (evaluation, layer) in self.plan
-        fresh: Value = compute()
+        fresh: Value = self.around(compute)
         self.store.put(branch, evaluation, layer, fresh)
         return fresh
