@@ -169,6 +169,7 @@ for name in ("user/nowhere", "user/empty", "not a name"):
 """
 
 
+@pytest.mark.slow
 def test_a_schedule_goes_to_the_hub_and_comes_back_and_what_fails_is_one_sentence(schedule, hub, tmp_path):
     endpoint, server = hub
     one, two, three = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "three"))

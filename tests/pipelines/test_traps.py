@@ -181,6 +181,7 @@ def test_crash_when_feed_forward_is_chunked(pixart):
         torch.testing.assert_close(run(pixart, "pixart"), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_graph_breaks_under_compile():
     """The compiler goes through the cache without a break, once for every evaluation, and reuses what it made."""
     import torch._dynamo as dynamo

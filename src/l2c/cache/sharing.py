@@ -28,7 +28,7 @@ def save_folder(schedule: CacheSchedule, folder: str | Path, repo_id: str = "") 
 
     folder, summary = Path(folder), schedule.summary()
     card = schedule_card(
-        summary, {"schedule": SCHEDULE_FILE, "heat_map": HEAT_MAP_FILE}, repo_id or str(folder)
+        summary, {"schedule": SCHEDULE_FILE, "heat_map": HEAT_MAP_FILE}, repo_id or folder.name
     )
     advice = "choose another folder"
     atomic_write(folder / HEAT_MAP_FILE, heat_map(summary), advice)

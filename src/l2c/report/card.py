@@ -39,7 +39,7 @@ def schedule_card(
 # Cache schedule for {_escaped(str(summary["model"] or summary["family"]))}
 
 Which layers of a diffusion transformer compute at which evaluation; the others reuse what they put out before. Use it
-with [l2c](https://pypi.org/project/l2c):
+with `l2c`:
 
 ```python
 import l2c
