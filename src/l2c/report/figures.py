@@ -85,7 +85,8 @@ def _draw(summary: Mapping[str, Any]) -> bytes:
 def _title(summary: Mapping[str, Any]) -> str:
     run = f"{summary['solver']}, {summary['evaluations']} evaluations"
     model = f"{summary['model']} · " if summary["model"] else ""
-    return f"{model}{run} · {summary['cost']['fraction']:.0%} of the MACs computed"
+    share = f"{summary['cost']['fraction']:.0%} of the MACs computed"
+    return f"{model}{run}\n{share}" if len(model + run) > 40 else f"{model}{run} · {share}"
 
 
 def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[str, Any]]) -> None:
