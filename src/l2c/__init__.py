@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
     from l2c.pipelines.check import check
-    from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
+    from l2c.pipelines.enable import disable_cache, enable_cache, summary
+    from l2c.pipelines.handle import PipelineCache
     from l2c.sampling.sampler import Sampler, sample
 
 __version__ = "0.1.0"
@@ -26,7 +27,7 @@ _HOMES = {
     "CacheSchedule": "l2c.cache.schedule",
     "CachedModel": "l2c.cache.runtime",
     "LearnSettings": "l2c.learning.learn",
-    "PipelineCache": "l2c.pipelines.enable",
+    "PipelineCache": "l2c.pipelines.handle",
     "Predictor": "l2c.cache.predictors",
     "PredictorSettings": "l2c.learning.end_to_end",
     "Sampler": "l2c.sampling.sampler",

@@ -46,6 +46,22 @@ def test_computing_again_in_the_backward_pass_gives_the_same(pixart):
     torch.testing.assert_close(made[0], made[1])
 
 
+def test_a_few_iterations_repair_a_schedule_for_other_weights(flux):
+    call, schedule = call_of("flux"), tiny_interval(flux, "flux", every=3)
+    learned = pipelines.fit_predictor(flux, schedule, [{}], settings=SETTINGS, **call)
+    tuned = tiny_pipeline("flux")
+    with torch.no_grad():
+        for index, weight in enumerate(tuned.transformer.parameters()):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(index))
+            weight.add_(noise, alpha=0.1 * weight.abs().mean().item())
+    few = FitSettings(iterations=5, num_runs=4, learning_rate=1e-2)
+    repaired = pipelines.fit_predictor(tuned, learned, [{}], settings=few, **call)
+    drifted = repaired.provenance["held_out_error_before"]
+    assert learned.provenance["held_out_error"] < drifted
+    assert repaired.provenance["held_out_error"] < drifted
+    assert repaired.predictor.depth == learned.predictor.depth
+
+
 def test_learning_refuses_what_it_cannot_learn_on(pixart):
     call, schedule = call_of("pixart"), tiny_interval(pixart, "pixart")
     with pytest.raises(ConfigError, match="computes everything"):

@@ -1,8 +1,9 @@
 """Caches on diffusers pipelines, with their schedulers as the clock."""
 
 from l2c.pipelines.check import Drift, check
-from l2c.pipelines.enable import PipelineCache, disable_cache, enable_cache, summary
+from l2c.pipelines.enable import disable_cache, enable_cache, summary
 from l2c.pipelines.fit import FitSettings, fit_predictor
+from l2c.pipelines.handle import PipelineCache
 from l2c.pipelines.interval import interval
 from l2c.pipelines.rehearsal import Rehearsal, rehearse
 from l2c.pipelines.runs import describe_run

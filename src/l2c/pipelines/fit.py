@@ -14,7 +14,8 @@ from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import fingerprint
-from l2c.pipelines.enable import PipelineCache, transformers_of
+from l2c.pipelines.enable import transformers_of
+from l2c.pipelines.handle import PipelineCache
 from l2c.pipelines.trajectory import PipelineTrajectory, use_plan
 
 WARM_UP = 5
@@ -51,18 +52,22 @@ class FitSettings:
 
 
 class _Coefficients(nn.Module):
-    """Weights of all stand-ins: a polynomial to begin with, what all layers share, and each layer's own part."""
+    """Weights of all stand-ins: those to begin with, what all layers share, and each layer's own part.
+
+    To begin with, they are those that the schedule has learned, or else a polynomial.
+    """
 
     start: Tensor
 
     def __init__(self, schedule: CacheSchedule, depth: int, device: torch.device) -> None:
         super().__init__()
         levels = schedule.contract.run.log_snrs
-        taylor = depth > 1 and len(set(levels)) == len(levels)
-        self.plan = plan_stand_ins(
-            schedule.compute, Predictor("taylor", depth - 1) if taylor else Predictor(), levels
-        )
-        start = torch.zeros(*schedule.compute.shape, depth if taylor else 1)
+        predictor = schedule.predictor
+        if predictor.coefficients is None:
+            distinct = depth > 1 and len(set(levels)) == len(levels)
+            predictor = Predictor("taylor", depth - 1) if distinct else Predictor()
+        self.plan = plan_stand_ins(schedule.compute, predictor, levels)
+        start = torch.zeros(*schedule.compute.shape, predictor.depth)
         for (evaluation, layer), terms in self.plan.items():
             for index, (_, weight) in enumerate(terms):
                 start[evaluation, layer, index] = weight
@@ -142,10 +147,12 @@ def fit_predictor(
     """Learns the stand-ins of a schedule for a pipeline, through its own run, on its own prompts.
 
     The target of a run is what the pipeline makes from the same noise with everything computed. The mask stays.
+    Coefficients that the schedule has already learned are where learning begins, so that a few iterations repair it
+    for a fine-tuned model or a LoRA.
 
     Args:
         pipe: A diffusers pipeline without a cache enabled, its weights frozen.
-        schedule: Where to compute; its own predictor is not used.
+        schedule: Where to compute.
         conditions: What tells runs apart, by the pipeline's names: `{"prompt": "a cat"}`. They take turns.
         settings: Everything else that decides the result.
         on_progress: Called after every iteration with its number and its error.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from l2c.cache.predictors import StandInPlan
 from l2c.cache.schedule import CacheSchedule
 from l2c.cache.shadows import Shadow
 from l2c.errors import ConfigError
-from l2c.pipelines.enable import PipelineCache, enable_cache
+from l2c.pipelines.enable import enable_cache
+from l2c.pipelines.handle import PipelineCache
 from l2c.pipelines.rehearsal import takes_latent_output
 
 
@@ -76,8 +78,8 @@ class PipelineTrajectory:
             schedule: What to compute and from where to stand in.
             recompute: Compute layers again in the backward pass instead of keeping what they need for it.
         """
-        cache = enable_cache(self.pipe, schedule, any_weights=True)
-        assert isinstance(cache, PipelineCache)
+        anyones = replace(schedule, contract=replace(schedule.contract, fingerprint=()))
+        cache = enable_cache(self.pipe, anyones)
         with cache:
             if recompute:
                 for transformer in cache.transformers.values():
