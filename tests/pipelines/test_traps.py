@@ -208,6 +208,17 @@ def test_graph_breaks_under_compile():
     dynamo.reset()
 
 
+def test_recompilation_under_compile_is_told_for_every_way_of_compiling():
+    from l2c.pipelines.transformer import compile_note
+
+    model = tiny_pipeline("pixart").transformer
+    assert compile_note(model, 20) is None
+    assert "recompile_limit = 48" in compile_note(model, 20, wrapped=True)
+    for block in model.transformer_blocks:
+        block.compile()
+    assert "recompile_limit = 88" in compile_note(model, 20)
+
+
 def adapter(pipe, rank=2, scale=1.0):
     from peft import LoraConfig
 

@@ -100,7 +100,9 @@ class PipelineCache:
             if note := contract.guidance_note(run):
                 warnings.warn(note, stacklevel=2)
             transformer.cache.follow()
-            if note := compile_note(transformer.model, len(run.timesteps)):
+            component = getattr(self._target, transformer.name, transformer.model)
+            wrapped = component is not transformer.model  # by torch.compile
+            if note := compile_note(transformer.model, len(run.timesteps), wrapped):
                 warnings.warn(note, stacklevel=2)
         self._note_adapters()
 

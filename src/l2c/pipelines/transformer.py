@@ -142,13 +142,13 @@ class _NamedCall:
         return self._inner.__exit__(*error)
 
 
-def compile_note(model: nn.Module, evaluations: int) -> str | None:
+def compile_note(model: nn.Module, evaluations: int, wrapped: bool = False) -> str | None:
     """What to tell whoever compiled a model without room for the evaluations of a schedule.
 
     The compiler follows the cache into its decisions, without graph breaks, and compiles what it finds: every
     evaluation, in every branch, is a graph of its own. Beyond its limit it gives up.
     """
-    parts = sum(module._compiled_call_impl is not None for module in model.modules())
+    parts = wrapped + sum(module._compiled_call_impl is not None for module in model.modules())
     if not parts:
         return None
     import torch._dynamo.config as settings
