@@ -182,6 +182,9 @@ def test_crash_when_feed_forward_is_chunked(pixart):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated"
+)  # the compiler, when it is loaded
 def test_graph_breaks_under_compile():
     """The compiler goes through the cache without a break, once for every evaluation, and reuses what it made."""
     import torch._dynamo as dynamo
@@ -208,6 +211,9 @@ def test_graph_breaks_under_compile():
     dynamo.reset()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated"
+)  # the compiler, when it is loaded
 def test_recompilation_under_compile_is_told_for_every_way_of_compiling():
     from l2c.pipelines.transformer import compile_note
 
