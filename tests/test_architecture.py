@@ -22,13 +22,14 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors", "files", "l2c"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
-    "cache": {"errors", "files", "layers"},
+    "cache": {"errors", "files", "layers", "report"},
     "sampling": {"errors", "models", "layers", "cache"},
+    "pipelines": {"errors", "layers", "cache"},
     "methods": {"errors", "models", "layers", "cache", "sampling", "learning"},
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
     "evaluation": {"errors", "files", "models", "layers", "cache", "sampling", "learning"},
     "bench": {"errors", "models", "layers", "cache", "sampling"},
-    "testing": {"models", "layers"},
+    "testing": {"models", "layers", "cache", "pipelines"},
     "report": {"errors", "files", "records", "bootstrap"},
     "compare": {
         "errors", "files", "records", "bootstrap", "models", "layers", "cache", "sampling", "methods", "learning",
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {
         "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
-        "evaluation", "bench", "report", "compare", "demo", "l2c",
+        "evaluation", "bench", "report", "compare", "demo", "pipelines", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

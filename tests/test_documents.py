@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import l2c
+from l2c.layers.diffusers import FAMILIES
 from l2c.records import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,10 +19,22 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/compare.md",
+    "docs/learning.md",
     "docs/method.md",
+    "docs/pipelines.md",
 ]
 
-FOREIGN = {"AdamW", "AutoencoderKL", "DDIMScheduler", "DiTTransformer2DModel", "MACs", "max_steps"}
+FOREIGN = {
+    "AdamW",
+    "AutoencoderKL",
+    "DDIMScheduler",
+    "DiTTransformer2DModel",
+    "MACs",
+    "max_steps",
+    "cache_context",
+    "proj_out",
+    *FAMILIES,
+}
 """Names in the documents that are not of l2c."""
 
 
@@ -111,3 +124,8 @@ def test_readme_quotes_the_recorded_quality():
     best = min(error for name, error in errors.items() if name.endswith(", 10"))
     for error in (errors["dit-mini-cifar10-ddim-20"], errors["ddim, linspace, 10"], best):
         assert f"{error:.4f}" in text
+
+
+def test_pipelines_page_lists_every_family():
+    text = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    assert [name for name in FAMILIES if f"| `{name}` |" not in text] == []

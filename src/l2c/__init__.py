@@ -7,11 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2c import methods
+    from l2c import methods, pipelines
     from l2c.cache.cost import CostTable
     from l2c.cache.family import ScheduleFamily
     from l2c.cache.predictors import Predictor
-    from l2c.cache.runtime import CachedModel, disable_cache, enable_cache
+    from l2c.cache.runtime import CachedModel
     from l2c.cache.schedule import CacheSchedule
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
     from l2c.learning.learn import learn, learn_family, learn_solver
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from l2c.learning.session import Session
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
+    from l2c.pipelines.check import check
+    from l2c.pipelines.enable import disable_cache, enable_cache, summary
+    from l2c.pipelines.handle import PipelineCache
     from l2c.sampling.sampler import Sampler, sample
 
 __version__ = "0.1.0"
@@ -28,14 +31,16 @@ _HOMES = {
     "CachedModel": "l2c.cache.runtime",
     "CostTable": "l2c.cache.cost",
     "LearnSettings": "l2c.learning.end_to_end",
+    "PipelineCache": "l2c.pipelines.handle",
     "Predictor": "l2c.cache.predictors",
     "RouterSettings": "l2c.learning.paper",
     "Sampler": "l2c.sampling.sampler",
     "ScheduleFamily": "l2c.cache.family",
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
-    "disable_cache": "l2c.cache.runtime",
-    "enable_cache": "l2c.cache.runtime",
+    "check": "l2c.pipelines.check",
+    "disable_cache": "l2c.pipelines.enable",
+    "enable_cache": "l2c.pipelines.enable",
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
     "learn": "l2c.learning.learn",
@@ -44,7 +49,9 @@ _HOMES = {
     "learn_solver": "l2c.learning.learn",
     "load_model": "l2c.models",
     "methods": "l2c.methods",
+    "pipelines": "l2c.pipelines",
     "sample": "l2c.sampling.sampler",
+    "summary": "l2c.pipelines.enable",
 }
 
 __all__ = [
@@ -52,12 +59,14 @@ __all__ = [
     "CachedModel",
     "CostTable",
     "LearnSettings",
+    "PipelineCache",
     "Predictor",
     "RouterSettings",
     "Sampler",
     "ScheduleFamily",
     "Session",
     "build_model",
+    "check",
     "disable_cache",
     "enable_cache",
     "fit_predictor",
@@ -68,7 +77,9 @@ __all__ = [
     "learn_solver",
     "load_model",
     "methods",
+    "pipelines",
     "sample",
+    "summary",
 ]
 
 

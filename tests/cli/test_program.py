@@ -15,7 +15,7 @@ from l2c.learning.paper import RouterSettings
 from l2c.learning.session import Session
 from l2c.sampling import SOLVERS, SPACINGS
 
-COMMANDS = ("compare", "demo", "inspect", "learn", "report", "sample")
+COMMANDS = ("check", "compare", "demo", "inspect", "learn", "report", "sample")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,13 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
-from l2c.cache.predictors import Predictor, StandInPlan, combine
+from l2c.cache.predictors import Predictor, StandInPlan
 from l2c.cache.schedule import CacheSchedule, Run
+from l2c.cache.shadows import Shadow
 from l2c.cache.store import FeatureStore, last_reads, peak_bytes
+from l2c.cache.values import Value, combine_values, mix_values, placeholder
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable, find_layers, fingerprint
 
-Compute = Callable[[], Tensor]
+Compute = Callable[[], Any]
+"""Runs a layer; returns its `Value`."""
 
 
 class Gating(Protocol):
@@ -36,8 +39,12 @@ class Gating(Protocol):
         """How many evaluations it covers."""
         ...
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """Output of a layer at the clock's evaluation and branch; calls `compute` only if it must."""
+        ...
+
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """Whether `output` would call `compute`."""
         ...
 
     def clear(self) -> None:
@@ -53,16 +60,20 @@ class HardGates:
         self.plan = plan
         self.store = FeatureStore(last_reads(plan))
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """See `Gating.computes`."""
+        return (clock.evaluation, layer) not in self.plan
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `Gating.output`."""
         evaluation, branch = clock.evaluation, clock.branch
         terms = self.plan.get((evaluation, layer))
         if terms is None:
-            fresh = compute()
+            fresh: Value = compute()
             self.store.put(branch, evaluation, layer, fresh)
             return fresh
         values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
-        return combine(values, [weight for _, weight in terms])
+        return combine_values(values, [weight for _, weight in terms])
 
     def clear(self) -> None:
         """See `Gating.clear`."""
@@ -89,20 +100,24 @@ class SoftGates:
     gates: Callable[[int, int], bool | Tensor]
     predictor: Predictor
     log_snrs: tuple[float, ...]
-    _history: dict[tuple[str, int], tuple[list[Tensor], list[float | Tensor]]] = field(default_factory=dict)
+    _history: dict[tuple[str, int], tuple[list[Value], list[float | Tensor]]] = field(default_factory=dict)
 
     @property
     def num_evaluations(self) -> int:
         """See `Gating.num_evaluations`."""
         return len(self.log_snrs)
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """See `Gating.computes`."""
+        return self.gates(clock.evaluation, layer) is not False
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `Gating.output`."""
         now = self.log_snrs[clock.evaluation]
         gate = self.gates(clock.evaluation, layer)
         values, times = self._history.get((clock.branch, layer), ([], []))
         if gate is True:
-            fresh = compute()
+            fresh: Value = compute()
             depth = self.predictor.depth
             self._history[clock.branch, layer] = ([fresh, *values][:depth], [now, *times][:depth])
             return fresh
@@ -116,22 +131,22 @@ class SoftGates:
                 "let the evaluations before compute"
             )
         fresh = compute()
-        output = gate * fresh + (1 - gate) * stand_in
+        output = mix_values(gate, fresh, stand_in)
         self._history[clock.branch, layer] = (
-            [gate * new + (1 - gate) * old for new, old in zip([fresh, *values], values, strict=False)],
+            [mix_values(gate, new, old) for new, old in zip([fresh, *values], values, strict=False)],
             [gate * new + (1 - gate) * old for new, old in zip([now, *times], times, strict=False)],
         )
         return output
 
     def _stand_in(
-        self, evaluation: int, layer: int, values: list[Tensor], times: list[float | Tensor]
-    ) -> Tensor:
+        self, evaluation: int, layer: int, values: list[Value], times: list[float | Tensor]
+    ) -> Value:
         if not values:
             raise CacheStateError(
                 f"layer {layer} is reused at evaluation {evaluation} before it was ever computed"
             )
         weights = self.predictor.weights_at(evaluation, layer, self.log_snrs[evaluation], times)
-        return combine(values, weights)
+        return combine_values(values, weights)
 
     def clear(self) -> None:
         """See `Gating.clear`."""
@@ -139,7 +154,6 @@ class SoftGates:
 
 
 _ENABLED: weakref.WeakKeyDictionary[nn.Module, CachedModel] = weakref.WeakKeyDictionary()
-_MISSING = object()
 
 
 class CachedModel:
@@ -157,21 +171,67 @@ class CachedModel:
         self.schedule = schedule
         self.clock = Clock(gating.num_evaluations)
         self._model = weakref.ref(model)
-        modules = [model.get_submodule(layer.module_path) for layer in table.layers]
-        self._shadowed = [(module, module.__dict__.get("forward", _MISSING)) for module in modules]
-        for index, module in enumerate(modules):
-            module.forward = self._cached_forward(index, module.forward)
+        self._shadows: list[Shadow] = []
+        self._cover(model)
 
-    def _cached_forward(self, layer: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _cover(self, model: nn.Module) -> None:
+        """Shadows the forwards of all layers and of what only feeds them."""
+        targets = [
+            (model.get_submodule(path), index, feeds)
+            for index, layer in enumerate(self.table.layers)
+            for path, feeds in ((layer.module_path, False), *((path, True) for path in layer.feeders))
+        ]
+        for module, index, feeds in targets:
+            make = self._feeder_forward if feeds else self._layer_forward
+            self._shadows.append(Shadow(module, "forward", make(index)))
+
+    def follow(self) -> bool:
+        """Covers submodules that have taken the place of others since, as loading a LoRA does.
+
+        Returns:
+            Whether there were any.
+        """
+        model = self._model()
+        if model is None:
+            return False
+        paths = (path for layer in self.table.layers for path in (layer.module_path, *layer.feeders))
+        now = [model.get_submodule(path) for path in paths]
+        if all(module is shadow.owner for module, shadow in zip(now, self._shadows, strict=True)):
+            return False
+        self._uncover()
+        self._cover(model)
+        return True
+
+    def _uncover(self) -> None:
+        for shadow in self._shadows:
+            shadow.remove()
+        self._shadows.clear()
+
+    def _layer_forward(self, layer: int) -> Callable[..., Value]:
         clock, gating = self.clock, self.gating
 
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
+        def forward(original: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
             if not clock.entered:
                 raise CacheStateError(
-                    "the model was called with a cache enabled but outside a run; sample with l2c.sample, or "
-                    "wrap your own loop in `with cache.run():` and call `cache.clock.tick(i)` at each evaluation"
+                    "the model was called with a cache enabled but outside a run; sample with l2c.sample or the "
+                    "pipeline that it was enabled on, or wrap your own loop in `with cache.run():` and call "
+                    "`cache.clock.tick(i)` at each evaluation"
                 )
             return gating.output(clock, layer, lambda: original(*args, **kwargs))
+
+        return forward
+
+    def _feeder_forward(self, layer: int) -> Callable[..., Value]:
+        clock, gating = self.clock, self.gating
+        blank: Value | None = None
+
+        def forward(original: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
+            nonlocal blank
+            if blank is not None and clock.entered and not gating.computes(clock, layer):
+                return blank
+            output = original(*args, **kwargs)
+            blank = placeholder(output)
+            return output
 
         return forward
 
@@ -211,12 +271,7 @@ class CachedModel:
         model = self._model()
         if model is not None and _ENABLED.get(model) is self:
             del _ENABLED[model]
-        for module, shadowed in self._shadowed:
-            if shadowed is _MISSING:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = shadowed
-        self._shadowed.clear()
+        self._uncover()
         self.gating.clear()
         self.clock.stop()
 
@@ -244,7 +299,7 @@ def enable_cache(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool
         CacheStateError: If a cache is already enabled on the model.
         ContractError: If the schedule was made for another model.
     """
-    table = find_layers(model)
+    table = find_layers(model).with_sizes_of(schedule.layers)
     schedule.check_layers(table)
     if schedule.contract.fingerprint:
         problem = schedule.contract.compare_weights(fingerprint(model, table))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2c.cache import sharing
 from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
 from l2c.cache.schedule_file import malformed, read_tensors, write_tensors
 from l2c.cache.summary import summarize
@@ -298,6 +299,48 @@ class CacheSchedule:
             )
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise malformed(path, error) from error
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the schedule into a folder, with its heat map and a card that says what it is for.
+
+        Raises:
+            OutputError: If a file cannot be written.
+        """
+        return sharing.save_folder(self, folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload cache schedule",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a repository on the Hugging Face hub; returns its address.
+
+        Raises:
+            OutputError: If the hub refuses or cannot be reached.
+        """
+        return sharing.push(self, repo_id, commit_message, private, token, create_pr)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> CacheSchedule:
+        """Reads a schedule from a folder, or from a repository on the Hugging Face hub (`user/name`).
+
+        Only the schedule file is read, and nothing in it is ever executed.
+
+        Raises:
+            ScheduleError: If there is none, the hub cannot be reached, or the file is malformed.
+        """
+        return cls.load(sharing.fetch(name, revision, token, local_files_only))
 
     def summary(self) -> dict[str, Any]:
         """The schedule in figures, as plain data; see `l2c.cache.summary.summarize`."""

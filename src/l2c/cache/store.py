@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
-from torch import Tensor
 
 from l2c.cache.predictors import StandInPlan
+from l2c.cache.values import Value, value_bytes
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable
 
@@ -58,14 +58,18 @@ class FeatureStore:
     """
 
     reads: dict[tuple[int, int], int]
-    _values: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    _values: dict[tuple[str, int, int], Value] = field(default_factory=dict)
 
-    def put(self, branch: str, evaluation: int, layer: int, value: Tensor) -> None:
+    def put(self, branch: str, evaluation: int, layer: int, value: Value) -> None:
         """Keeps a computed value if it is read later."""
         if (evaluation, layer) in self.reads:
             self._values[branch, evaluation, layer] = value
 
-    def read(self, branch: str, source: int, layer: int, evaluation: int) -> Tensor:
+    def holds(self, branch: str, source: int, layer: int) -> bool:
+        """Whether the value computed at `source` is there."""
+        return (branch, source, layer) in self._values
+
+    def read(self, branch: str, source: int, layer: int, evaluation: int) -> Value:
         """Value computed at `source`, read at `evaluation`; dropped if that is its last reading.
 
         Raises:
@@ -88,4 +92,4 @@ class FeatureStore:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return sum(value.numel() * value.element_size() for value in self._values.values())
+        return sum(value_bytes(value) for value in self._values.values())

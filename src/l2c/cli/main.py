@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import l2c
+from l2c.cli.check import check
 from l2c.cli.compare import compare
 from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
 from l2c.cli.demo import demo
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, learn, sample, inspect, compare, report):
+for command in (demo, learn, sample, inspect, check, compare, report):
     app.command()(command)
 
 

@@ -1,24 +1,25 @@
-"""Layers of a model and the registry of adapters that find them.
+"""Layers of a model, what they cost, and what tells their weights apart.
 
-A *layer* is a submodule whose output is added to the residual stream: the self-attention or the MLP of one
+A *layer* is a submodule whose output is added to the residual stream: the attention or the MLP of one
 transformer block. The cache replaces the forward of that submodule and knows nothing else about the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from l2c.errors import ConfigError, ScheduleError
+from l2c.errors import ScheduleError
 
 ATTENTION = "attention"
+CROSS_ATTENTION = "cross-attention"
 MLP = "mlp"
+BLOCK = "block"
 
 MAX_PROBED = 2**18
 """Weights of one layer that its fingerprint looks at, at most."""
@@ -31,19 +32,22 @@ class Layer:
     Attributes:
         name: Name in schedules, the same for every implementation of an architecture: `blocks.3.attn`.
         module_path: Where the submodule is in this model: `transformer_blocks.3.attn1`.
-        kind: `attention` or `mlp`.
+        kind: `attention`, `cross-attention`, `mlp`, or `block` where attention and MLP share one output.
         linear_macs: Multiply-accumulates of its linear maps, for one image.
         attention_macs: Multiply-accumulates of the two attention products (queries with keys, weights with
             values), for one image; 0 for an MLP.
-        out_elements: Number of elements of its output, for one image.
+        out_elements: Number of elements of its output, for one image; of all its tensors, if there are several.
+        feeders: Paths of submodules whose outputs only this layer reads. They belong to it: their MACs are
+            counted in it, and they do not run where it is reused.
     """
 
     name: str
     module_path: str
     kind: str
-    linear_macs: int
-    attention_macs: int
-    out_elements: int
+    linear_macs: int = 0
+    attention_macs: int = 0
+    out_elements: int = 0
+    feeders: tuple[str, ...] = field(default=())
 
     @property
     def macs(self) -> int:
@@ -56,17 +60,19 @@ class LayerTable:
     """The layers of a model in execution order, and what the model costs besides them.
 
     Attributes:
-        family: Architecture: `dit` or `uvit`. Schedules move between implementations of one family.
+        family: Architecture: `dit`, `uvit`, `flux`. Schedules move between implementations of one family.
         layers: The layers in the order in which they run.
         rest_macs: Multiply-accumulates outside the layers (embeddings, modulations, long skips, final layer)
             for one image and evaluation.
-        sample_shape: (channels, height, width) of the model's input.
+        sample_shape: Shape of the model's input for one image: (channels, height, width), for video
+            (channels, frames, height, width), for packed tokens (tokens, channels). Empty where the sizes are
+            not known, because the model takes any; then all MACs are 0.
     """
 
     family: str
     layers: tuple[Layer, ...]
-    rest_macs: int
-    sample_shape: tuple[int, int, int]
+    rest_macs: int = 0
+    sample_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -86,9 +92,28 @@ class LayerTable:
         """Multiply-accumulates of one whole evaluation for one image."""
         return self.layer_macs + self.rest_macs
 
+    @property
+    def sized(self) -> bool:
+        """Whether the sizes are known."""
+        return bool(self.sample_shape)
+
+    def with_sizes_of(self, other: LayerTable) -> LayerTable:
+        """This table, where it has no sizes of its own, with those of a table of the same layers."""
+        if self.sized or (self.family, self.names) != (other.family, other.names):
+            return self
+        layers = tuple(
+            replace(theirs, module_path=mine.module_path, feeders=mine.feeders)
+            for mine, theirs in zip(self.layers, other.layers, strict=True)
+        )
+        return replace(other, layers=layers)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for a schedule file."""
-        return asdict(self)
+        data = asdict(self)
+        for layer in data["layers"]:
+            if not layer["feeders"]:
+                del layer["feeders"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LayerTable:
@@ -98,56 +123,13 @@ class LayerTable:
             ScheduleError: If a field is missing or of the wrong kind.
         """
         try:
-            layers = tuple(Layer(**layer) for layer in data["layers"])
-            channels, height, width = (int(n) for n in data["sample_shape"])
-            return cls(str(data["family"]), layers, int(data["rest_macs"]), (channels, height, width))
+            layers = tuple(
+                Layer(**{**layer, "feeders": tuple(layer.get("feeders", ()))}) for layer in data["layers"]
+            )
+            shape = tuple(int(n) for n in data["sample_shape"])
+            return cls(str(data["family"]), layers, int(data["rest_macs"]), shape)
         except (KeyError, TypeError, ValueError) as error:
             raise ScheduleError(f"the layer table of the schedule is malformed ({error!r})") from error
-
-
-Adapter = Callable[[Any], LayerTable]
-_ADAPTERS: dict[str, Adapter] = {}
-
-
-def register_adapter(name: str) -> Callable[[Adapter], Adapter]:
-    """Registers a function that lists the layers of models of one class.
-
-    The name is enough, so that registering an adapter for a library does not import it.
-
-    Args:
-        name: Top-level package and name of the class: `diffusers.DiTTransformer2DModel`.
-
-    Raises:
-        ConfigError: If the class already has an adapter.
-    """
-
-    def register(adapter: Adapter) -> Adapter:
-        if name in _ADAPTERS:
-            raise ConfigError(f"{name} already has a layer adapter; a class can have only one")
-        _ADAPTERS[name] = adapter
-        return adapter
-
-    return register
-
-
-def find_layers(model: nn.Module) -> LayerTable:
-    """Lists the layers of a model through the adapter of its class, or of a base class.
-
-    Raises:
-        ConfigError: If no adapter is registered for the class.
-    """
-    for cls in type(model).__mro__:
-        if adapter := _ADAPTERS.get(_adapter_name(cls)):
-            return adapter(model)
-    known = ", ".join(sorted(_ADAPTERS))
-    raise ConfigError(
-        f"no layer adapter for {_adapter_name(type(model))}; there are adapters for {known}, "
-        "and l2c.layers.register_adapter adds one"
-    )
-
-
-def _adapter_name(cls: type) -> str:
-    return f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
 
 
 def transformer_layers(
@@ -191,7 +173,7 @@ def fingerprint(model: nn.Module, table: LayerTable) -> tuple[float, ...]:
     """
     values = []
     for layer in table.layers:
-        matrices = [p for p in model.get_submodule(layer.module_path).parameters() if p.ndim == 2]
+        matrices = [p for p in model.get_submodule(layer.module_path).parameters() if p.ndim >= 2]
         if not matrices or matrices[-1].is_meta:
             return ()
         flat = matrices[-1].detach().flatten()

@@ -4,7 +4,69 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2c.layers.base import LayerTable, register_adapter, transformer_layers
+from l2c.layers.base import (
+    ATTENTION,
+    BLOCK,
+    CROSS_ATTENTION,
+    MLP,
+    LayerTable,
+    transformer_layers,
+)
+from l2c.layers.blocks import BlockParts, Residual, register_blocks
+from l2c.layers.registry import register_adapter
+
+_PLAIN: BlockParts = {"attn": ATTENTION, "ff": MLP}
+_TEXT: BlockParts = {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ff": MLP}
+_JOINT: BlockParts = {"attn": ATTENTION, "attn2": ATTENTION, "ff": MLP, "ff_context": MLP}
+_SINGLE: BlockParts = {"proj_out": Residual(BLOCK, ("attn", "proj_mlp", "act_mlp"))}
+_LUMINA2: BlockParts = {"attn": ATTENTION, "feed_forward": MLP}
+
+FAMILIES: dict[str, tuple[str, dict[str, BlockParts]]] = {
+    "PixArtTransformer2DModel": ("pixart", {"transformer_blocks": _TEXT}),
+    "SD3Transformer2DModel": ("sd3", {"transformer_blocks": _JOINT}),
+    "FluxTransformer2DModel": ("flux", {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE}),
+    "ChromaTransformer2DModel": (
+        "chroma",
+        {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE},
+    ),
+    "AuraFlowTransformer2DModel": (
+        "auraflow",
+        {"joint_transformer_blocks": _JOINT, "single_transformer_blocks": _PLAIN},
+    ),
+    "SanaTransformer2DModel": ("sana", {"transformer_blocks": _TEXT}),
+    "LuminaNextDiT2DModel": (
+        "lumina",
+        {"layers": {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "feed_forward": MLP}},
+    ),
+    "Lumina2Transformer2DModel": (
+        "lumina2",
+        {"context_refiner": _LUMINA2, "noise_refiner": _LUMINA2, "layers": _LUMINA2},
+    ),
+    "HunyuanDiT2DModel": ("hunyuan-dit", {"blocks": _TEXT}),
+    "QwenImageTransformer2DModel": (
+        "qwen-image",
+        {"transformer_blocks": {"attn": ATTENTION, "img_mlp": MLP, "txt_mlp": MLP}},
+    ),
+    "WanTransformer3DModel": (
+        "wan",
+        {"blocks": {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ffn": MLP}},
+    ),
+    "HunyuanVideoTransformer3DModel": (
+        "hunyuan-video",
+        {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE},
+    ),
+    "LTXVideoTransformer3DModel": ("ltx-video", {"transformer_blocks": _TEXT}),
+    "MochiTransformer3DModel": (
+        "mochi",
+        {"transformer_blocks": {"attn1": ATTENTION, "ff": MLP, "ff_context": MLP}},
+    ),
+    "CogVideoXTransformer3DModel": ("cogvideox", {"transformer_blocks": {"attn1": ATTENTION, "ff": MLP}}),
+    "StableAudioDiTModel": ("stable-audio", {"transformer_blocks": _TEXT}),
+}
+"""Class -> its family, and its lists of blocks with their layers, in execution order."""
+
+for _class, (_family, _blocks) in FAMILIES.items():
+    register_blocks(f"diffusers.{_class}", _family, _blocks)
 
 
 @register_adapter("diffusers.DiTTransformer2DModel")

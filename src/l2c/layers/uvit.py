@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from l2c.layers.base import LayerTable, register_adapter, transformer_layers
+from l2c.layers.base import LayerTable, transformer_layers
+from l2c.layers.registry import register_adapter
 from l2c.models.uvit import UViT
 
 

@@ -17,6 +17,7 @@ from l2c.cache.clock import Clock
 from l2c.cache.predictors import Predictor, StandInPlan, lagrange_weights, plan_stand_ins
 from l2c.cache.runtime import Compute, HardGates, attach
 from l2c.cache.schedule import Run
+from l2c.cache.values import Value
 from l2c.layers import find_layers
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
 from l2c.sampling.sampler import Sampler
@@ -36,7 +37,7 @@ class _LearnedGates(HardGates):
         super().__init__(plan, num_evaluations)
         self.recompute = recompute
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `Gating.output`."""
         if not (self.recompute and torch.is_grad_enabled()):
             return super().output(clock, layer, compute)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
-from l2c.cache.runtime import attach
+from l2c.cache.runtime import Compute, attach
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable
@@ -180,9 +180,13 @@ class _Recorder:
             for j in range(self.lookahead):
                 table[j, max(0, self.num_evaluations - j - 1) :] = torch.inf
 
-    def output(self, clock: Clock, layer: int, compute: Callable[[], Tensor]) -> Tensor:
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """See `Gating.computes`."""
+        return True
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
         """See `Gating.output`."""
-        fresh = compute()
+        fresh: Tensor = compute()
         kind = self.table.layers[layer].kind
         size = sum(other.kind == kind for other in self.table.layers)
         past = self._past.setdefault(layer, [])

@@ -16,8 +16,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-COLORS = {"attention": "#2f6db5", "mlp": "#d2762b"}
-TITLES = {"attention": "Attention", "mlp": "MLP"}
+COLORS = {"attention": "#2f6db5", "cross-attention": "#4c9a8f", "mlp": "#d2762b", "block": "#7a5ba8"}
+TITLES = {
+    "attention": "Attention",
+    "cross-attention": "Cross-attention",
+    "mlp": "MLP",
+    "block": "Whole block",
+}
 REUSED = "#edeff2"
 INK, MUTED = "#22262b", "#697077"
 _BAR = "#8a929b"
@@ -80,7 +85,8 @@ def _draw(summary: Mapping[str, Any]) -> bytes:
 def _title(summary: Mapping[str, Any]) -> str:
     run = f"{summary['solver']}, {summary['evaluations']} evaluations"
     model = f"{summary['model']} · " if summary["model"] else ""
-    return f"{model}{run} · {summary['cost']['fraction']:.0%} of the MACs computed"
+    share = f"{summary['cost']['fraction']:.0%} of the MACs computed"
+    return f"{model}{run}\n{share}" if len(model + run) > 40 else f"{model}{run} · {share}"
 
 
 def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ class Denoiser:
     """
 
     model: nn.Module
-    sample_shape: tuple[int, int, int]
+    sample_shape: tuple[int, ...]
     num_classes: int
     first_timestep: int
     noise_schedule: NoiseSchedule
@@ -36,9 +36,13 @@ class Denoiser:
         """Reads everything from the model's configuration.
 
         Raises:
-            ConfigError: If there is no layer adapter for the model's class.
+            ConfigError: If there is no layer adapter for the model's class, or it does not take class labels.
         """
         table = find_layers(model)
+        if not table.sized:
+            raise ConfigError(
+                f"{type(model).__name__} is not sampled by class labels; make its pipeline and use l2c.pipelines"
+            )
         config: Any = model.config
         num_classes = getattr(config, "num_classes", None)
         if num_classes is None:

@@ -1,0 +1,135 @@
+"""A run of a pipeline with the transformers called once each: what a schedule has to know before there is one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.schedule import Run
+from l2c.cache.shadows import Shadow
+from l2c.errors import ConfigError
+from l2c.layers import LayerTable, find_layers, measure_layers
+from l2c.pipelines.clock import SchedulerClock
+from l2c.pipelines.enable import transformers_of
+from l2c.pipelines.runs import describe_run
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a call of a pipeline does.
+
+    Attributes:
+        run: Its scheduler's run.
+        tables: Layers of each transformer, with their sizes in this call, by name of the component.
+        evaluations: At which evaluations each transformer is called.
+        calls_per_evaluation: Calls of a transformer in its first evaluation: 2 for guidance in two calls.
+    """
+
+    run: Run
+    tables: dict[str, LayerTable]
+    evaluations: dict[str, list[int]]
+    calls_per_evaluation: dict[str, int]
+
+
+class _Rehearsed:
+    """Stands in for a transformer's forward: the first call is real and measured, the others return zeros."""
+
+    def __init__(self, model: nn.Module, clock: SchedulerClock) -> None:
+        self.model, self.clock = model, clock
+        self.table: LayerTable | None = None
+        self.evaluations: list[int] = []
+        self._blanks: dict[Any, Any] = {}
+        self._real = False
+
+    def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._real:
+            return original(*args, **kwargs)
+        self.evaluations.append(self.clock.evaluation)
+        sample = kwargs.get("hidden_states", args[0] if args else None)
+        shape = sample.shape if isinstance(sample, Tensor) else None
+        if shape not in self._blanks:
+            self._real = True
+            try:
+                if self.table is None:
+                    table = find_layers(self.model)
+                    self.table, output = measure_layers(self.model, table, args, kwargs)
+                else:
+                    output = original(*args, **kwargs)
+            finally:
+                self._real = False
+            self._blanks[shape] = _zeros(output)
+        return self._blanks[shape]
+
+
+def _zeros(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value)
+    if isinstance(value, Mapping):  # diffusers' outputs, too
+        return type(value)(**{key: _zeros(part) for key, part in value.items()})
+    if isinstance(value, (tuple, list)):
+        return type(value)([_zeros(part) for part in value])
+    return value
+
+
+@torch.no_grad()
+def rehearse(pipe: Any, /, *args: Any, **call: Any) -> Rehearsal:
+    """Calls a pipeline with its transformers computing once and returning zeros from then on.
+
+    Text encoders and scheduler run as in earnest, so timesteps, shapes and the number of calls are the actual
+    ones; the picture is thrown away. Random numbers that a generator or the global one hold are not used up.
+
+    Args:
+        pipe: A diffusers pipeline without a cache enabled.
+        args: What it will be called with.
+        call: What it will be called with, by name.
+
+    Raises:
+        ConfigError: If the pipeline calls no transformer under its scheduler.
+    """
+    call.pop("generator", None)
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if takes_latent_output(pipe):
+        call["output_type"] = "latent"
+    run: Run | None = None
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        models = transformers_of(pipe)
+        clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None)
+        stack.callback(clock.restore)
+        actors = {name: _Rehearsed(model, clock) for name, model in models.items()}
+        for name, actor in actors.items():
+            stack.callback(Shadow(models[name], "forward", actor.forward).remove)
+        quiet = Shadow(pipe, "progress_bar", _quiet)
+        stack.callback(quiet.remove)
+        pipe(*args, **call)
+        run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call))
+    tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
+    if not tables:
+        raise ConfigError(f"{type(pipe).__name__} called no transformer in its scheduler's run")
+    evaluations = {name: sorted(set(actors[name].evaluations)) for name in tables}
+    calls = {name: actors[name].evaluations.count(evaluations[name][0]) for name in tables}
+    return Rehearsal(run, tables, evaluations, calls)
+
+
+def takes_latent_output(pipe: Any) -> bool:
+    """Whether a pipeline can be asked for latents, so that nothing has to be decoded."""
+    call = type(pipe).__call__
+    return "output_type" in inspect.signature(call).parameters and '"latent"' in inspect.getsource(call)
+
+
+def _quiet(original: Any, *args: Any, **kwargs: Any) -> Any:
+    bar = original(*args, **kwargs)
+    bar.disable = True
+    return bar
+
+
+def _guidance(pipe: Any, parameters: Mapping[str, Any], call: Mapping[str, Any]) -> float | None:
+    default = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
+    scale = call.get("guidance_scale", getattr(pipe, "_guidance_scale", default))
+    return float(scale) if isinstance(scale, (int, float)) else None

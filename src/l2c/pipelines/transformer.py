@@ -1,0 +1,176 @@
+"""A transformer in a pipeline: each of its calls belongs to an evaluation and to a branch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from l2c.cache.clock import DEFAULT_BRANCH
+from l2c.cache.runtime import CachedModel, attach
+from l2c.cache.schedule import CacheSchedule
+from l2c.cache.shadows import Shadow
+from l2c.errors import CacheStateError
+from l2c.layers import find_layers, fingerprint
+from l2c.pipelines.clock import SchedulerClock
+from l2c.pipelines.gates import PipelineGates
+
+
+class Owner(Protocol):
+    """What a transformer knows of the pipeline's cache that it belongs to."""
+
+    any_weights: bool
+    clock: SchedulerClock
+
+    def enter_evaluation(self) -> int:
+        """The evaluation at which it is called."""
+        ...
+
+
+class CachedTransformer:
+    """A transformer whose evaluations are told by a scheduler's clock.
+
+    Args:
+        name: Name of the component.
+        model: The transformer.
+        schedule: What it computes and reuses.
+        owner: The pipeline's cache that it belongs to.
+    """
+
+    def __init__(self, name: str, model: nn.Module, schedule: CacheSchedule, owner: Owner) -> None:
+        table = find_layers(model).with_sizes_of(schedule.layers)
+        schedule.check_layers(table)
+        refuse_other_cache(model)
+        problem = schedule.contract.compare_weights(fingerprint(model, table))
+        if problem and not owner.any_weights:
+            raise problem
+        if problem:
+            warnings.warn(problem.args[0], stacklevel=5)
+        self.name, self.model, self.schedule = name, model, schedule
+        self.gates = PipelineGates(schedule.plan, schedule.num_evaluations)
+        self.cache: CachedModel = attach(model, table, self.gates, schedule)
+        self._owner = owner
+        self._context = DEFAULT_BRANCH
+        self._shapes: dict[str, list[Any]] = {}
+        self._calls: dict[str, int] = {}
+        self._shadows = [Shadow(model, "forward", self._forward)]
+        if hasattr(model, "cache_context"):
+            self._shadows.append(Shadow(model, "cache_context", self._cache_context))
+
+    def begin_run(self) -> None:
+        """Starts from nothing."""
+        self.gates.begin_run()
+        self.cache.clock.stop()
+        self._shapes.clear()
+
+    def end_run(self) -> None:
+        """Lets go of all features; counts stay."""
+        self.gates.clear()
+        self.cache.clock.stop()
+
+    def restore(self) -> None:
+        """Gives the model its own methods back."""
+        for shadow in self._shadows:
+            shadow.remove()
+        self._shadows.clear()
+        self.cache.restore()
+
+    def _cache_context(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+        return _NamedCall(self, name, original(name, *args, **kwargs))
+
+    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        evaluation = self._owner.enter_evaluation()
+        clock = self.cache.clock
+        if not clock.running or clock.evaluation != evaluation:
+            clock.start(evaluation)
+            clock.tick(evaluation)
+            self._calls.clear()
+        branch = self._branch(kwargs.get("hidden_states", args[0] if args else None), kwargs)
+        self.gates.begin_call(evaluation, branch)
+        try:
+            with clock.in_branch(branch):
+                return original(*args, **kwargs)
+        except BaseException:
+            self._owner.clock.end()
+            raise
+        finally:
+            self.gates.end_call()
+
+    def _branch(self, sample: Any, kwargs: Mapping[str, Any]) -> str:
+        """Name of a call: its `cache_context`, then its place among the calls of the evaluation, then its shape."""
+        name = self._context
+        place = self._calls[name] = self._calls.get(name, 0) + 1
+        if place > 1:
+            name = f"{name}-{place}"
+        text = kwargs.get("encoder_hidden_states")
+        shape = [value.shape if isinstance(value, Tensor) else None for value in (sample, text)]
+        shapes = self._shapes.setdefault(name, [])
+        if not shapes:
+            self._check_shape(sample)
+        if shape not in shapes:
+            shapes.append(shape)
+        number = shapes.index(shape)
+        return f"{name} (shape {number + 1})" if number else name
+
+    def _check_shape(self, sample: Any) -> None:
+        """Warns when samples have another shape than those that the schedule was made for."""
+        expected = self.schedule.layers.sample_shape
+        got = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else ()
+        if expected and got and got != expected:
+            warnings.warn(
+                f"the schedule was made for samples of {'x'.join(map(str, expected))} and the run has "
+                f"{'x'.join(map(str, got))}; it works, but how close the pictures are was not measured there",
+                stacklevel=2,
+            )
+
+
+class _NamedCall:
+    """diffusers' `cache_context`, which here names the branch as well."""
+
+    def __init__(self, transformer: CachedTransformer, name: str, inner: Any) -> None:
+        self._transformer, self._name, self._inner = transformer, name, inner
+        self._before = DEFAULT_BRANCH
+
+    def __enter__(self) -> Any:
+        self._before, self._transformer._context = self._transformer._context, self._name
+        return self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._transformer._context = self._before
+        return self._inner.__exit__(*error)
+
+
+def compile_note(model: nn.Module, evaluations: int, wrapped: bool = False) -> str | None:
+    """What to tell whoever compiled a model without room for the evaluations of a schedule.
+
+    The compiler follows the cache into its decisions, without graph breaks, and compiles what it finds: every
+    evaluation, in every branch, is a graph of its own. Beyond its limit it gives up.
+    """
+    parts = wrapped + sum(module._compiled_call_impl is not None for module in model.modules())
+    if not parts:
+        return None
+    import torch._dynamo.config as settings
+
+    needed, limit = 2 * evaluations * parts + 8, int(settings.recompile_limit)
+    if limit >= needed:
+        return None
+    return (
+        f"the {type(model).__name__} is compiled, and with a schedule every evaluation is compiled for itself; set "
+        f"torch._dynamo.config.recompile_limit = {needed}, or it runs without compiling after {limit} of them"
+    )
+
+
+def refuse_other_cache(model: nn.Module) -> None:
+    """Refuses a model whose own diffusers cache is enabled.
+
+    Raises:
+        CacheStateError: If it is.
+    """
+    if getattr(model, "is_cache_enabled", False):
+        raise CacheStateError(
+            f"diffusers' own cache ({type(getattr(model, '_cache_config', None)).__name__}) is enabled on this "
+            f"{type(model).__name__}, and two caches would feed each other stale features; call its disable_cache() "
+            "first"
+        )

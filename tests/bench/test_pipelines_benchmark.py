@@ -1,0 +1,22 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+from l2c.records import RunRecord
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pipelines.py"
+
+
+def test_the_benchmark_times_both_ways_and_keeps_every_figure(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("benchmark_pipelines", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    out = tmp_path / "record.json"
+    arguments = ["--model", "flux-tiny", "--steps", "4", "--repetitions", "2", "--device", "cpu"]
+    assert module.main([*arguments, "--dtype", "float32", "--out", str(out)]) == 0
+    assert "times as fast at 5" in capsys.readouterr().out
+    record = RunRecord.load(out)
+    assert {name: len(times) for name, times in record.timings.items()} == {"uncached": 2, "cached": 2}
+    assert 0.5 < record.results["macs_fraction"] < 0.6
+    assert set(module.SIZES) == {"flux-dev", "pixart", "flux-tiny"}

@@ -1,0 +1,47 @@
+"""The examples of docs/pipelines.md run, on tiny models."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import l2c
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_speed_up_pipeline(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from l2c.testing import tiny_pipeline
+
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    example, out = load("speed_up_pipeline"), tmp_path / "fast"
+    arguments = ["--pipeline", str(tmp_path / "pipe"), "--steps", "6", "--device", "cpu", "--out", str(out)]
+    assert example.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "run of 6 evaluations, finished" in printed
+    assert "with the schedule; error 0." in printed
+    schedule = l2c.CacheSchedule.from_pretrained(out)
+    assert schedule.provenance["drift"]["error"] > 0
+    for name in ("bare", "cached"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.size == (16, 16)
+    assert example.main([*arguments, "--every", "0"]) == 1
+    assert "the interval must be at least 1" in capsys.readouterr().err
+
+
+def test_add_a_model(capsys):
+    assert load("add_a_model").main() == 0
+    printed = capsys.readouterr().out
+    assert "32 layers computed, 32 reused" in printed
+    assert "at 50% of the multiply-accumulates" in printed
