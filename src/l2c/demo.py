@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from l2c.bench.timing import Timing, interleave
+from l2c.cache.family import ScheduleFamily
 from l2c.cache.schedule import CacheSchedule
 from l2c.evaluation.metrics import psnr, rmse
 from l2c.files import atomic_write
@@ -64,7 +65,8 @@ class DemoSettings:
         learning_limit_s: Seconds after which learning ends, which keeps the demo short on a slow machine.
         repetitions: How often each variant is timed.
         compare_limit_s: No further repetition is begun if it would probably end after so many seconds.
-        shipped: Schedule that is compared beside the learned one; None for none.
+        budget: Share of the MACs that schedules may take.
+        shipped: Family whose schedule for the budget is compared beside the learned one; None for none.
     """
 
     model: str = MODEL
@@ -77,6 +79,7 @@ class DemoSettings:
     learning_limit_s: float = 75.0
     repetitions: int = 3
     compare_limit_s: float = 90.0
+    budget: float = 0.5
     shipped: Path | None = field(default_factory=lambda: shipped_schedule())
 
     @classmethod
@@ -101,7 +104,7 @@ class _Variant:
 
 
 def shipped_schedule() -> Path | None:
-    """The schedule that comes with the package, learned for longer than the demo can."""
+    """The family that comes with the package, learned for longer than the demo can."""
     path = Path(str(resources.files("l2c") / "assets" / SHIPPED_SCHEDULE))
     return path if path.is_file() else None
 
@@ -137,6 +140,7 @@ def run_demo(
         model,
         settings.solver,
         settings.steps,
+        budget=settings.budget,
         guidance=settings.guidance,
         settings=settings.learning,
         session=Session(time_limit_s=settings.learning_limit_s),
@@ -148,7 +152,7 @@ def run_demo(
         raise KeyboardInterrupt  # which learning had caught
     schedules: dict[str, CacheSchedule | None] = {FULL: None, FRESH: fresh}
     if settings.shipped is not None:
-        schedules[SHIPPED] = CacheSchedule.load(settings.shipped)
+        schedules[SHIPPED] = ScheduleFamily.load(settings.shipped).at(settings.budget)
     variants = _compare(model, schedules, settings, on_sampling)
     if on_sampling is not None:
         on_sampling("fine steps, to measure errors", 0)

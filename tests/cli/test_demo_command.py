@@ -29,7 +29,9 @@ FILES = [
 def small(tmp_path, checkpoint):
     """The demo on a tiny model, with a schedule in place of the shipped one."""
     shipped = tmp_path / "shipped.safetensors"
-    l2c.methods.interval(tiny_dit(), steps=4).save(shipped)
+    l2c.ScheduleFamily([l2c.methods.interval(tiny_dit(), steps=4, every=every) for every in (2, 4)]).save(
+        shipped
+    )
     return DemoSettings(
         model=str(checkpoint),
         steps=4,
@@ -75,8 +77,9 @@ def test_the_shipped_schedule_is_for_the_demo(dit):
     if path is None:
         pytest.skip(f"{SHIPPED_SCHEDULE} is not in the package")
     settings = DemoSettings()
-    schedule = l2c.CacheSchedule.load(path)
+    schedule = l2c.ScheduleFamily.load(path).at(settings.budget)
     run = schedule.contract.run
+    assert schedule.cost.fraction == pytest.approx(settings.budget, rel=0.01)
     assert (run.solver, run.steps, run.spacing) == (settings.solver, settings.steps, "linspace")
     with l2c.enable_cache(dit, schedule):
         pass

@@ -186,3 +186,28 @@ def test_differences_of_a_polynomial():
     latest_first = torch.tensor([[3.0, 2.0, 1.0], [9.0, 4.0, 1.0]])
     assert (weights @ latest_first[0]).tolist() == [3.0, 1.0, 0.0]
     assert (weights @ latest_first[1]).tolist() == [9.0, 5.0, 2.0]
+
+
+@pytest.mark.parametrize(("recompute", "tensors"), [(False, 9.0), (True, 2.5)])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_graph_of_a_run_takes_no_more_memory_than_documented(dit, recompute, tensors, bf16):
+    """docs/learning.md, Memory: so many times rows x tokens x width for every computed layer, and once for others."""
+    sampler = Sampler(Denoiser.of(dit), "dpmsolver++", 6, "logsnr", Guidance(1.5))
+    compute = torch.zeros(6, 24, dtype=torch.bool)
+    compute[::2] = True
+    student = Student(sampler, compute, 3, recompute=recompute, bf16=bf16)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in dit.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage().data_ptr()
+        if storage not in weights:
+            kept[storage] = tensor  # held, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        student(torch.randn(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    unit = 2 * 256 * 192 * (2 if bf16 else 4)  # rows x tokens x width x bytes
+    inputs = compute.sum().item() * unit if recompute else 0  # which checkpoints hold beside the graph
+    assert total + inputs <= unit * (tensors * compute.sum().item() + (~compute).sum().item())

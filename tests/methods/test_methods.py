@@ -223,8 +223,9 @@ def test_l2c_takes_released_settings(tiny_uvit):
 
 
 def test_learned_reads_a_schedule_of_the_package(dit):
-    schedule = learned(dit, path="l2c:dit-mini-cifar10-ddim-20.safetensors")
+    schedule = learned(dit, path="l2c:dit-mini-cifar10-ddim-20.safetensors", budget=0.5)
     assert schedule.contract.run.steps == 20
+    assert schedule.cost.fraction == pytest.approx(0.5, rel=0.01)
     with pytest.raises(ConfigError, match="needs the path of a schedule file"):
         learned(dit)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import diffusers
 import numpy as np
 import pytest
@@ -11,12 +9,11 @@ import torch
 
 import l2c
 from l2c import pipelines
-from l2c.cache.schedule import CacheSchedule
 from l2c.models.conversion import to_diffusers
 from l2c.pipelines.fit import FitSettings
 from l2c.sampling import seeded_noise
 
-SHIPPED = Path(l2c.__file__).parent / "assets" / "dit-mini-cifar10-ddim-20.safetensors"
+SHIPPED = "dit-mini-cifar10-ddim-20"
 LABELS, STEPS = [3], 20
 
 
@@ -63,7 +60,7 @@ def call(steps=STEPS):
 
 @pytest.mark.slow
 def test_a_shipped_schedule_makes_the_same_pictures_in_a_pipeline(pipe, dit):
-    schedule = CacheSchedule.load(SHIPPED)
+    schedule = l2c.ScheduleFamily.load(SHIPPED).at(0.5)
     noise = seeded_noise([0], (3, 32, 32))
     with torch.no_grad():
         native = l2c.sample(dit, LABELS, noise=noise, steps=STEPS, schedule=schedule)

@@ -11,6 +11,7 @@ from l2c.errors import ConfigError
 from l2c.layers import LayerTable
 
 BUDGET_TOLERANCE = 0.01
+"""How far above a budget counts as within it, relatively."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from l2c.cache.cost import BUDGET_TOLERANCE
 from l2c.cache.schedule import CacheSchedule
 from l2c.cache.schedule_file import malformed, read_tensors, write_tensors
 from l2c.errors import ConfigError, ScheduleError
 
 FORMAT = "l2c.schedule-family"
 VERSION = 1
-BUDGET_TOLERANCE = 0.001
-"""How far above a budget counts as within it, relatively: the rounding of fractions such as 0.335."""
 
 
 class ScheduleFamily:
@@ -43,7 +43,9 @@ class ScheduleFamily:
         return iter(self._schedules)
 
     def at(self, budget: float) -> CacheSchedule:
-        """The best schedule that costs at most a share of the run's multiply-accumulates (MACs).
+        """The best schedule that costs at most a share of the run's multiply-accumulates (MACs), within 1 %.
+
+        The best is the one of the least error on held-out pictures, or of the highest cost where that is not recorded.
 
         Args:
             budget: Fraction of the MACs, from 0 to 1.
@@ -55,9 +57,9 @@ class ScheduleFamily:
             raise ConfigError(
                 f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}"
             )
-        for schedule in self._schedules:
-            if schedule.cost.fraction <= budget * (1 + BUDGET_TOLERANCE):
-                return schedule
+        within = [s for s in self._schedules if s.cost.fraction <= budget * (1 + BUDGET_TOLERANCE)]
+        if within:
+            return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
         least = self._schedules[-1].cost.fraction
         raise ConfigError(
             f"the cheapest schedule of the family takes {least:.1%} of the MACs, more than the budget of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import nn
 from l2c.cache.family import ScheduleFamily
 from l2c.cli.budgets import Budget
 from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
-from l2c.cli.options import resolve_device, resolve_dtype
+from l2c.cli.options import resolve_dtype
+from l2c.cli.processes import own_device, part
 from l2c.cli.schedules import print_family, print_schedule
 from l2c.errors import ConfigError, OutputError
 from l2c.files import check_output_file, remove_partial
@@ -61,9 +61,7 @@ def run_learn(
     assert session.checkpoint is not None
     for path in (out, session.checkpoint):
         check_output_file(path)
-    model = load_model(
-        request.model, dtype=resolve_dtype(request.dtype), device=_resolve_device(request.device)
-    )
+    model = load_model(request.model, dtype=resolve_dtype(request.dtype), device=own_device(request.device))
     began = perf_counter()
     with progress_bar("figure", "computed") as bar:
         name = "loss" if isinstance(settings, RouterSettings) else "error"
@@ -77,7 +75,7 @@ def run_learn(
     if is_main():
         _write(family, out, session.checkpoint, finished=finished)
         _print(family, out, took_s, as_json)
-    _part()
+    part()
     progress = f"{done[-1]} of {settings.iterations} iterations"
     if asked > 1:
         progress = f"{sum(d == settings.iterations for d in done)} of {asked} budgets"
@@ -205,31 +203,3 @@ def _print_errors(provenance: Mapping[str, Any]) -> None:
         plain = sorted(provenance["fewer_steps"].items(), key=lambda item: item[1])
         listed = ", ".join(f"{name} {error:.4f}" for name, error in plain)
         console.print(f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}")
-
-
-def _resolve_device(name: str) -> str:
-    """The device of this process, which is one of its own where several were started together.
-
-    Raises:
-        ConfigError: If there is no such device, or it cannot be that of several processes.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return resolve_device(name)
-    from accelerate import PartialState
-
-    kind = resolve_device(name.partition(":")[0])
-    own = str(PartialState(cpu=kind == "cpu").device)
-    if name not in ("auto", kind, own) or not own.startswith(kind):
-        raise ConfigError(
-            f"several processes cannot all have the device '{name}'; say --device {kind}, or none"
-        )
-    return own
-
-
-def _part() -> None:
-    """Waits for the other processes and lets go of them."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    state.wait_for_everyone()
-    state.destroy_process_group()

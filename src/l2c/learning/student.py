@@ -191,5 +191,8 @@ def difference_weights(depth: int) -> Tensor:
     [[1.0, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, -2.0, 1.0]]
     """
     return torch.tensor(
-        [[(-1.0) ** index * math.comb(order, index) for index in range(depth)] for order in range(depth)]
+        [
+            [(-1) ** index * float(math.comb(order, index)) + 0.0 for index in range(depth)]
+            for order in range(depth)
+        ]
     )
