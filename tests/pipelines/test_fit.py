@@ -64,14 +64,22 @@ def test_a_few_iterations_repair_a_schedule_for_other_weights(flux):
 
 def test_learning_refuses_what_it_cannot_learn_on(pixart):
     call, schedule = call_of("pixart"), tiny_interval(pixart, "pixart")
+    without_decoder = tiny_pipeline("dit")
+    without_decoder.vae = None
     with pytest.raises(ConfigError, match="computes everything"):
         pipelines.fit_predictor(pixart, tiny_interval(pixart, "pixart", every=1), PROMPTS, **call)
     with pytest.raises(ConfigError, match="at least one prompt or label"):
         pipelines.fit_predictor(pixart, schedule, [], **call)
     with pytest.raises(ConfigError, match="cannot put out latents"):
-        PipelineTrajectory(tiny_pipeline("dit"), {})
-    with pytest.raises(ConfigError, match="at least 1 and depth from 1 to 5"):
+        PipelineTrajectory(without_decoder, {})
+    with pytest.raises(ConfigError, match="leave out generator"):
+        pipelines.fit_predictor(pixart, schedule, PROMPTS, generator=torch.Generator(), **call)
+    with pytest.raises(ConfigError, match="depth must be from 1 to 5, got 6"):
         FitSettings(depth=6)
+    with pytest.raises(ConfigError, match="trials must be at least 1, got 0"):
+        FitSettings(trials=0)
+    with pytest.raises(ConfigError, match="load it with torch_dtype=torch.bfloat16"):
+        FitSettings(bf16=True)
     pixart.transformer.requires_grad_(True)
     with pytest.raises(ConfigError, match=r"freeze them with requires_grad_\(False\)"):
         pipelines.fit_predictor(pixart, schedule, PROMPTS, **call)
