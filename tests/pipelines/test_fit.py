@@ -80,6 +80,17 @@ def test_learning_refuses_what_it_cannot_learn_on(pixart):
         FitSettings(trials=0)
     with pytest.raises(ConfigError, match="load it with torch_dtype=torch.bfloat16"):
         FitSettings(bf16=True)
-    pixart.transformer.requires_grad_(True)
-    with pytest.raises(ConfigError, match=r"freeze them with requires_grad_\(False\)"):
-        pipelines.fit_predictor(pixart, schedule, PROMPTS, **call)
+
+
+def test_weights_that_require_gradients_get_none_and_require_them_afterwards(pixart):
+    schedule, made = tiny_interval(pixart, "pixart"), []
+    few = FitSettings(iterations=2, num_runs=1, recompute=True)
+    for wanted in (False, True):
+        pixart.transformer.requires_grad_(wanted)
+        pixart.transformer.proj_out.requires_grad_(False)
+        learned = pipelines.fit_predictor(pixart, schedule, PROMPTS, settings=few, **call_of("pixart"))
+        made.append(learned.predictor.coefficients)
+    assert torch.equal(*made)
+    assert all(weight.grad is None for weight in pixart.transformer.parameters())
+    still = {name for name, weight in pixart.transformer.named_parameters() if not weight.requires_grad}
+    assert still == {"proj_out.weight", "proj_out.bias"}

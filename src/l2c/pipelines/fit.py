@@ -20,7 +20,7 @@ from l2c.learning.task import TaskSettings, rate_at
 from l2c.learning.trainer import Outcome, Subject, Trainer
 from l2c.pipelines.enable import transformers_of
 from l2c.pipelines.handle import PipelineCache
-from l2c.pipelines.trajectory import PipelineTrajectory, use_plan
+from l2c.pipelines.trajectory import PipelineTrajectory, frozen, use_plan
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PipelineLoop:
 
     Args:
         name: What is learned.
-        pipe: A pipeline without a cache enabled, its weights frozen.
+        pipe: A pipeline without a cache enabled, `frozen`.
         run: Its scheduler's run.
         table: Layers of its transformer.
         conditions: What tells runs apart.
@@ -283,7 +283,7 @@ def fit_predictor(
     for a fine-tuned model or a LoRA.
 
     Args:
-        pipe: A diffusers pipeline without a cache enabled, its weights frozen.
+        pipe: A diffusers pipeline without a cache enabled; it is not changed.
         schedule: Where to compute.
         conditions: What tells runs apart, by the pipeline's names: `{"prompt": "a cat"}`. They take turns.
         settings: Everything else that decides the result.
@@ -303,16 +303,17 @@ def fit_predictor(
     settings = settings or FitSettings()
     if schedule.compute.all():
         raise ConfigError("the schedule computes everything; a predictor needs layers that are reused")
-    loop = PipelineLoop(
-        "predictor",
-        pipe,
-        schedule.contract.run,
-        schedule.layers,
-        conditions,
-        call,
-        settings,
-        session,
-        on_progress,
-        mask=digest(schedule.compute),
-    )
-    return loop.fit(schedule, schedule.provenance)
+    with frozen(pipe):
+        loop = PipelineLoop(
+            "predictor",
+            pipe,
+            schedule.contract.run,
+            schedule.layers,
+            conditions,
+            call,
+            settings,
+            session,
+            on_progress,
+            mask=digest(schedule.compute),
+        )
+        return loop.fit(schedule, schedule.provenance)

@@ -14,6 +14,7 @@ from l2c.learning.session import OnProgress, Session
 from l2c.pipelines.fit import FitSettings, PipelineLoop
 from l2c.pipelines.interval import prediction_of, provenance_of
 from l2c.pipelines.rehearsal import rehearse
+from l2c.pipelines.trajectory import frozen
 
 
 def learn(
@@ -34,7 +35,7 @@ def learn(
     Ctrl-C ends learning with the stand-ins so far.
 
     Args:
-        pipe: A diffusers pipeline with one transformer, without a cache enabled, its weights frozen.
+        pipe: A diffusers pipeline with one transformer, without a cache enabled; it is not changed.
         conditions: What tells runs apart, by the pipeline's names: `{"class_labels": [3]}`. They take turns.
         prompts: Instead of conditions: prompts, or a text file with one in each line.
         budget: What a run may cost: a fraction of the multiply-accumulates of its transformer.
@@ -81,27 +82,28 @@ def learn(
     evaluations = len(run.timesteps)
     scale = evaluations * costs.full
     check_budget(budget, evaluations, costs, scale)
-    loop = PipelineLoop(
-        "schedule", pipe, run, table, conditions, call, settings, session, on_progress, budget=budget
-    )
-    contract = Contract(run, prediction_type=prediction_of(pipe))
-    compute = find_mask(
-        loop.trainer,
-        lambda mask: loop.mask_error(mask, contract),
-        evaluations,
-        budget * scale,
-        costs,
-        settings.trials,
-    )
-    provenance = {
-        "method": "l2c, closed loop",
-        "budget": budget,
-        "budget_unit": "fraction of MACs",
-        "budget_cost": costs.of(compute) / scale,
-        "conditions": len(conditions),
-        **provenance_of(pipe, call),
-    }
-    return loop.fit(loop.blank(compute, contract), provenance)
+    with frozen(pipe):
+        loop = PipelineLoop(
+            "schedule", pipe, run, table, conditions, call, settings, session, on_progress, budget=budget
+        )
+        contract = Contract(run, prediction_type=prediction_of(pipe))
+        compute = find_mask(
+            loop.trainer,
+            lambda mask: loop.mask_error(mask, contract),
+            evaluations,
+            budget * scale,
+            costs,
+            settings.trials,
+        )
+        provenance = {
+            "method": "l2c, closed loop",
+            "budget": budget,
+            "budget_unit": "fraction of MACs",
+            "budget_cost": costs.of(compute) / scale,
+            "conditions": len(conditions),
+            **provenance_of(pipe, call),
+        }
+        return loop.fit(loop.blank(compute, contract), provenance)
 
 
 def _read(prompts: Sequence[str] | str | Path | None) -> list[str]:

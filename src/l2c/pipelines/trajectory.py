@@ -29,29 +29,20 @@ class PipelineTrajectory:
     is stopped where it would decode them.
 
     Args:
-        pipe: A diffusers pipeline with latents; its weights are not to require gradients.
+        pipe: A diffusers pipeline with latents, `frozen` where gradients are taken.
         call: What it is called with besides prompt or labels, by name, without a generator.
 
     Attributes:
         puts_out_latents: Whether the pipeline can be asked for latents.
 
     Raises:
-        ConfigError: If there are no latents, or weights require gradients.
+        ConfigError: If there are no latents.
     """
 
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
         self.puts_out_latents = takes_latent_output(pipe)
         if not self.puts_out_latents and not hasattr(getattr(pipe, "vae", None), "decode"):
             raise ConfigError(f"{type(pipe).__name__} cannot put out latents, which learning compares")
-        if any(
-            p.requires_grad
-            for c in pipe.components.values()
-            if isinstance(c, nn.Module)
-            for p in c.parameters()
-        ):
-            raise ConfigError(
-                "some weights of the pipeline require gradients; freeze them with requires_grad_(False)"
-            )
         self.pipe = pipe
         self.call = {**call, "output_type": "latent", "return_dict": False}
         self._encoded: dict[str, Any] = {}
@@ -112,6 +103,20 @@ class PipelineTrajectory:
                 for transformer in cache.transformers.values():
                     transformer.gates.around = _again_in_backward
             yield cache
+
+
+@contextmanager
+def frozen(pipe: Any) -> Iterator[None]:
+    """Lets no weight of a pipeline require gradients, until it ends."""
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    weights = [weight for model in models for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def use_plan(cache: PipelineCache, plan: StandInPlan) -> None:
