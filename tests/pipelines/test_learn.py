@@ -155,6 +155,12 @@ def test_a_finer_run_can_be_what_to_come_close_to(learned, pixart):
     assert "drift" not in made  # `check` compares with as many steps
     assert made["held_out_error"] < made["held_out_error_before"]
     assert len(schedule.compute) == 6
+    assert "drift" in learned[0].provenance
+    conditions = [{"prompt": prompt} for prompt in PROMPTS]
+    refined = l2c.pipelines.fit_predictor(
+        pixart, learned[0], conditions, settings=settings, **call_of("pixart")
+    )
+    assert "drift" not in refined.provenance
     assert made["held_out_error"] > learned[0].provenance["held_out_error"]
 
 

@@ -203,11 +203,12 @@ class PipelineLoop:
             use_plan(cache, coefficients.plan())
             after = self._error(held_out)
         figures = self._figures(kept["error before"].item(), after, outcome)
+        earlier = {key: value for key, value in provenance.items() if key != "drift"}
         return replace(
             schedule,
             predictor=coefficients.predictor(),
             contract=replace(schedule.contract, fingerprint=self._fingerprint),
-            provenance={**provenance, **figures},
+            provenance={**earlier, **figures},
         )
 
     def _figures(self, before: float, after: float, outcome: Outcome) -> dict[str, Any]:
