@@ -40,6 +40,25 @@ def test_speed_up_pipeline(tmp_path, capsys):
     assert "the interval must be at least 1" in capsys.readouterr().err
 
 
+def test_learn_for_pipeline(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from l2c.testing import tiny_pipeline
+
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    example, out = load("learn_for_pipeline"), tmp_path / "fast"
+    arguments = ["--pipeline", str(tmp_path / "pipe"), "--steps", "6", "--device", "cpu", "--out", str(out)]
+    arguments += ["--labels", "1", "2", "--iterations", "2", "--trials", "2", "--runs", "2"]
+    assert example.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "learning: 2 of 2, error 0." in captured.err
+    assert "of the multiply-accumulates; held-out error" in captured.out
+    assert l2c.CacheSchedule.from_pretrained(out).cost.fraction <= 0.5
+    assert {path.name for path in out.iterdir()} >= {"bare.png", "cached.png"}
+    assert not (out / "learning.pt").exists()
+    assert example.main([*arguments, "--budget", "0"]) == 1
+    assert "a fraction of the MACs" in capsys.readouterr().err
+
+
 def test_add_a_model(capsys):
     assert load("add_a_model").main() == 0
     printed = capsys.readouterr().out

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from l2c.cache.runtime import CachedModel
     from l2c.cache.schedule import CacheSchedule
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
-    from l2c.learning.learn import learn, learn_family, learn_solver
+    from l2c.learning.learn import learn_family, learn_solver
     from l2c.learning.paper import RouterSettings, learn_router
     from l2c.learning.session import Session
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
+    from l2c.pipelines.anything import learn
     from l2c.pipelines.check import check
     from l2c.pipelines.enable import disable_cache, enable_cache, summary
     from l2c.pipelines.handle import PipelineCache
@@ -43,7 +44,7 @@ _HOMES = {
     "enable_cache": "l2c.pipelines.enable",
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
-    "learn": "l2c.learning.learn",
+    "learn": "l2c.pipelines.anything",
     "learn_family": "l2c.learning.learn",
     "learn_router": "l2c.learning.paper",
     "learn_solver": "l2c.learning.learn",

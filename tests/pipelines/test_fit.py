@@ -64,14 +64,33 @@ def test_a_few_iterations_repair_a_schedule_for_other_weights(flux):
 
 def test_learning_refuses_what_it_cannot_learn_on(pixart):
     call, schedule = call_of("pixart"), tiny_interval(pixart, "pixart")
+    without_decoder = tiny_pipeline("dit")
+    without_decoder.vae = None
     with pytest.raises(ConfigError, match="computes everything"):
         pipelines.fit_predictor(pixart, tiny_interval(pixart, "pixart", every=1), PROMPTS, **call)
     with pytest.raises(ConfigError, match="at least one prompt or label"):
         pipelines.fit_predictor(pixart, schedule, [], **call)
     with pytest.raises(ConfigError, match="cannot put out latents"):
-        PipelineTrajectory(tiny_pipeline("dit"), {})
-    with pytest.raises(ConfigError, match="at least 1 and depth from 1 to 5"):
+        PipelineTrajectory(without_decoder, {})
+    with pytest.raises(ConfigError, match="leave out generator"):
+        pipelines.fit_predictor(pixart, schedule, PROMPTS, generator=torch.Generator(), **call)
+    with pytest.raises(ConfigError, match="depth must be from 1 to 5, got 6"):
         FitSettings(depth=6)
-    pixart.transformer.requires_grad_(True)
-    with pytest.raises(ConfigError, match=r"freeze them with requires_grad_\(False\)"):
-        pipelines.fit_predictor(pixart, schedule, PROMPTS, **call)
+    with pytest.raises(ConfigError, match="trials must be at least 1, got 0"):
+        FitSettings(trials=0)
+    with pytest.raises(ConfigError, match="load it with torch_dtype=torch.bfloat16"):
+        FitSettings(bf16=True)
+
+
+def test_weights_that_require_gradients_get_none_and_require_them_afterwards(pixart):
+    schedule, made = tiny_interval(pixart, "pixart"), []
+    few = FitSettings(iterations=2, num_runs=1, recompute=True)
+    for wanted in (False, True):
+        pixart.transformer.requires_grad_(wanted)
+        pixart.transformer.proj_out.requires_grad_(False)
+        learned = pipelines.fit_predictor(pixart, schedule, PROMPTS, settings=few, **call_of("pixart"))
+        made.append(learned.predictor.coefficients)
+    assert torch.equal(*made)
+    assert all(weight.grad is None for weight in pixart.transformer.parameters())
+    still = {name for name, weight in pixart.transformer.named_parameters() if not weight.requires_grad}
+    assert still == {"proj_out.weight", "proj_out.bias"}

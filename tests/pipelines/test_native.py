@@ -84,3 +84,18 @@ def test_learning_on_the_trained_weights_lowers_the_error(pipe):
     made = learned.provenance
     assert made["held_out_error"] < made["held_out_error_before"]
     assert made["held_out_error"] < copying
+
+
+@pytest.mark.slow
+def test_a_schedule_learned_for_a_budget_is_better_than_an_interval_of_that_cost(pipe):
+    conditions = [{"class_labels": [label]} for label in (0, 3)]
+    settings = FitSettings(
+        iterations=3, num_runs=2, num_held_out=1, trials=4, trial_runs=1, learning_rate=1e-2
+    )
+    learned = l2c.learn(pipe, conditions, budget=0.5, settings=settings, **call(6))
+    made = learned.provenance
+    assert learned.cost.fraction <= 0.5
+    assert made["held_out_error"] < made["held_out_error_before"]
+    regular = pipelines.interval(pipe, class_labels=[1], every=2, predictor="taylor", **call(6))
+    assert regular.cost.fraction >= learned.cost.fraction
+    assert made["held_out_error"] < l2c.check(pipe, regular, seeds=[0], class_labels=[0], **call(6)).error

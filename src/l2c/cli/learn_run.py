@@ -21,9 +21,9 @@ from l2c.errors import ConfigError, OutputError
 from l2c.files import check_output_file, remove_partial
 from l2c.learning.data import ImageData, load_images
 from l2c.learning.end_to_end import LearnSettings
-from l2c.learning.learn import SEARCHING, learn_family, learn_solver
+from l2c.learning.learn import learn_family, learn_solver
 from l2c.learning.paper import RouterSettings, learn_router
-from l2c.learning.session import LEARNING, OnProgress, Progress, Session
+from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
 from l2c.models import load_model
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance

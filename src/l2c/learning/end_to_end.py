@@ -21,14 +21,13 @@ from l2c.learning.checkpoint import digest
 from l2c.learning.pictures import Pictures, mean_squares, solve
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.student import Student
-from l2c.learning.task import TaskSettings, draw
+from l2c.learning.task import TaskSettings, draw, rate_at
 from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
 
 HELD_OUT_SHARE = 0.25
-WARM_UP = 5
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,9 @@ class StudentTask:
 
     def update(self, iteration: int) -> None:
         """See `Task.update`."""
-        warm_up = min(1.0, (iteration + 1) / WARM_UP)
-        fall = 0.5 * (1 + math.cos(math.pi * iteration / self._settings.iterations))
+        rate = self._settings.learning_rate * rate_at(iteration, self._settings.iterations)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._settings.learning_rate * group["rate"] * warm_up * fall
+            group["lr"] = rate * group["rate"]
         self.optimizer.step()
 
     def _draw(self, iteration: int) -> Tensor:

@@ -18,8 +18,9 @@ from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.learning.checkpoint import digest
 from l2c.learning.end_to_end import ClosedLoop, LearnSettings
-from l2c.learning.masks import Placement, search, spread
-from l2c.learning.session import OnProgress, Progress, Session
+from l2c.learning.judge import check_budget, find_mask
+from l2c.learning.masks import Placement, spread
+from l2c.learning.session import OnProgress, Session
 from l2c.learning.trainer import Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
@@ -32,7 +33,6 @@ SPACINGS = ("logsnr", "karras")
 """What `learn_solver` tries: evaluations for each that is computed, and the spacing that learning starts from."""
 PLAIN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
 """Solvers and spacings that it compares with."""
-SEARCHING = "judging masks"
 
 
 def learn(
@@ -129,9 +129,7 @@ def learn_family(
         )
     scale = 1.0 if costs is not None else evaluations * unit.full
     for budget in budgets:
-        unit.check_budget(budget * scale, evaluations)
-        if spread(evaluations, budget * scale, unit)[0].mask(evaluations, budget * scale, unit).all():
-            raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
+        check_budget(budget, evaluations, unit, scale)
     trainer = Trainer(
         "schedules",
         sampler,
@@ -284,58 +282,14 @@ def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
 
 
 def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str) -> Tensor:
-    """The mask that a search finds for a budget, or the checkpoint has."""
-    trainer, settings = loop.trainer, loop.settings
-    key = f"mask {stage}".rstrip()
-    evaluations = len(loop.sampler.run.timesteps)
-    if key not in trainer.kept:
-
-        def mask_of(placement: Placement) -> Tensor:
-            return placement.mask(evaluations, budget, costs)
-
-        starts = spread(evaluations, budget, costs)
-        judge = _Judge(loop, stage, costs.of(mask_of(starts[0])) / (evaluations * costs.full))
-        found = search(
-            starts, mask_of, judge.error, evaluations, settings.trials, settings.seed, judge.report
-        )
-        trainer.kept[key] = mask_of(found).to(torch.uint8)
-        trainer.save()
-    return trainer.kept[key].bool()
-
-
-class _Judge:
-    """Judges masks by the pictures that they make, and remembers in the checkpoint how far it has come.
-
-    A search that goes on takes the same way again, so that errors in the order of trials are all there is to know.
-    """
-
-    def __init__(self, loop: ClosedLoop, stage: str, fraction: float) -> None:
-        self._loop, self._fraction = loop, fraction
-        self._name = f"{SEARCHING} {stage}".rstrip()
-        self._key = f"trials {stage}".rstrip()
-        self._pictures = loop.training.rows(slice(0, loop.settings.trial_pictures))
-        self._known = iter(loop.trainer.kept.get(self._key, _NONE).tolist())
-        self._began_s = loop.trainer.elapsed_s
-
-    def error(self, compute: Tensor) -> float:
-        """Error of the pictures that a mask makes."""
-        if (recorded := next(self._known, None)) is not None:
-            return float(recorded)
-        trainer = self._loop.trainer
-        error = self._loop.error(self._loop.student(compute), self._pictures)
-        trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
-        trainer.save(if_due=True)
-        return error
-
-    def report(self, trial: int, error: float) -> bool:
-        """Reports so many trials and the least error; returns whether the time for searching is over."""
-        trainer, trials = self._loop.trainer, self._loop.settings.trials
-        elapsed_s = trainer.elapsed_s
-        left_s = (elapsed_s - self._began_s) / trial * (trials - trial)
-        trainer.report(
-            Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
-        )
-        return trainer.used_up(0.5)
-
-
-_NONE = torch.zeros(0, dtype=torch.float64)
+    settings = loop.settings
+    pictures = loop.training.rows(slice(0, settings.trial_pictures))
+    return find_mask(
+        loop.trainer,
+        lambda compute: loop.error(loop.student(compute), pictures),
+        len(loop.sampler.run.timesteps),
+        budget,
+        costs,
+        settings.trials,
+        stage,
+    )

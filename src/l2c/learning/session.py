@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l2c.errors import ConfigError
 
-LEARNING = "learning"
+LEARNING, SEARCHING = "learning", "judging masks"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ a solver that is learned with them the noise levels of its evaluations and the w
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l2c.cache.clock import Clock
-from l2c.cache.predictors import Predictor, StandInPlan, lagrange_weights, plan_stand_ins
+from l2c.cache.predictors import Predictor, StandInPlan
 from l2c.cache.runtime import Compute, HardGates, attach
 from l2c.cache.schedule import Run
 from l2c.cache.values import Value
 from l2c.layers import find_layers
+from l2c.learning.coefficients import Coefficients
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.solvers import Solver
@@ -59,9 +59,7 @@ class Student(nn.Module):
         recompute: Keep only the inputs of computed layers for the backward pass.
 
     Attributes:
-        coefficients: Parameters (evaluations, layers, depth), what is added to the polynomial: weights on the last
-            computed value, its first difference, its second difference, and so on. So each of them does something of
-            its own, whereas the values themselves are nearly alike.
+        stand_ins: Their weights.
         shifts: With a free solver, how far each noise level is moved (evaluations,), in distances to its nearer
             neighbour. The first stays where it is, since the initial noise is given.
         corrections: With a free solver, what is added to its table of weights (evaluations + 1, evaluations + 1).
@@ -86,12 +84,9 @@ class Student(nn.Module):
         self._table = find_layers(sampler.denoiser.model)
         self.compute = compute
         device, count = sampler.denoiser.device, len(compute)
-        taylor = Predictor("taylor", depth - 1) if depth > 1 else Predictor()
-        self._plan = plan_stand_ins(compute, taylor, self._start.log_snrs)
-        self._differences = difference_weights(depth).to(device)
+        self.stand_ins = Coefficients(compute, self._start.log_snrs, depth, device)
         self._log_snrs = torch.tensor(self._start.log_snrs, dtype=torch.float64, device=device)
         self._room = _room(self._log_snrs)
-        self.coefficients = nn.Parameter(torch.zeros(*compute.shape, depth, device=device))
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None
         self.corrections = (
             nn.Parameter(torch.zeros(count + 1, count + 1, device=device)) if free_solver else None
@@ -99,7 +94,7 @@ class Student(nn.Module):
 
     def groups(self) -> list[dict[str, object]]:
         """Parameters for an optimizer, with their learning rates relative to that of the coefficients."""
-        groups: list[dict[str, object]] = [{"params": [self.coefficients], "rate": 1.0}]
+        groups: list[dict[str, object]] = [{"params": [self.stand_ins.added], "rate": 1.0}]
         if self.shifts is not None:
             groups += [
                 {"params": [self.shifts], "rate": SHIFT_RATE},
@@ -111,7 +106,7 @@ class Student(nn.Module):
         """Final pictures (B, C, H, W) from unit normal noise (B, C, H, W) and labels (B,)."""
         sampler = self._sampler
         solver, timesteps, log_snrs = self._solver()
-        gates = _LearnedGates(self._weighed(log_snrs), len(timesteps), self._recompute)
+        gates = _LearnedGates(self.stand_ins.plan(self._moved(log_snrs)), len(timesteps), self._recompute)
         model = sampler.denoiser.model
         with attach(model, self._table, gates) as cache, cache.run() as clock:
 
@@ -126,11 +121,6 @@ class Student(nn.Module):
     def result(self) -> tuple[Run, Predictor]:
         """The run and the predictor that have been learned so far."""
         solver, timesteps, log_snrs = self._solver()
-        plan = self._weighed(log_snrs)
-        weights = torch.zeros_like(self.coefficients, device="cpu")
-        for (evaluation, layer), terms in plan.items():
-            for index, (_, weight) in enumerate(terms):
-                weights[evaluation, layer, index] = float(weight)
         run = self._start
         if isinstance(solver, LinearSolver):
             run = replace(
@@ -141,13 +131,15 @@ class Student(nn.Module):
                 log_snrs=tuple(log_snrs.tolist()),
                 weights=tuple(tuple(row) for row in solver.weights.tolist()),
             )
-        copies = Predictor() if self.compute.all() else Predictor("linear", coefficients=weights)
-        return run, copies
+        return run, self.stand_ins.predictor(self._moved(log_snrs))
+
+    def _moved(self, log_snrs: Tensor) -> Tensor | None:
+        return None if self.shifts is None else log_snrs
 
     def _solver(self) -> tuple[Solver, Tensor, Tensor]:
         """A fresh solver, and timesteps and half log-SNRs of its evaluations (evaluations,)."""
         if self.shifts is None or self.corrections is None:
-            timesteps = torch.tensor(self._start.timesteps, device=self.coefficients.device)
+            timesteps = torch.tensor(self._start.timesteps, device=self._log_snrs.device)
             return self._sampler.make_solver(), timesteps, self._log_snrs
         moved = self.shifts.clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
         log_snrs = self._log_snrs + self._room * moved
@@ -157,23 +149,6 @@ class Student(nn.Module):
         timesteps = self._sampler.denoiser.noise_schedule.timesteps_of(log_snrs).float()
         return LinearSolver(self._start, weights + free * self.corrections), timesteps, log_snrs
 
-    def _weighed(self, log_snrs: Tensor) -> StandInPlan:
-        """The stand-in plan with the weights as they are, tensors with a graph."""
-        learned = self.coefficients @ self._differences
-        plan: StandInPlan = {}
-        for (evaluation, layer), terms in self._plan.items():
-            sources = [source for source, _ in terms]
-            start = (
-                lagrange_weights(log_snrs[evaluation], [log_snrs[source] for source in sources])
-                if self.shifts is not None
-                else [weight for _, weight in terms]
-            )
-            plan[evaluation, layer] = tuple(
-                (source, (start[index] + learned[evaluation, layer, index]).float())
-                for index, source in enumerate(sources)
-            )
-        return plan
-
 
 def _room(log_snrs: Tensor) -> Tensor:
     """Distance of every noise level to its nearer neighbour (evaluations,); none for the first, which stays."""
@@ -182,17 +157,3 @@ def _room(log_snrs: Tensor) -> Tensor:
     room[1:] = gaps
     room[1:-1] = torch.minimum(gaps[:-1], gaps[1:])
     return room
-
-
-def difference_weights(depth: int) -> Tensor:
-    """Weights (depth, depth) of the backward differences of order 0 to `depth - 1` on the last values, latest first.
-
-    >>> difference_weights(3).tolist()
-    [[1.0, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, -2.0, 1.0]]
-    """
-    return torch.tensor(
-        [
-            [(-1) ** index * float(math.comb(order, index)) + 0.0 for index in range(depth)]
-            for order in range(depth)
-        ]
-    )

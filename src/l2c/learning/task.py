@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError
+
+WARM_UP = 5
+"""Iterations in which a learning rate rises."""
 
 
 class Task(Protocol):
@@ -56,6 +60,12 @@ class TaskSettings:
         for name in ("iterations", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def rate_at(iteration: int, iterations: int) -> float:
+    """Share of the learning rate at an iteration: it rises at first, and falls to 0 on a cosine."""
+    rise = min(1.0, (iteration + 1) / WARM_UP)
+    return rise * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
 
 def draw(seed: int, *key: int | str) -> torch.Generator:

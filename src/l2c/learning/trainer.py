@@ -48,12 +48,25 @@ class Outcome:
     interrupted: bool
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is learned for: a frozen model and its run.
+
+    Attributes:
+        device: Where it is.
+        identity: What tells it from others, in JSON types.
+    """
+
+    device: torch.device
+    identity: dict[str, Any]
+
+
 class Trainer:
     """One run of learning.
 
     Args:
         name: What is learned: `router`.
-        sampler: The frozen model and its run.
+        subject: The frozen model and its run: a sampler, or what else describes them.
         settings: What decides the result, with `identity`.
         session: How to carry it out.
         on_progress: Called in the main process after every iteration.
@@ -72,7 +85,7 @@ class Trainer:
     def __init__(
         self,
         name: str,
-        sampler: Sampler,
+        subject: Sampler | Subject,
         settings: TaskSettings,
         session: Session | None = None,
         on_progress: OnProgress | None = None,
@@ -80,7 +93,9 @@ class Trainer:
     ) -> None:
         self._started = time.monotonic()
         self.name, self.settings, self.session = name, settings, session or Session()
-        self.processes = Processes(sampler.denoiser.device, self.session.log_dir)
+        if isinstance(subject, Sampler):
+            subject = _describe(subject)
+        self.processes = Processes(subject.device, self.session.log_dir)
         self.rows = self.processes.rows(settings.batch_size)
         self._log = Log(self.processes, name)
         self._on_progress = on_progress
@@ -92,7 +107,7 @@ class Trainer:
             )
         self._identity = {
             "what is learned": name,
-            **_describe(sampler),
+            **subject.identity,
             "processes": self.processes.count,
             **asdict(settings),
             **identity,
@@ -326,10 +341,10 @@ def _recall(task: Task, learned: Tensor) -> Outcome:
     return Outcome(int(learned[0]), interrupted=False)
 
 
-def _describe(sampler: Sampler) -> dict[str, Any]:
+def _describe(sampler: Sampler) -> Subject:
     """What identifies a frozen model and its run."""
     denoiser, table = sampler.denoiser, find_layers(sampler.denoiser.model)
-    return {
+    identity = {
         "model": f"{table.family} with {len(table)} layers",
         "weights": digest(fingerprint(denoiser.model, table), table.to_json()),
         "dtype": str(denoiser.dtype).removeprefix("torch."),
@@ -340,3 +355,4 @@ def _describe(sampler: Sampler) -> dict[str, Any]:
         "timesteps": digest(sampler.run.timesteps),
         "guidance": sampler.guidance.scale,
     }
+    return Subject(denoiser.device, identity)

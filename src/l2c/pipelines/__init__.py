@@ -5,6 +5,7 @@ from l2c.pipelines.enable import disable_cache, enable_cache, summary
 from l2c.pipelines.fit import FitSettings, fit_predictor
 from l2c.pipelines.handle import PipelineCache
 from l2c.pipelines.interval import interval
+from l2c.pipelines.learn import learn
 from l2c.pipelines.rehearsal import Rehearsal, rehearse
 from l2c.pipelines.runs import describe_run
 from l2c.pipelines.summary import RunSummary
@@ -21,6 +22,7 @@ __all__ = [
     "enable_cache",
     "fit_predictor",
     "interval",
+    "learn",
     "rehearse",
     "summary",
 ]

@@ -47,7 +47,7 @@ def interval(
     compute[::every] = True
     provenance = {"method": "interval", "every": every, **provenance_of(pipe, call)}
     return CacheSchedule(
-        compute, tables[0], Contract(run, prediction_type=_prediction(pipe)), chosen, None, provenance
+        compute, tables[0], Contract(run, prediction_type=prediction_of(pipe)), chosen, None, provenance
     )
 
 
@@ -57,5 +57,6 @@ def provenance_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return {"pipeline": type(pipe).__name__, "call": plain}
 
 
-def _prediction(pipe: Any) -> str:
+def prediction_of(pipe: Any) -> str:
+    """What the network of a pipeline predicts, as its scheduler is told."""
     return str(pipe.scheduler.config.get("prediction_type") or "flow_prediction")

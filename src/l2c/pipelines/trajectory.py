@@ -25,25 +25,24 @@ class PipelineTrajectory:
     """Latents that a pipeline makes, differentiable in the weights of the stand-ins.
 
     Guidance, scaling, packing of latents and solver steps are the pipeline's and the scheduler's own; only the
-    `no_grad` around the pipeline's call is left out. Prompts are encoded once.
+    `no_grad` around the pipeline's call is left out. Prompts are encoded once. A pipeline that cannot put out latents
+    is stopped where it would decode them.
 
     Args:
-        pipe: A diffusers pipeline that can put out latents; its weights are not to require gradients.
+        pipe: A diffusers pipeline with latents, `frozen` where gradients are taken.
         call: What it is called with besides prompt or labels, by name, without a generator.
+
+    Attributes:
+        puts_out_latents: Whether the pipeline can be asked for latents.
+
+    Raises:
+        ConfigError: If there are no latents.
     """
 
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
-        if not takes_latent_output(pipe):
+        self.puts_out_latents = takes_latent_output(pipe)
+        if not self.puts_out_latents and not hasattr(getattr(pipe, "vae", None), "decode"):
             raise ConfigError(f"{type(pipe).__name__} cannot put out latents, which learning compares")
-        if any(
-            p.requires_grad
-            for c in pipe.components.values()
-            if isinstance(c, nn.Module)
-            for p in c.parameters()
-        ):
-            raise ConfigError(
-                "some weights of the pipeline require gradients; freeze them with requires_grad_(False)"
-            )
         self.pipe = pipe
         self.call = {**call, "output_type": "latent", "return_dict": False}
         self._encoded: dict[str, Any] = {}
@@ -52,13 +51,32 @@ class PipelineTrajectory:
         """Final latents (1, ...) from the noise of a seed; with a graph where gradients are enabled."""
         inner = inspect.unwrap(type(self.pipe).__call__)
         generator = torch.Generator().manual_seed(seed)
+        given = {**self.call, **condition, **changes, "generator": generator}
         with ExitStack() as stack:
             if hasattr(self.pipe, "encode_prompt"):
                 stack.callback(Shadow(self.pipe, "encode_prompt", self._encode).remove)
-            latents: Tensor = inner(self.pipe, **{**self.call, **condition, **changes}, generator=generator)[
-                0
-            ]
+            if not self.puts_out_latents:
+                stack.callback(Shadow(self.pipe.vae, "decode", _stop).remove)
+            try:
+                latents: Tensor = inner(self.pipe, **given)[0]
+            except _ReachedLatents as reached:
+                latents = reached.latents
         return latents
+
+    def with_steps(self, steps: int | None) -> dict[str, int]:
+        """Changes of the call for another number of steps, none for None.
+
+        Raises:
+            ConfigError: If the pipeline is not told a number of steps.
+        """
+        if steps is None:
+            return {}
+        name = "num_inference_steps"
+        if name not in inspect.signature(type(self.pipe).__call__).parameters:
+            raise ConfigError(
+                f"{type(self.pipe).__name__} takes no {name}, so that reference_steps cannot be set; leave it out"
+            )
+        return {name: steps}
 
     def _encode(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
@@ -87,10 +105,34 @@ class PipelineTrajectory:
             yield cache
 
 
+@contextmanager
+def frozen(pipe: Any) -> Iterator[None]:
+    """Lets no weight of a pipeline require gradients, until it ends."""
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    weights = [weight for model in models for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
 def use_plan(cache: PipelineCache, plan: StandInPlan) -> None:
     """Lets a cache stand in with other weights on the same values."""
     for transformer in cache.transformers.values():
         transformer.gates.plan = plan
+
+
+class _ReachedLatents(Exception):  # noqa: N818 (it is no error)
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__()
+        self.latents = latents
+
+
+def _stop(_decode: Any, latents: Tensor, *_: Any, **__: Any) -> None:
+    raise _ReachedLatents(latents)
 
 
 def _again_in_backward(compute: Any) -> Any:

@@ -1,0 +1,102 @@
+"""Learn a schedule for a diffusers pipeline on your own prompts, and keep it.
+
+    python examples/learn_for_pipeline.py --pipeline ./pixart --prompts prompts.txt --budget 0.5 --out fast
+
+Writes the schedule with its card into the folder `--out`, and the first prompt's picture without and with it. Called
+again after it was killed, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+import l2c
+from l2c.errors import L2CError
+from l2c.learning.session import Progress
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the example; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    pipe = DiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=getattr(torch, options.dtype))
+    pipe.to(options.device)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": options.steps}
+    call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
+    settings = l2c.pipelines.FitSettings(
+        iterations=options.iterations, trials=options.trials, num_runs=options.runs, recompute=True
+    )
+    if options.prompts is None:
+        conditions = [{"class_labels": [label]} for label in options.labels]
+    else:
+        lines = options.prompts.read_text(encoding="utf-8").splitlines()
+        conditions = [{"prompt": line} for line in lines if line]
+    options.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.out / "learning.pt"
+    try:
+        schedule = l2c.learn(
+            pipe,
+            conditions,
+            budget=options.budget,
+            settings=settings,
+            session=l2c.Session(checkpoint=checkpoint, time_limit_s=options.time_limit),
+            on_progress=_show,
+            **call,
+        )
+        schedule.save_pretrained(options.out)
+        checkpoint.unlink(missing_ok=True)
+        _sample(pipe, schedule, {**call, **conditions[0]}, options.out)
+    except L2CError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    made = schedule.provenance
+    print(
+        f"{schedule.cost.fraction:.1%} of the multiply-accumulates; held-out error "
+        f"{made['held_out_error_before']:.4f} before and {made['held_out_error']:.4f} after learning"
+    )
+    return 0
+
+
+def _sample(pipe: DiffusionPipeline, schedule: l2c.CacheSchedule, call: dict[str, object], out: Path) -> None:
+    bare = pipe(**call, generator=torch.Generator().manual_seed(0)).images[0]
+    with l2c.enable_cache(pipe, schedule):
+        cached = pipe(**call, generator=torch.Generator().manual_seed(0)).images[0]
+    bare.save(out / "bare.png")
+    cached.save(out / "cached.png")
+
+
+def _show(progress: Progress) -> None:
+    print(
+        f"{progress.stage}: {progress.iteration} of {progress.iterations}, error {progress.error:.4f}, "
+        f"{progress.left_s:.0f} s left",
+        file=sys.stderr,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pipeline", required=True, help="folder or repository of a diffusers pipeline")
+    parser.add_argument("--prompts", type=Path, help="text file with a prompt in each line")
+    parser.add_argument("--labels", type=int, nargs="+", default=[1], help="classes, if there are no prompts")
+    parser.add_argument("--budget", type=float, default=0.5, help="fraction of the multiply-accumulates")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=24, help="masks to judge")
+    parser.add_argument("--runs", type=int, default=8, help="runs to learn on")
+    parser.add_argument("--time-limit", type=float, help="seconds")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--out", type=Path, default=Path("fast"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

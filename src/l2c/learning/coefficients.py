@@ -1,0 +1,103 @@
+"""The weights of stand-ins while they are learned, whatever run they are learned through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.predictors import Predictor, StandInPlan, lagrange_weights, plan_stand_ins
+
+
+class Coefficients(nn.Module):
+    """What is added to the weights that stand-ins begin with.
+
+    With the parameters at zero, reused layers follow the polynomial through their last `depth` computed values over
+    half log-SNR, or copy the last one where a solver evaluates a noise level twice.
+
+    Args:
+        compute: Where to compute, bool (evaluations, layers).
+        log_snrs: Half log-SNRs of the evaluations.
+        depth: How many computed values a stand-in reads at most.
+        device: Where to learn.
+        start: Learned coefficients to begin with instead; their depth is kept.
+
+    Attributes:
+        compute: The mask.
+        added: Parameters (evaluations, layers, depth): weights on the last computed value, its first difference, its
+            second difference, and so on. So each of them does something of its own, whereas the values themselves are
+            nearly alike.
+
+    Raises:
+        ScheduleError: If a layer is reused before it was ever computed.
+    """
+
+    def __init__(
+        self,
+        compute: Tensor,
+        log_snrs: Sequence[float],
+        depth: int,
+        device: torch.device,
+        start: Predictor | None = None,
+    ) -> None:
+        super().__init__()
+        self.compute = compute
+        if start is None or start.coefficients is None:
+            start = _polynomial(compute, log_snrs, depth)
+        self._start = plan_stand_ins(compute, start, log_snrs)
+        self._differences = difference_weights(start.depth).to(device)
+        self.added = nn.Parameter(torch.zeros(*compute.shape, start.depth, device=device))
+
+    def plan(self, log_snrs: Tensor | None = None) -> StandInPlan:
+        """The stand-in plan with the weights as they are, tensors with a graph.
+
+        Args:
+            log_snrs: Half log-SNRs (evaluations,) that have been moved, so that the polynomials are others.
+        """
+        added = self.added @ self._differences
+        plan: StandInPlan = {}
+        for (evaluation, layer), terms in self._start.items():
+            sources = [source for source, _ in terms]
+            start = (
+                [weight for _, weight in terms]
+                if log_snrs is None
+                else lagrange_weights(log_snrs[evaluation], [log_snrs[source] for source in sources])
+            )
+            plan[evaluation, layer] = tuple(
+                (source, (start[index] + added[evaluation, layer, index]).float())
+                for index, source in enumerate(sources)
+            )
+        return plan
+
+    @torch.no_grad()
+    def predictor(self, log_snrs: Tensor | None = None) -> Predictor:
+        """The weights as a predictor of a schedule; for `log_snrs` see `plan`."""
+        if self.compute.all():
+            return Predictor()
+        weights = torch.zeros_like(self.added, device="cpu")
+        for (evaluation, layer), terms in self.plan(log_snrs).items():
+            for index, (_, weight) in enumerate(terms):
+                weights[evaluation, layer, index] = float(weight)
+        return Predictor("linear", coefficients=weights)
+
+
+def _polynomial(compute: Tensor, log_snrs: Sequence[float], depth: int) -> Predictor:
+    if depth > 1 and len(set(log_snrs)) == len(log_snrs):
+        return Predictor("taylor", depth - 1)
+    copies = torch.zeros(*compute.shape, depth)
+    copies[..., 0] = 1
+    return Predictor("linear", coefficients=copies)
+
+
+def difference_weights(depth: int) -> Tensor:
+    """Weights (depth, depth) of the backward differences of order 0 to `depth - 1` on the last values, latest first.
+
+    >>> difference_weights(3).tolist()
+    [[1.0, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, -2.0, 1.0]]
+    """
+    return torch.tensor(
+        [[(-1) ** index * math.comb(order, index) for index in range(depth)] for order in range(depth)],
+        dtype=torch.float32,
+    )

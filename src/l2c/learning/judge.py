@@ -1,0 +1,110 @@
+"""A mask for a budget, found by judging masks one after another, with what is known kept in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from l2c.cache.cost import CostTable
+from l2c.errors import ConfigError
+from l2c.learning.masks import Placement, search, spread
+from l2c.learning.session import SEARCHING, Progress
+from l2c.learning.trainer import Trainer
+
+
+def check_budget(budget: float, evaluations: int, costs: CostTable, scale: float) -> None:
+    """Refuses a budget that no mask can meet, or that needs none.
+
+    Args:
+        budget: What a run may cost, in units of `scale`.
+        evaluations: Of the run.
+        costs: Cost of every layer.
+        scale: In the unit of the costs.
+
+    Raises:
+        ConfigError: If it is too small or too large.
+    """
+    costs.check_budget(budget * scale, evaluations)
+    if spread(evaluations, budget * scale, costs)[0].mask(evaluations, budget * scale, costs).all():
+        raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
+
+
+def find_mask(
+    trainer: Trainer,
+    error_of: Callable[[Tensor], float],
+    evaluations: int,
+    budget: float,
+    costs: CostTable,
+    trials: int,
+    stage: str = "",
+) -> Tensor:
+    """The mask that a search finds for a budget, or the checkpoint has: bool (evaluations, layers).
+
+    Args:
+        trainer: Its seed, checkpoint and time limit are the search's, too.
+        error_of: Error of what a mask makes.
+        evaluations: Of the run.
+        budget: What a run may cost, in the unit of the costs.
+        costs: Cost of every layer.
+        trials: Masks to judge at most.
+        stage: Tells it from other searches of the same checkpoint.
+    """
+    key = f"mask {stage}".rstrip()
+    if key not in trainer.kept:
+
+        def mask_of(placement: Placement) -> Tensor:
+            return placement.mask(evaluations, budget, costs)
+
+        starts = spread(evaluations, budget, costs)
+        fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
+        judge = _Judge(trainer, error_of, trials, stage, fraction)
+        found = search(starts, mask_of, judge.error, evaluations, trials, trainer.settings.seed, judge.report)
+        trainer.kept[key] = mask_of(found).to(torch.uint8)
+        trainer.save()
+    return trainer.kept[key].bool()
+
+
+class _Judge:
+    """Judges masks by what they make, and remembers in the checkpoint how far it has come.
+
+    A search that goes on takes the same way again, so that errors in the order of trials are all there is to know.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        error_of: Callable[[Tensor], float],
+        trials: int,
+        stage: str,
+        fraction: float,
+    ) -> None:
+        self._trainer, self._error_of = trainer, error_of
+        self._trials, self._fraction = trials, fraction
+        self._name = f"{SEARCHING} {stage}".rstrip()
+        self._key = f"trials {stage}".rstrip()
+        self._known = iter(trainer.kept.get(self._key, _NONE).tolist())
+        self._began_s = trainer.elapsed_s
+
+    def error(self, compute: Tensor) -> float:
+        """Error of what a mask makes."""
+        if (recorded := next(self._known, None)) is not None:
+            return float(recorded)
+        trainer, error = self._trainer, self._error_of(compute)
+        trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
+        trainer.save(if_due=True)
+        return error
+
+    def report(self, trial: int, error: float) -> bool:
+        """Reports so many trials and the least error; returns whether the time for searching is over."""
+        trainer, trials = self._trainer, self._trials
+        elapsed_s = trainer.elapsed_s
+        left_s = (elapsed_s - self._began_s) / trial * (trials - trial)
+        trainer.report(
+            Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
+        )
+        return trainer.used_up(0.5)
+
+
+_NONE = torch.zeros(0, dtype=torch.float64)
