@@ -11,6 +11,7 @@ from l2c.cli import learn, options
 from l2c.cli.budgets import DEFAULT
 from l2c.cli.main import run
 from l2c.learning.end_to_end import LearnSettings
+from l2c.learning.learn import learn as learn_for_model
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import Session
 from l2c.sampling import SOLVERS, SPACINGS
@@ -88,7 +89,7 @@ def test_defaults_of_learn_are_the_librarys():
     for name in ("reference_steps", "trials", "recompute"):
         assert command[name] == getattr(closed, name), name
     assert command["save_every"] == session.save_every_s
-    for library in (l2c.learn, l2c.learn_family, l2c.learn_router):
+    for library in (learn_for_model, l2c.learn_family, l2c.learn_router):
         parameters = inspect.signature(library).parameters
         for name in ("solver", "steps", "spacing", "guidance"):
             assert command[name] == parameters[name].default, name
@@ -100,7 +101,7 @@ def test_help_of_learn_tells_the_defaults_that_depend_on_the_pattern(invoke):
         closed, router = getattr(LearnSettings(), name), getattr(RouterSettings(), name)
         assert f"{closed}{between}, or {router} with --pattern alternate" in text
     assert f"{DEFAULT} if no budget is given" in text
-    assert inspect.signature(l2c.learn).parameters["budget"].default == DEFAULT
+    assert inspect.signature(learn_for_model).parameters["budget"].default == DEFAULT
 
 
 def test_interrupt(monkeypatch, capsys, tmp_path):
