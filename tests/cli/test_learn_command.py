@@ -262,6 +262,11 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
         (("--solver", "auto"), ("--solver auto needs --budget-evals",)),
         (("--solver", "auto", "--budget", 0.5), ("--solver auto needs --budget-evals",)),
         (("--solver", "auto", "--budget-evals", 8, "--steps", 9), ("--solver auto chooses --steps itself",)),
+        (("--per-computed", 2), ("--per-computed is for --solver auto",)),
+        (
+            ("--solver", "auto", "--budget-evals", 4, "--per-computed", 0),
+            ("per_computed must be at least 1",),
+        ),
         (("--budget-evals", 8), ("--budget-evals is for --solver auto",)),
         (("--solver", "auto", "--budget-evals", 1), ("at least 2 whole evaluations, got 1",)),
         (("--solver", "auto", "--budget-evals", "nan"), ("at least 2 whole evaluations, got nan",)),

@@ -32,7 +32,7 @@ AUTO = "auto"
 PATTERNS = ("any", "alternate")
 _BUDGETS = ("budget", "macs", "latency_ms", "budget_evals")
 _ONLY = {
-    "any": (*_BUDGETS, "latency_batch", "pictures", "reference_steps", "trials", "recompute"),
+    "any": (*_BUDGETS, "latency_batch", "per_computed", "pictures", "reference_steps", "trials", "recompute"),
     "alternate": ("data", "price", "threshold", "reduction"),
 }
 
@@ -93,6 +93,16 @@ def learn(
         typer.Option(
             metavar="N",
             help="With --solver auto: what a run may cost, in whole evaluations of the model.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    per_computed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --solver auto: evaluations for each that is computed, 2 or 3 if not given, whichever is better. "
+            "1 learns the solver alone and reuses nothing.",
             rich_help_panel=BUDGET,
             show_default=False,
         ),
@@ -331,7 +341,9 @@ def learn(
         time_limit_s=None if max_minutes is None else 60 * max_minutes,
         log_dir=log_dir,
     )
-    request = LearnRequest(model, solver, steps, spacing, guidance, allowed, data, device, dtype)
+    request = LearnRequest(
+        model, solver, steps, spacing, guidance, allowed, per_computed, data, device, dtype
+    )
     run_learn(request, settings, session, out, as_json)
 
 
@@ -356,3 +368,5 @@ def _check_options(context: typer.Context, pattern: str, solver: str) -> None:
     for name in filter(given, ("steps", "spacing")):
         if solver == AUTO:
             raise ConfigError(f"--solver auto chooses {options[name]} itself; leave it out")
+    if given("per_computed") and solver != AUTO:
+        raise ConfigError("--per-computed is for --solver auto; leave it out")

@@ -40,6 +40,7 @@ class LearnRequest:
     spacing: str
     guidance: float
     budget: Budget
+    per_computed: int | None
     data: Path | None
     device: str
     dtype: str
@@ -110,7 +111,14 @@ def _learn(
         return ScheduleFamily([schedule])
     budget = request.budget
     if budget.unit == "evaluations":
-        learned = learn_solver(model, budget.amounts[0], guidance=request.guidance, settings=settings, **how)
+        learned = learn_solver(
+            model,
+            budget.amounts[0],
+            guidance=request.guidance,
+            per_computed=request.per_computed,
+            settings=settings,
+            **how,
+        )
         return ScheduleFamily([learned])
     sampler = Sampler(
         Denoiser.of(model), request.solver, request.steps, request.spacing, Guidance(request.guidance)
