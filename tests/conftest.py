@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from l2c.models import DiT, DiTConfig, UViT, UViTConfig, load_model, random_model
 
 torch.set_num_threads(1)  # the models are tiny: more threads wait for each other, above all on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
