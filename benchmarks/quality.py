@@ -276,11 +276,11 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     ]
     figure = Figure(figsize=(6.2 * min(2, len(parts)), 4.6 * -(-len(parts) // 2)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(-(-len(parts) // 2), min(2, len(parts)), squeeze=False).flat
+    grid = list(figure.subplots(-(-len(parts) // 2), min(2, len(parts)), squeeze=False).flat)
     for part, axes in zip(parts, grid, strict=False):
         own = [point for point in points if point["part"] == part]
         _panel(axes, own, "DiT, any solver and spacing" if part == "solvers" else part)
-    for axes in list(grid)[len(parts) :]:
+    for axes in grid[len(parts) :]:
         axes.set_visible(False)
     figure.savefig(path, dpi=150)
 
