@@ -222,3 +222,12 @@ def test_loading_executes_nothing(tmp_path):
     (tmp_path / SCHEDULE_FILE).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ScheduleError, match="is not a whole schedule file"):
         l2c.CacheSchedule.from_pretrained(tmp_path)
+
+
+def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
+    def reached(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", reached)
+    with pytest.raises(ScheduleError, match=r"there is no schedule file .*none\.safetensors"):
+        l2c.CacheSchedule.from_pretrained(tmp_path / "none.safetensors")

@@ -262,6 +262,10 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
         (("--solver", "auto"), ("--solver auto needs --budget-evals",)),
         (("--solver", "auto", "--budget", 0.5), ("--solver auto needs --budget-evals",)),
         (("--solver", "auto", "--budget-evals", 8, "--steps", 9), ("--solver auto chooses --steps itself",)),
+        (
+            ("--solver", "auto", "--budget-evals", 4, "--per-computed", 999),
+            ("from 1 to 1000 steps, got 3996",),
+        ),
         (("--per-computed", 2), ("--per-computed is for --solver auto",)),
         (
             ("--solver", "auto", "--budget-evals", 4, "--per-computed", 0),

@@ -87,6 +87,8 @@ def fetch(name: str | Path, revision: str | None, token: str | bool | None, loca
                 f"the folder {path} has no {SCHEDULE_FILE}; schedule.save_pretrained writes one"
             )
         return path / SCHEDULE_FILE
+    if path.suffix == ".safetensors":  # of a file, not of a repository: no need to ask the hub for it
+        raise ScheduleError(f"there is no schedule file {path}; l2c learn --out makes one")
     from huggingface_hub import hf_hub_download
 
     try:

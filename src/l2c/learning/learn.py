@@ -212,6 +212,9 @@ def learn_solver(
     settings = settings or LearnSettings()
     denoiser, guided = Denoiser.of(model), Guidance(guidance)
     unit = CostTable.macs(find_layers(model))
+    ratios = (per_computed,) if per_computed else RATIOS
+    for ratio in ratios:  # more evaluations than a solver can make are refused before anything is computed
+        _ = Sampler(denoiser, "dpmsolver++", int(evaluations * ratio), "logsnr", guided).run
     trainer = Trainer(
         "schedule and solver",
         Sampler(denoiser, "dpmsolver++", int(evaluations), "logsnr", guided),
@@ -223,7 +226,7 @@ def learn_solver(
     )
     best: tuple[float, ClosedLoop, Tensor, str] | None = None
     tried: dict[str, float] = {}
-    for ratio in (per_computed,) if per_computed else RATIOS:
+    for ratio in ratios:
         for spacing in SPACINGS:
             steps = int(evaluations * ratio)
             sampler = Sampler(denoiser, "dpmsolver++", steps, spacing, guided)
