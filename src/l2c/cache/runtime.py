@@ -299,15 +299,25 @@ def enable_cache(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool
         CacheStateError: If a cache is already enabled on the model.
         ContractError: If the schedule was made for another model.
     """
+    table = check_model(model, schedule, any_weights=any_weights)
+    return attach(model, table, HardGates(schedule.plan, schedule.num_evaluations), schedule)
+
+
+def check_model(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool = False) -> LayerTable:
+    """Checks that a schedule was made for a model; arguments and errors as of `enable_cache`.
+
+    Returns:
+        The model's layers.
+    """
     table = find_layers(model).with_sizes_of(schedule.layers)
     schedule.check_layers(table)
     if schedule.contract.fingerprint:
         problem = schedule.contract.compare_weights(fingerprint(model, table))
         if problem and any_weights:
-            warnings.warn(problem.args[0], stacklevel=2)
+            warnings.warn(problem.args[0], stacklevel=3)
         elif problem:
             raise problem
-    return attach(model, table, HardGates(schedule.plan, schedule.num_evaluations), schedule)
+    return table
 
 
 def attach(

@@ -70,9 +70,12 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Compute the branch's output for the residual stream `x` (B, T, D), before its gate."""
-        batch, num_tokens, hidden_size = x.shape
-        qkv = self.qkv(modulated_norm(x, shift, scale))
-        qkv = qkv.reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.attend(modulated_norm(x, shift, scale))
+
+    def attend(self, h: torch.Tensor) -> torch.Tensor:
+        """The branch after its norm: tokens (B, T, D) -> (B, T, D)."""
+        batch, num_tokens, hidden_size = h.shape
+        qkv = self.qkv(h).reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # (B, heads, T, head_dim) each
         out = F.scaled_dot_product_attention(q, k, v)
         out = self.proj(out.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
@@ -89,8 +92,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Compute the branch's output for the residual stream `x` (B, T, D), before its gate."""
-        out = self.fc2(F.gelu(self.fc1(modulated_norm(x, shift, scale)), approximate="tanh"))
-        return out  # type: ignore[no-any-return]
+        return self.expand(modulated_norm(x, shift, scale))
+
+    def expand(self, h: torch.Tensor) -> torch.Tensor:
+        """The branch after its norm: tokens (B, T, D) -> (B, T, D)."""
+        return self.fc2(F.gelu(self.fc1(h), approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class DiTBlock(nn.Module):
@@ -236,7 +242,11 @@ class DiT(nn.Module):
 
     def project(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Map the last block's tokens (B, T, D) and conditioning (B, D) to the output image."""
-        return unpatchify(self.final_layer(x, c), self.config.out_channels, self.config.patch_size)
+        return self.unpatchify(self.final_layer(x, c))
+
+    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
+        """Lay patches (B, T, patch ** 2 * out_channels) out as images (B, out_channels, H, W)."""
+        return unpatchify(patches, self.config.out_channels, self.config.patch_size)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Predict the noise in a batch of noisy images.

@@ -73,8 +73,12 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
         """Compute the branch's output for the residual stream `x` (B, T, D)."""
-        batch, num_tokens, hidden_size = x.shape
-        qkv = self.qkv(norm(x)).reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.attend(norm(x))
+
+    def attend(self, h: torch.Tensor) -> torch.Tensor:
+        """The branch after its norm: tokens (B, T, D) -> (B, T, D)."""
+        batch, num_tokens, hidden_size = h.shape
+        qkv = self.qkv(h).reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # (B, heads, T, head_dim) each
         out = F.scaled_dot_product_attention(q, k, v)
         out = self.proj(out.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
@@ -91,7 +95,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
         """Compute the branch's output for the residual stream `x` (B, T, D)."""
-        return self.fc2(F.gelu(self.fc1(norm(x))))  # type: ignore[no-any-return]
+        return self.expand(norm(x))
+
+    def expand(self, h: torch.Tensor) -> torch.Tensor:
+        """The branch after its norm: tokens (B, T, D) -> (B, T, D)."""
+        return self.fc2(F.gelu(self.fc1(h)))  # type: ignore[no-any-return]
 
 
 class UViTBlock(nn.Module):
@@ -189,14 +197,25 @@ class UViT(nn.Module):
 
     def embed(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Map images (B, C, H, W), timesteps (B,) and labels (B,) to tokens with positions (B, T, D)."""
-        dtype = self.pos_embed.dtype
-        time = self.time_embed(timestep_features(t, self.config.hidden_size).to(dtype))
-        patches = self.patch_embed(x.to(dtype))
-        return torch.cat([self.label_emb(y)[:, None], time[:, None], patches], dim=1) + self.pos_embed
+        return self.embed_patches(x, torch.stack([self.label_emb(y), self.embed_time(t)], dim=1))
+
+    def embed_time(self, t: torch.Tensor) -> torch.Tensor:
+        """Map timesteps (B,) to their tokens (B, D)."""
+        features = timestep_features(t, self.config.hidden_size)
+        return self.time_embed(features.to(self.pos_embed.dtype))  # type: ignore[no-any-return]
+
+    def embed_patches(self, x: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
+        """Map images (B, C, H, W) to tokens after the label and timestep tokens (B, 2, D): (B, T, D)."""
+        patches = self.patch_embed(x.to(self.pos_embed.dtype))
+        return torch.cat([extra, patches], dim=1) + self.pos_embed
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """Map the last block's tokens (B, T, D) to the output image."""
-        patches = self.decoder_pred(self.norm(x))[:, NUM_EXTRA_TOKENS:]
+        return self.unpatchify(self.decoder_pred(self.norm(x)))
+
+    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
+        """Lay patches (B, T, patch ** 2 * channels) out as images (B, channels, H, W), without the extra tokens."""
+        patches = patches[:, NUM_EXTRA_TOKENS:]
         image = unpatchify(patches, self.config.in_channels, self.config.patch_size)
         return self.final_layer(image)  # type: ignore[no-any-return]
 

@@ -67,9 +67,15 @@ class Guidance:
                 uncond = denoiser(x, timestep, null)
         return self.combine(cond, uncond)
 
-    def combine(self, cond: Tensor, uncond: Tensor) -> Tensor:
-        """Guided prediction from the conditional and the unconditional one, all (B, C, H, W)."""
-        guided = uncond + self.scale * (cond - uncond)
+    def combine(self, cond: Tensor, uncond: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Guided prediction from the conditional and the unconditional one, all (B, C, H, W).
+
+        Args:
+            cond: Conditional prediction.
+            uncond: Unconditional prediction.
+            scale: A tensor () in place of the guidance's own scale.
+        """
+        guided = uncond + (self.scale if scale is None else scale) * (cond - uncond)
         if self.channels is None:
             return guided
         return torch.cat([guided[:, : self.channels], cond[:, self.channels :]], dim=1)

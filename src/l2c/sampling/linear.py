@@ -11,6 +11,8 @@ from torch import Tensor
 
 from l2c.cache.schedule import Run
 from l2c.errors import ConfigError
+from l2c.sampling.solvers import Solver
+from l2c.sampling.walk import drive, solver_walk
 
 LEARNED = "learned"
 """Name of solvers whose table was learned."""
@@ -66,6 +68,24 @@ class LinearSolver:
         for index, term in enumerate(self._terms[1:], start=1):
             total = total + term * row[index]
         return total
+
+
+def solver_table(solver: Solver) -> Tensor:
+    """The table (N + 1, N + 1) that does what any solver does, found by driving it on unit vectors.
+
+    Args:
+        solver: A fresh solver, which is used up.
+    """
+    size = len(solver.run.timesteps) + 1
+    unit = torch.eye(size).view(size, 1, size, 1, 1)  # of samples (1, size, 1, 1): one channel per term
+    rows = []
+
+    def predict(evaluation: int, x: Tensor) -> Tensor:
+        rows.append(x.flatten())
+        return unit[evaluation + 1]
+
+    rows.append(drive(solver_walk(solver, unit[0]), predict).flatten())
+    return torch.stack(rows)
 
 
 def multistep_table(log_snrs: Tensor) -> Tensor:

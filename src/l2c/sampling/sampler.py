@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
-from l2c.cache.runtime import CachedModel, active_cache, enable_cache
+from l2c.cache.runtime import CachedModel, active_cache, check_model, enable_cache
 from l2c.cache.schedule import CacheSchedule, Run
-from l2c.errors import ConfigError, ContractError
+from l2c.errors import CacheStateError, ConfigError, ContractError
+from l2c.sampling.compiled import CompiledSampler, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver
@@ -63,6 +64,41 @@ class Sampler:
     def run(self) -> Run:
         """The run that sampling makes, as schedules record it."""
         return replace(self.make_solver().run, guidance=self.guidance.scale)
+
+    def compile(
+        self, schedule: CacheSchedule | None = None, engine: str = "auto", *, any_weights: bool = False
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """This sampler with a schedule, made for being called many times.
+
+        Args:
+            schedule: What to compute and what to reuse; None computes everything.
+            engine: `graph` captures the evaluations as CUDA graphs, `compile` runs them as compiled pieces, `eager`
+                runs the model as it is; `auto` takes graphs on CUDA devices and eager elsewhere.
+            any_weights: Warn, instead of refusing, when the schedule was learned on other weights.
+
+        Returns:
+            A function of noise (B, C, H, W) and labels (B,), both on the model's device, that returns samples.
+
+        Raises:
+            ConfigError: If the engine is unknown or does not fit the model or its device.
+            ContractError: If the schedule was made for another model or run.
+        """
+        model, run = self.denoiser.model, self.run
+        mode = resolve_engine(engine, self.denoiser)
+        if schedule is not None:
+            schedule.contract.check_run(run)
+            check_model(model, schedule, any_weights=any_weights)
+        if mode != "eager":
+            return CompiledSampler(self.denoiser, self.guidance, run, schedule, mode)
+
+        @torch.no_grad()
+        def eager(noise: Tensor, labels: Tensor) -> Tensor:
+            if schedule is None:
+                return self(noise, labels)
+            with enable_cache(model, schedule, any_weights=True):
+                return self(noise, labels)
+
+        return eager
 
     def __call__(self, noise: Tensor, labels: Tensor, observer: Observer | None = None) -> Tensor:
         """Samples one batch.
@@ -155,6 +191,7 @@ def sample(
     guidance_channels: int | None = None,
     batch_size: int | None = None,
     observer: Observer | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """Samples images, one per label.
 
@@ -173,7 +210,9 @@ def sample(
         guidance_mode: `batch` or `split`, see `Guidance`.
         guidance_channels: Guide only the first channels, see `Guidance`.
         batch_size: Images at a time; all at once by default.
-        observer: See `Sampler`.
+        observer: See `Sampler`; it needs the eager engine, which `auto` then takes.
+        engine: How the model is run: `graph`, `compile`, `eager` or `auto`, see `Sampler.compile`. A cache that
+            `enable_cache` has enabled runs eagerly.
 
     Returns:
         Images (B, C, H, W) in [-1, 1], or latents for a latent model; on the model's device, float32.
@@ -209,17 +248,36 @@ def sample(
     sampler = resolve_sampler(
         denoiser, made_for, solver, steps, spacing, guidance, guidance_mode, guidance_channels
     )
-    with _scheduled(sampler, schedule, min(batch_size or count, count)):
-        samples = [
-            sampler(part.to(denoiser.device, torch.float32), part_labels.to(denoiser.device), observer)
-            for part, part_labels in zip(
-                torch.split(noise, batch_size or count),
-                torch.split(label_tensor, batch_size or count),
-                strict=True,
-            )
-        ]
+    mode = _engine_for(engine, denoiser, enabled, observer)
+    parts = zip(
+        torch.split(noise, batch_size or count), torch.split(label_tensor, batch_size or count), strict=True
+    )
+    inputs = ((part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts)
+    if mode == "eager":
+        with _scheduled(sampler, schedule, min(batch_size or count, count)):
+            samples = [sampler(part, some, observer) for part, some in inputs]
+    else:
+        compiled = sampler.compile(schedule, mode)
+        samples = [compiled(part, some) for part, some in inputs]
     images = torch.cat(samples)
     return images if denoiser.latent else images.clamp(-1, 1)
+
+
+def _engine_for(
+    engine: str, denoiser: Denoiser, enabled: CachedModel | None, observer: Observer | None
+) -> str:
+    """The engine that a call of `sample` gets."""
+    mode = resolve_engine(engine, denoiser)
+    if mode == "eager" or (enabled is None and observer is None):
+        return mode
+    if engine == "auto":
+        return "eager"
+    if enabled is not None:
+        raise CacheStateError(
+            f"a cache is enabled on the model, which the engine '{engine}' passes by; disable it and name the "
+            "schedule, or use the engine 'eager'"
+        )
+    raise ConfigError(f"an observer sees every evaluation, which the engine '{engine}' does not; use 'eager'")
 
 
 def resolve_sampler(

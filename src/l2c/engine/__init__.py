@@ -1,0 +1,1 @@
+"""Sampling at the speed that a static schedule allows: compiled pieces, captured evaluations."""

@@ -1,0 +1,153 @@
+"""Evaluations as CUDA graphs: which share one, how long stored values are held, capture and replay."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from l2c.cache.predictors import StandInPlan
+from l2c.cache.store import last_reads
+from l2c.layers import LayerTable
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which evaluations are captured, and which replay what others captured.
+
+    Attributes:
+        graphs: For every evaluation, the evaluation whose graph it replays; itself where it is captured.
+        held: For every captured (evaluation, layer) that is stored: the evaluation after which its memory may serve
+            others.
+    """
+
+    graphs: tuple[int, ...]
+    held: dict[tuple[int, int], int]
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Evaluations that have graphs of their own, in order."""
+        return tuple(sorted(set(self.graphs)))
+
+
+def share_graphs(stand_ins: StandInPlan, num_evaluations: int) -> Sharing:
+    """Lets evaluations share a graph that compute, read and store the same, in the same places.
+
+    A graph stores each value in one place. So an evaluation may use a graph again when it reads what the graph reads
+    and when all that the graph stored before has been read for the last time. Weights do not matter: they are read
+    from a table at the current evaluation.
+
+    >>> share_graphs({(1, 0): ((0, 1.0),), (3, 0): ((2, 1.0),)}, 4).graphs
+    (0, 1, 0, 1)
+    """
+    reads = last_reads(stand_ins)
+    rows: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(num_evaluations)]
+    for (evaluation, layer), terms in sorted(stand_ins.items()):
+        rows[evaluation].append((layer, tuple(source for source, _ in terms)))
+    reused = [tuple(layer for layer, _ in row) for row in rows]
+    stored: dict[tuple[int, ...], set[int]] = {}  # by row: what any evaluation like it stores
+    for source, layer in reads:
+        stored.setdefault(reused[source], set()).add(layer)
+    graphs: list[int] = []
+    busy: dict[int, int] = {}  # graph -> evaluation that last reads what it stored last
+    candidates: dict[object, list[int]] = {}
+    held: dict[tuple[int, int], int] = {}
+    for evaluation, row in enumerate(rows):
+        places = tuple((layer, tuple(graphs[source] for source in sources)) for layer, sources in row)
+        same = candidates.setdefault(places, [])
+        graph = next((graph for graph in same if busy[graph] < evaluation), evaluation)
+        if graph == evaluation:
+            same.append(graph)
+        graphs.append(graph)
+        layers = stored.get(reused[evaluation], set())
+        last = {layer: reads[evaluation, layer] for layer in layers if (evaluation, layer) in reads}
+        busy[graph] = max(last.values(), default=-1)
+        held.update(
+            {(graph, layer): last.get(layer, held.get((graph, layer), evaluation)) for layer in layers}
+        )
+    return Sharing(tuple(graphs), held)
+
+
+def held_elements(sharing: Sharing, layers: LayerTable) -> int:
+    """Most elements that stored values take at once, for one image per call and one branch."""
+    changes: dict[tuple[int, int], int] = {}  # (evaluation, 0 where given up and 1 where stored) -> elements
+    for (graph, layer), last in sharing.held.items():
+        size = layers.layers[layer].out_elements
+        changes[graph, 1] = changes.get((graph, 1), 0) + size
+        changes[last + 1, 0] = changes.get((last + 1, 0), 0) - size
+    return max(accumulate(changes[when] for when in sorted(changes)), default=0)
+
+
+class HeldValues:
+    """Stored values while evaluations are captured: each stays in its place until others may have it.
+
+    It answers like a `FeatureStore`, for the evaluations that are captured.
+    """
+
+    def __init__(self, sharing: Sharing) -> None:
+        self._sharing = sharing
+        self._values: dict[tuple[str, int, int], Tensor] = {}
+
+    def put(self, branch: str, evaluation: int, layer: int, value: Tensor) -> None:
+        """Keeps a computed value if it is read later."""
+        if (evaluation, layer) in self._sharing.held:
+            self._values[branch, evaluation, layer] = value
+
+    def read(self, branch: str, source: int, layer: int, evaluation: int) -> Tensor:
+        """Value computed at `source`, in the place where the graph of that evaluation stores it."""
+        return self._values[branch, self._sharing.graphs[source], layer]
+
+    def release(self, evaluation: int) -> None:
+        """Gives up what nobody reads from `evaluation` on."""
+        held = self._sharing.held
+        for key in [key for key in self._values if held[key[1], key[2]] < evaluation]:
+            del self._values[key]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(value.numel() * value.element_size() for value in self._values.values())
+
+
+def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[int, torch.cuda.CUDAGraph]:
+    """Captures evaluations one after another in one memory pool.
+
+    They may be replayed in the order of their capture, any of them again and again: what one frees, later ones use.
+
+    Args:
+        evaluations: Which, in order.
+        body: Launches the work of one evaluation. Everything that it compiles or allocates outside must be done.
+    """
+    graphs: dict[int, torch.cuda.CUDAGraph] = {}
+    pool = torch.cuda.graph_pool_handle()
+    with _quiet():
+        for evaluation in evaluations:
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                body(evaluation)
+            finally:
+                graph.capture_end()
+            graphs[evaluation] = graph
+    return graphs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A stream of its own, and no garbage collection, which could free device memory in a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        if enabled:
+            gc.enable()
+    torch.cuda.current_stream().wait_stream(stream)

@@ -1,0 +1,48 @@
+"""A run as the engine sees it: everything but the noise, the labels and the guidance scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from l2c.cache.predictors import StandInPlan
+
+Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(conditional prediction, unconditional prediction, scale ()) -> guided prediction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run as the engine sees it.
+
+    Attributes:
+        timesteps: What the network is given at every evaluation.
+        solver: Table (N + 1, N + 1) of the solver's weights; see `l2c.sampling.linear.LinearSolver`.
+        stand_ins: What is reused from where; empty computes everything.
+        null_class: Label for no class, of guided runs; None without guidance.
+        split: Whether the two halves of guidance are calls of their own.
+        combine: Guided prediction from both halves; `combine_key` tells different ones apart.
+    """
+
+    timesteps: tuple[float, ...]
+    solver: Tensor
+    stand_ins: StandInPlan
+    null_class: int | None = None
+    split: bool = False
+    combine: Combine | None = None
+    combine_key: Hashable = None
+
+    @property
+    def num_evaluations(self) -> int:
+        """How many evaluations it makes."""
+        return len(self.timesteps)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for jobs that do the same. Plans are told apart by identity: a schedule has one."""
+        return (
+            self.timesteps, self.solver.numpy().tobytes(), id(self.stand_ins), self.null_class, self.split,
+            self.combine_key,
+        )  # fmt: skip

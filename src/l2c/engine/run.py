@@ -1,0 +1,268 @@
+"""One job at one batch size: static tensors, the evaluations that work on them, and their graphs."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.cache.predictors import StandInPlan
+from l2c.cache.store import FeatureStore, last_reads
+from l2c.engine.graphs import HeldValues, Sharing, capture, share_graphs
+from l2c.engine.job import Job
+from l2c.engine.pieces import MAX_PENDING
+from l2c.engine.programs import Constants, Program
+
+logger = logging.getLogger(__name__)
+
+CONSTANTS_BYTES = 512 * 2**20
+"""Most memory for what is computed ahead; a longer run computes it in parts."""
+REFILL = -1
+"""Stands for computing constants ahead, among the evaluations that are captured."""
+
+
+class StaticRun:
+    """A job whose inputs, solver and constants are in tensors that stay where they are.
+
+    The number of the evaluation is itself on the device and counts up by itself, so that every evaluation launches
+    the same work apart from which layers it computes.
+
+    Args:
+        program: The model.
+        job: What to do.
+        noise: Any noise (B, C, H, W) of the shape to come.
+
+    Attributes:
+        capture_s: Seconds that compiling and capturing took.
+        store_bytes: Most bytes that the captured evaluations hold of stored values.
+    """
+
+    def __init__(self, program: Program, job: Job, noise: Tensor) -> None:
+        self.job = job
+        self._program = program
+        device, count = noise.device, job.num_evaluations
+        self._terms = torch.zeros((count + 1, *noise.shape), device=device)
+        self._solver = job.solver.to(device, torch.float32)
+        self._scale = torch.ones((), device=device)
+        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        self._labels = torch.zeros(
+            len(noise) * (1 if job.null_class is None else 2), dtype=torch.long, device=device
+        )
+        if job.null_class is not None:
+            self._labels[len(noise) :] = job.null_class
+        self._depth, self._weights = _depth(job), _weight_table(job).to(device)
+        timesteps = torch.tensor(job.timesteps, device=device)
+        sample = program.constants(timesteps[:1], self._labels)
+        per_evaluation = sum(part.numel() * part.element_size() for part in sample)
+        self._window = max(1, min(count, CONSTANTS_BYTES // max(per_evaluation, 1)))
+        self._constants = tuple(part.new_zeros((self._window, *part.shape[1:])) for part in sample)
+        padding = -count % self._window
+        self._timesteps = torch.cat([timesteps, timesteps[-1:].expand(padding)])
+        self._ahead = torch.arange(self._window, device=device)
+        self._store: FeatureStore | HeldValues = FeatureStore(last_reads(job.stand_ins))
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._refill_graph: torch.cuda.CUDAGraph | None = None
+        self._sharing: Sharing | None = None
+        self._pool_bytes = 0
+        self.capture_s = 0.0
+        self.store_bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it keeps between runs: its tensors and the memory of its graphs."""
+        tensors = (self._terms, self._solver, self._labels, self._weights, self._timesteps, *self._constants)
+        return sum(part.numel() * part.element_size() for part in tensors) + self._pool_bytes
+
+    @property
+    def num_graphs(self) -> int:
+        """Captured evaluations."""
+        return len(self._graphs)
+
+    def __call__(self, noise: Tensor, labels: Tensor, scale: float) -> Tensor:
+        """Samples (B, C, H, W) from unit normal noise; see `Engine.run`."""
+        self._begin(noise, labels, scale)
+        for evaluation in range(self.job.num_evaluations):
+            if evaluation % self._window == 0:
+                self._replay(self._refill_graph, self._refill)
+            if self._sharing is None:
+                self._evaluate(evaluation)
+            else:
+                self._graphs[self._sharing.graphs[evaluation]].replay()
+        return self._mix(self._solver[-1])
+
+    def rehearse(self) -> None:
+        """Evaluates with every number of layers in a row that are reused, from every layer on.
+
+        These are all the kinds of pieces there are, so afterwards no schedule whose stand-ins read as many values
+        compiles anything.
+        """
+        halves = 2 if self.job.split else 1
+        x = self._terms[0].repeat(len(self._labels) // halves // self._terms.shape[1], 1, 1, 1)
+        constants = tuple(part[0][: len(x)] for part in self._constants)
+        gate = _Rehearsal(self._depth, self._weights[0, 0])
+        for reused in range(2 * MAX_PENDING + 1):
+            for first in range(reused + 1):
+                gate.reused, gate.first = reused, first
+                self._program.evaluate(x, constants, gate)
+
+    def capture(self) -> None:
+        """Runs once, which compiles what has to be compiled, then captures all evaluations."""
+        began = time.perf_counter()
+        self(self._terms[0].normal_(), self._labels[: self._terms.shape[1]], 1.0)
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()  # of what the first run left, so that the difference is what is captured
+        before = torch.cuda.memory_reserved()
+        sharing = share_graphs(self.job.stand_ins, self.job.num_evaluations)
+        self._store = held = HeldValues(sharing)
+        graphs = capture((REFILL, *sharing.captured), self._launch)
+        held.release(self.job.num_evaluations)
+        self._refill_graph, self._graphs, self._sharing = graphs.pop(REFILL), graphs, sharing
+        self._pool_bytes = torch.cuda.memory_reserved() - before
+        self.capture_s = time.perf_counter() - began
+        logger.info("captured %d graphs in %.1f s", len(graphs), self.capture_s)
+
+    def _launch(self, evaluation: int) -> None:
+        if evaluation == REFILL:
+            self._refill()
+            return
+        assert isinstance(self._store, HeldValues)
+        self._store.release(evaluation)
+        self._evaluate(evaluation)
+        self.store_bytes = max(self.store_bytes, self._store.nbytes)
+
+    def _replay(self, graph: torch.cuda.CUDAGraph | None, launch: Callable[[], None]) -> None:
+        if graph is None:
+            launch()
+        else:
+            graph.replay()
+
+    def _begin(self, noise: Tensor, labels: Tensor, scale: float) -> None:
+        if isinstance(self._store, FeatureStore):
+            self._store.clear()  # of a run that was interrupted
+        self._terms[0].copy_(noise)
+        self._terms[1:].zero_()
+        self._labels[: len(labels)].copy_(labels)
+        self._scale.fill_(scale)
+        self._position.zero_()
+
+    def _refill(self) -> None:
+        """Computes the constants of the next evaluations."""
+        timesteps = self._timesteps.index_select(0, self._position + self._ahead)
+        for kept, fresh in zip(
+            self._constants, self._program.constants(timesteps, self._labels), strict=True
+        ):
+            kept.copy_(fresh)
+
+    def _evaluate(self, evaluation: int) -> None:
+        """Launches the work of an evaluation: network input, prediction, guidance."""
+        job, position = self.job, self._position
+        x = self._mix(self._solver.index_select(0, position)[0])
+        place = position if self._window == job.num_evaluations else position % self._window
+        constants = tuple(part.index_select(0, place)[0] for part in self._constants)
+        weights = self._weights.index_select(0, position)[0]
+        predicted = self._predict(evaluation, x, constants, weights)
+        self._terms.index_copy_(0, position + 1, predicted[None])
+        position.add_(1)
+
+    def _predict(self, evaluation: int, x: Tensor, constants: Constants, weights: Tensor) -> Tensor:
+        job, channels = self.job, x.shape[1]
+
+        def call(branch: str, x: Tensor, constants: Constants) -> Tensor:
+            gate = _Gate(job.stand_ins, self._store, branch, evaluation, weights, self._depth)
+            return self._program.evaluate(x, constants, gate)[:, :channels].to(x.dtype)
+
+        if job.combine is None:
+            return call("all", x, constants)
+        if not job.split:
+            cond, uncond = call("all", torch.cat([x, x]), constants).chunk(2)
+        else:
+            halves = zip(*(part.chunk(2) for part in constants), strict=True)
+            cond, uncond = (
+                call(branch, x, half) for branch, half in zip(("cond", "uncond"), halves, strict=True)
+            )
+        return job.combine(cond, uncond, self._scale)
+
+    def _mix(self, weights: Tensor) -> Tensor:
+        """Linear combination (B, C, H, W) of the noise and the predictions so far."""
+        return (weights @ self._terms.flatten(1)).view(self._terms.shape[1:])
+
+
+class _Gate:
+    """What the plan says at one evaluation, and where values are stored."""
+
+    def __init__(
+        self,
+        plan: StandInPlan,
+        store: FeatureStore | HeldValues,
+        branch: str,
+        evaluation: int,
+        weights: Tensor,
+        depth: int,
+    ) -> None:
+        self._plan, self._store, self._branch = plan, store, branch
+        self._evaluation, self._weights, self._depth = evaluation, weights, depth
+
+    def stand_in(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+        terms = self._plan.get((self._evaluation, layer))
+        if terms is None:
+            return None
+        values: list[Any] = [
+            self._store.read(self._branch, source, layer, self._evaluation) for source, _ in terms
+        ]
+        if self._depth == 0:
+            return tuple(values), None
+        for _ in range(self._depth - len(values)):
+            values.append(_again(values[-1]))  # counts 0, but keeps the kind of piece
+        return tuple(values), self._weights[layer]
+
+    def keep(self, layer: int, value: Tensor) -> None:
+        self._store.put(self._branch, self._evaluation, layer, value)
+
+
+class _Rehearsal:
+    """Reuses so many layers between computed ones, the first of which is layer `first`."""
+
+    def __init__(self, depth: int, weights: Tensor) -> None:
+        self._depth, self._weights = depth, weights
+        self._value: Tensor | None = None
+        self.reused = self.first = 0
+
+    def stand_in(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+        if self._value is None or (layer - self.first) % (self.reused + 1) == 0:
+            return None
+        if self._depth == 0:
+            return (_again(self._value),), None
+        return tuple(_again(self._value) for _ in range(self._depth)), _again(self._weights)
+
+    def keep(self, layer: int, value: Tensor) -> None:
+        self._value = value
+
+
+def _again(value: Tensor) -> Tensor:
+    """The same tensor as an object of its own; a compiler makes another variant where two inputs are one object."""
+    return value.view(value.shape)
+
+
+def _depth(job: Job) -> int:
+    """How many stored values a stand-in reads; 0 where they are all plain copies."""
+    terms = job.stand_ins.values()
+    if all(len(row) == 1 and float(row[0][1]) == 1.0 for row in terms):
+        return 0
+    return max(len(row) for row in terms)
+
+
+def _weight_table(job: Job) -> Tensor:
+    """Weights (evaluations, layers, depth) of all stand-ins, the depth a multiple of 4: rows are aligned."""
+    layers = 1 + max((layer for _, layer in job.stand_ins), default=0)
+    table = torch.zeros(job.num_evaluations, layers, 4 * math.ceil(max(_depth(job), 1) / 4))
+    for (evaluation, layer), row in job.stand_ins.items():
+        for index, (_, weight) in enumerate(row):
+            table[evaluation, layer, index] = float(weight)
+    return table

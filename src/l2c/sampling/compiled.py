@@ -1,0 +1,102 @@
+"""`CompiledSampler`: a sampler and a schedule, ready to be run again and again at full speed."""
+
+from __future__ import annotations
+
+import weakref
+from functools import lru_cache
+
+from torch import Tensor, nn
+
+from l2c.cache.schedule import CacheSchedule, Run
+from l2c.engine.engine import MODES, Engine
+from l2c.engine.job import Job
+from l2c.engine.programs import has_program
+from l2c.errors import ConfigError
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.guidance import Guidance
+from l2c.sampling.linear import LinearSolver, solver_table
+from l2c.sampling.noise_schedule import NoiseSchedule
+from l2c.sampling.solvers import make_solver
+
+ENGINES = ("auto", *MODES)
+
+_engines: weakref.WeakKeyDictionary[nn.Module, dict[str, Engine]] = weakref.WeakKeyDictionary()
+
+
+class CompiledSampler:
+    """Samples like the `Sampler` that it was made from, with what a static schedule makes superfluous left out.
+
+    It shares compiled and captured work with all others of the same model.
+
+    Args:
+        denoiser: The model.
+        guidance: Classifier-free guidance; another scale needs nothing new.
+        run: What the solver does.
+        schedule: What to compute and what to reuse; None computes everything.
+        mode: `graph` or `compile`.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, guidance: Guidance, run: Run, schedule: CacheSchedule | None, mode: str
+    ) -> None:
+        self.denoiser, self.guidance = denoiser, guidance
+        self.engine = engine_of(denoiser.model, mode)
+        guided = guidance.scale != 1
+        self.job = Job(
+            timesteps=tuple(t + denoiser.first_timestep for t in run.timesteps),
+            solver=_table(run, denoiser.noise_schedule),
+            stand_ins={} if schedule is None else schedule.plan,
+            null_class=denoiser.null_class if guided else None,
+            split=guided and guidance.mode == "split",
+            combine=guidance.combine if guided else None,
+            combine_key=guidance.channels,
+        )
+
+    def __call__(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Samples one batch; the first at a batch size compiles, which takes seconds.
+
+        Args:
+            noise: Unit normal (B, C, H, W), float32, on the model's device.
+            labels: Class labels (B,), int64, there too.
+
+        Returns:
+            Samples (B, C, H, W), float32, unclamped.
+        """
+        return self.engine.run(self.job, noise, labels, self.guidance.scale)
+
+
+def resolve_engine(engine: str, denoiser: Denoiser) -> str:
+    """The engine that a name stands for.
+
+    Args:
+        engine: `graph`, `compile`, `eager`, or `auto`: graphs for l2c's own models on CUDA devices, eager elsewhere.
+        denoiser: The model.
+
+    Raises:
+        ConfigError: If there is no such engine.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine '{engine}'; choose one of {', '.join(ENGINES)}")
+    if engine != "auto":
+        return engine
+    return "graph" if denoiser.device.type == "cuda" and has_program(denoiser.model) else "eager"
+
+
+def engine_of(model: nn.Module, mode: str) -> Engine:
+    """The engine of a model, made on first use and kept as long as the model."""
+    engines = _engines.setdefault(model, {})
+    if mode not in engines:
+        engines[mode] = Engine(model, mode)
+    return engines[mode]
+
+
+def release_engines(model: nn.Module) -> None:
+    """Frees everything that was compiled and captured for a model."""
+    _engines.pop(model, None)
+
+
+@lru_cache(maxsize=32)
+def _table(run: Run, noise_schedule: NoiseSchedule) -> Tensor:
+    if run.weights is not None:
+        return solver_table(LinearSolver.of_run(run))
+    return solver_table(make_solver(run.solver, run.steps, run.spacing, noise_schedule))
