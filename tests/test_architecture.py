@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
     "pipelines": {"errors", "layers", "cache", "learning"},
     "evaluation": {"errors", "files", "models", "layers", "cache", "sampling", "learning"},
-    "bench": {"errors", "models", "layers", "cache", "sampling"},
+    "bench": {"errors", "models", "layers", "cache", "engine", "sampling"},
     "testing": {"models", "layers", "cache", "pipelines"},
     "report": {"errors", "files", "records", "bootstrap"},
     "compare": {

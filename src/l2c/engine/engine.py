@@ -108,6 +108,11 @@ class Engine:
             logger.info("dropped a captured run of %.0f MB", dropped.nbytes / 1e6)
 
     @property
+    def runs(self) -> tuple[StaticRun, ...]:
+        """Runs that are ready, the one used last at the end."""
+        return tuple(self._runs.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes that all runs keep."""
         return sum(run.nbytes for run in self._runs.values())

@@ -84,6 +84,23 @@ class StaticRun:
         """Captured evaluations."""
         return len(self._graphs)
 
+    def launch_times(self) -> list[float]:
+        """Seconds in which the host launches each captured evaluation of a run while the device is idle.
+
+        In a run the host is far ahead of the device and waits for room in its queue; that is not counted here.
+        """
+        if self._sharing is None:
+            return []
+        self._begin(self._terms[0].clone(), self._labels[: self._terms.shape[1]].clone(), 1.0)
+        taken = []
+        for graph in self._sharing.graphs:
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            self._graphs[graph].replay()
+            taken.append(time.perf_counter() - began)
+        torch.cuda.synchronize()
+        return taken
+
     def __call__(self, noise: Tensor, labels: Tensor, scale: float) -> Tensor:
         """Samples (B, C, H, W) from unit normal noise; see `Engine.run`."""
         self._begin(noise, labels, scale)

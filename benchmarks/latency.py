@@ -1,0 +1,396 @@
+"""Do saved layers save time? Seconds of DiT-XL/2 and U-ViT-H/2 with the published routers, by engine.
+
+    python benchmarks/latency.py --routers FOLDER --out results/latency.json
+
+Weights are random, which makes no difference to time. The folder holds the routers that were published with
+Learning-to-Cache (`DDIM50_router.pt`, `dpm50_router.pth`); the 512-pixel DiT takes the mask of the 256-pixel one.
+Transformer and solver are timed, without the decoder, in bfloat16 and with guidance in one batch. Everything that is
+compared takes turns in one process. `--part` takes some of:
+
+- `tables`: every model, 8 pictures and 1, every engine: everything computed, the published schedule, and the whole
+  network at every second evaluation with three-term stand-ins, from which the time of an evaluation that reuses every
+  layer follows; with the shares of the ideal and the arithmetic floor;
+- `throughput`: pictures per second at 1 to 64 pictures;
+- `scaling`: time against the fraction computed, the steps and the tokens;
+- `start`: the first call of a new process, with empty and with filled caches of compiled kernels;
+- `cpu`: the model that comes with the package on the CPU.
+
+Every part is recorded as soon as it is done. `--show` prints the tables and draws the plot from a record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import l2c
+from l2c.bench.latency import Latency, device_floor, floor_s, measure_latency
+from l2c.cache.schedule import CacheSchedule
+from l2c.errors import L2CError
+from l2c.files import atomic_write
+from l2c.methods.published import import_router
+from l2c.models import model_config, random_model
+from l2c.records import RunRecord, describe_device
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+PARTS = ("tables", "throughput", "scaling", "start")
+STEPS = 50
+MODELS = {
+    "dit-xl-2-256": ("ddim", "DDIM50_router.pt"),
+    "dit-xl-2-512": ("ddim", "DDIM50_router.pt"),
+    "uvit-h-2-256": ("dpmsolver-singlestep", "dpm50_router.pth"),
+}
+FIRST = "dit-xl-2-256"
+EVERYTHING, PUBLISHED, THREE_TERMS = "everything", "published", "every 2nd, three terms"
+TARGETS = {
+    "dit-xl-2-256, 8 pictures, everything, s": 0.40,
+    "dit-xl-2-256, 8 pictures, published, s": 0.31,
+    "dit-xl-2-256, share of the MAC ratio": 0.97,
+    "dit-xl-2-256, 1 picture, published, s": 0.075,
+    "dit-xl-2-256, reuse of every layer, share of a full evaluation": 0.10,
+    "dit-xl-2-256, compile and capture, s": 30.0,
+    "dit-xl-2-256, host time per evaluation, us": 150.0,
+    "uvit-h-2-256, share of the MAC ratio": 0.95,
+}
+AT_LEAST = ("share of the MAC ratio",)
+
+
+def make_sampler(name: str, steps: int, device: str) -> Sampler:
+    """A model of a published size with random weights, and its solver."""
+    model = random_model(model_config(name), dtype=torch.bfloat16, device=device)
+    return Sampler(Denoiser.of(model), MODELS[name][0], steps)
+
+
+def published(sampler: Sampler, name: str, routers: Path) -> CacheSchedule:
+    """The published schedule, on the layers of this model."""
+    schedule = import_router(routers / MODELS[name][1])
+    return on_mask(sampler, schedule.compute)
+
+
+def on_mask(sampler: Sampler, compute: torch.Tensor, predictor: str = "copy") -> CacheSchedule:
+    """A schedule for this model and solver with any mask."""
+    fixed = l2c.methods.interval(
+        sampler.denoiser.model, sampler.solver, sampler.steps, every=2, predictor=predictor
+    )
+    return replace(fixed, compute=compute, provenance={"method": "given mask"})
+
+
+def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
+    """Every model, one picture and eight, every engine."""
+    floor = device_floor(device)
+    rows: list[dict[str, Any]] = []
+    for name in MODELS:
+        sampler = make_sampler(name, STEPS, device)
+        schedules = {
+            EVERYTHING: None,
+            PUBLISHED: published(sampler, name, routers),
+            THREE_TERMS: l2c.methods.interval(
+                sampler.denoiser.model, sampler.solver, STEPS, every=2, predictor="taylor-2"
+            ),
+        }
+        for images in (8, 1) if name != "dit-xl-2-512" else (8,):
+            for engines, times in ((["graph"], repetitions), (["eager"], max(2, repetitions // 3))):
+                for found in measure_latency(sampler, schedules, engines, images, times):
+                    best = floor_s(sampler, schedules[found.schedule], images, floor["matmul_flops"])
+                    rows.append({"model": name, **found.to_json(), "floor_s": best})
+                    print(line(rows[-1]), flush=True)
+        del sampler
+    return {"floor": floor, "rows": rows, "figures": figures(rows)}
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table as text."""
+    launch = "" if row["launch_us"] is None else f", launch {row['launch_us']:.0f} us"
+    return (
+        f"{row['model']:14}{row['images']:3} pictures  {row['engine']:8}{row['schedule']:24}"
+        f"{row['median_s']:8.4f} s [{min(row['seconds']):.4f}, {max(row['seconds']):.4f}], floor {row['floor_s']:.4f}, "
+        f"MACs {row['macs_fraction']:.3f}, first {row['first_s']:.1f} s, peak {row['peak_bytes'] / 1e9:.2f} GB, "
+        f"store {row['store_bytes'] / 1e9:.2f} GB{launch}"
+    )
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the targets are about, of captured runs."""
+    found: dict[str, float] = {}
+
+    def row(model: str, images: int, schedule: str, engine: str = "graph") -> dict[str, Any]:
+        wanted = (model, images, schedule, engine)
+        return next(r for r in rows if (r["model"], r["images"], r["schedule"], r["engine"]) == wanted)
+
+    for model, images in dict.fromkeys((r["model"], r["images"]) for r in rows):
+        full, some = row(model, images, EVERYTHING), row(model, images, PUBLISHED)
+        pictures = f"{model}, {images} picture{'s' * (images > 1)}"
+        found[f"{pictures}, everything, s"] = full["median_s"]
+        found[f"{pictures}, published, s"] = some["median_s"]
+        share = paired_ratio(full, some) * some["macs_fraction"]
+        found[f"{pictures}, share of the MAC ratio"] = share
+        every_2nd = row(model, images, THREE_TERMS)
+        # half of the evaluations compute everything
+        reuse = 2 * statistics.median(
+            b / a for a, b in zip(full["seconds"], every_2nd["seconds"], strict=True)
+        ) - 1  # fmt: skip
+        found[f"{pictures}, reuse of every layer, share of a full evaluation"] = reuse
+        found[f"{pictures}, compile and capture, s"] = max(r["first_s"] - r["median_s"] for r in (full, some))
+        found[f"{pictures}, host time per evaluation, us"] = max(full["launch_us"], some["launch_us"])
+        eager = row(model, images, EVERYTHING, "eager"), row(model, images, PUBLISHED, "eager")
+        found[f"{pictures}, eager, everything, s"] = eager[0]["median_s"]
+        found[f"{pictures}, eager, published, s"] = eager[1]["median_s"]
+    return found
+
+
+def paired_ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
+    """Median of the ratios of times in the same round."""
+    return statistics.median(a / b for a, b in zip(slow["seconds"], fast["seconds"], strict=True))
+
+
+def throughput(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
+    """Pictures per second by batch size."""
+    sampler = make_sampler(FIRST, STEPS, device)
+    schedules = {EVERYTHING: None, PUBLISHED: published(sampler, FIRST, routers)}
+    rows = []
+    for images in (1, 2, 4, 8, 16, 32, 64):
+        for found in measure_latency(
+            sampler, schedules, ["auto"], images, max(2, min(repetitions, 64 // images))
+        ):
+            rows.append({"model": FIRST, **found.to_json(), "floor_s": 0.0})
+            print(line(rows[-1]), flush=True)
+    return {"rows": rows}
+
+
+def scaling(device: str, repetitions: int) -> dict[str, Any]:
+    """Time against the fraction computed, the steps and the tokens."""
+    sampler = make_sampler(FIRST, STEPS, device)
+    generator = torch.Generator().manual_seed(0)
+    schedules: dict[str, CacheSchedule | None] = {"1.0": None}
+    for fraction in (0.8, 0.6, 0.4, 0.2, 0.0):
+        compute = torch.rand(STEPS, 56, generator=generator) < fraction
+        compute[0] = True
+        schedules[str(fraction)] = on_mask(sampler, compute)
+    by_fraction = [row.to_json() for row in measure_latency(sampler, schedules, ["auto"], 8, repetitions)]
+    x = torch.tensor([row["macs_fraction"] for row in by_fraction], dtype=torch.float64)
+    y = torch.tensor([row["median_s"] for row in by_fraction], dtype=torch.float64)
+    slope, intercept = torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y[:, None]).solution[:, 0]
+    worst = float(((slope * x + intercept - y) / y).abs().max())
+    by_steps = []
+    for steps in (10, 20, 50, 100):
+        (row,) = measure_latency(replace(sampler, steps=steps), {EVERYTHING: None}, ["auto"], 8, repetitions)
+        by_steps.append({"steps": steps, **row.to_json()})
+    by_tokens = []
+    for name, tokens in (("dit-xl-4-256", 64), ("dit-xl-2-256", 256), ("dit-xl-2-512", 1024)):
+        model = random_model(model_config(name), dtype=torch.bfloat16, device=device)
+        other = Sampler(Denoiser.of(model), "ddim", 20)
+        (row,) = measure_latency(other, {EVERYTHING: None}, ["auto"], 8, repetitions)
+        by_tokens.append({"tokens": tokens, **row.to_json()})
+        del model, other
+    return {
+        "fraction": by_fraction,
+        "line": {"slope_s": float(slope), "fixed_s": float(intercept), "worst": worst},
+        "steps": by_steps,
+        "tokens": by_tokens,
+    }
+
+
+def start(routers: Path, device: str) -> dict[str, Any]:
+    """First calls of new processes, with empty and with filled caches on disk."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "TRITON_CACHE_DIR": f"{folder}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+        }
+        for kind in ("cold", "warm"):
+            command = [
+                sys.executable,
+                __file__,
+                "--routers",
+                str(routers),
+                "--device",
+                device,
+                "--first-calls",
+            ]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            found[kind] = json.loads(done.stdout.splitlines()[-1])
+            print(kind, found[kind], flush=True)
+    return found
+
+
+def first_calls(routers: Path, device: str) -> dict[str, float]:
+    """Seconds of the first calls of this process: everything computed, then the published schedule."""
+    began = time.perf_counter()
+    sampler = make_sampler(FIRST, STEPS, device)
+    noise, labels = (
+        seeded_noise(range(8), sampler.denoiser.sample_shape).to(device),
+        torch.arange(8, device=device),
+    )
+    found = {}
+    schedules = {EVERYTHING: None, PUBLISHED: published(sampler, FIRST, routers)}
+    found["model_s"] = time.perf_counter() - began
+    for name, schedule in schedules.items():
+        for call in ("first", "second"):
+            began = time.perf_counter()
+            sampler.compile(schedule)(noise, labels).cpu()
+            found[f"{name}, {call} call, s"] = time.perf_counter() - began
+    return found
+
+
+def cpu(repetitions: int) -> dict[str, Any]:
+    """The small DiT on the CPU: half of the MACs, by engine."""
+    model = l2c.load_model("dit-mini-cifar10")
+    sampler = Sampler(Denoiser.of(model), "ddim", 20)
+    evaluations, blocks = torch.arange(20)[:, None], torch.arange(24)[None, :] // 2
+    compute = (evaluations + blocks) % 2 == 0
+    compute[0] = True
+    schedules = {
+        EVERYTHING: None,
+        "computes everything": l2c.methods.interval(model, "ddim", 20, every=1),
+        "every 2nd": l2c.methods.interval(model, "ddim", 20, every=2),
+        "alternating blocks": on_mask(sampler, compute),
+        THREE_TERMS: l2c.methods.interval(model, "ddim", 20, every=2, predictor="taylor-2"),
+    }
+    found = measure_latency(sampler, schedules, ["eager", "compile"], 4, repetitions)
+    rows = [{"model": "dit-mini-cifar10", **row.to_json(), "floor_s": 0.0} for row in found]
+    base: dict[str, Latency] = {row.engine: row for row in found if row.schedule == EVERYTHING}
+    for row, latency in zip(rows, found, strict=True):
+        ratios = [a / b for a, b in zip(base[latency.engine].seconds, latency.seconds, strict=True)]
+        row["speedup"] = statistics.median(ratios)
+        print(line(row), f"speed-up {row['speedup']:.3f}", flush=True)
+    return {"rows": rows, "threads": torch.get_num_threads()}
+
+
+def show(results: dict[str, Any]) -> str:
+    """All figures of a record as text, those with targets first."""
+    lines = []
+    reached = results.get("tables", {}).get("figures", {})
+    for name, target in TARGETS.items():
+        model, _, rest = name.partition(", ")
+        value = reached.get(name, reached.get(f"{model}, 8 pictures, {rest}"))
+        if value is not None:
+            good = value >= target if rest in AT_LEAST else value <= target
+            lines.append(f"{name:70}{value:10.4g}   target {target:g}{'' if good else '   MISSED'}")
+    lines += [f"{name:70}{value:10.4g}" for name, value in reached.items()]
+    for part in ("tables", "throughput", "cpu"):
+        lines += [line(row) for row in results.get(part, {}).get("rows", [])]
+    if "scaling" in results:
+        fit = results["scaling"]["line"]
+        lines.append(
+            f"time against the fraction computed: {fit['fixed_s']:.4f} s + fraction x {fit['slope_s']:.4f} s; "
+            f"off by at most {fit['worst']:.1%}"
+        )
+    lines += [f"{kind} start: {found}" for kind, found in results.get("start", {}).items()]
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draws time against fraction, steps and tokens, and throughput against batch size."""
+    panels = []
+    scaled = results.get("scaling")
+    if scaled:
+        fit = scaled["line"]
+        panels.append((
+            "fraction of the MACs", "seconds, 8 pictures",
+            {"measured": [(r["macs_fraction"], r["median_s"]) for r in scaled["fraction"]],
+             "straight line": [(f, fit["fixed_s"] + f * fit["slope_s"]) for f in (0.0, 1.0)]},
+        ))  # fmt: skip
+        panels.append(
+            ("steps", "seconds, 8 pictures", {"": [(r["steps"], r["median_s"]) for r in scaled["steps"]]})
+        )
+        panels.append(
+            ("tokens", "seconds, 20 steps", {"": [(r["tokens"], r["median_s"]) for r in scaled["tokens"]]})
+        )
+    if "throughput" in results:
+        rows = results["throughput"]["rows"]
+        panels.append((
+            "pictures in a batch", "pictures per second",
+            {name: [(r["images"], r["pictures_per_s"]) for r in rows if r["schedule"] == name]
+             for name in (EVERYTHING, PUBLISHED)},
+        ))  # fmt: skip
+    if not panels:
+        return
+    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (x, y, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, points in curves.items():
+            style = "-" if name == "straight line" else "o" if name == "measured" else "o-"
+            axes.plot(*zip(*sorted(points), strict=True), style, label=name or None)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        if any(curves):
+            axes.legend()
+    with tempfile.TemporaryDirectory() as folder:
+        figure.savefig(Path(folder) / "plot.png", dpi=150)
+        atomic_write(path, (Path(folder) / "plot.png").read_bytes())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints the figures, writes the record and the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--routers", type=Path, help="folder of the published router files")
+    parser.add_argument(
+        "--part", action="append", choices=[*PARTS, "cpu"], help="repeatable; by default all for a GPU"
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/latency.json"), help="default %(default)s")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
+    parser.add_argument("--first-calls", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        if options.first_calls:
+            print(json.dumps(first_calls(options.routers, options.device)))
+            return 0
+        if options.out.exists():
+            record = RunRecord.load(options.out)
+        else:
+            record = RunRecord("benchmarks/latency.py", {"steps": STEPS, "dtype": "bfloat16"})
+        if not options.show:
+            for part in options.part or PARTS:
+                if options.routers is None and part != "cpu" and part != "scaling":
+                    parser.error(f"part {part} needs --routers, the folder of the published router files")
+                record = measured(record, part, options)
+                record.save(options.out)
+        print(show(dict(record.results)))
+        plot(dict(record.results), options.out.with_suffix(".png"))
+    except L2CError as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measured(record: RunRecord, part: str, options: argparse.Namespace) -> RunRecord:
+    """The record with one more part."""
+    device, repetitions = options.device, options.repetitions
+    found = {
+        "tables": lambda: tables(options.routers, device, repetitions),
+        "throughput": lambda: throughput(options.routers, device, repetitions),
+        "scaling": lambda: scaling(device, repetitions),
+        "start": lambda: start(options.routers, device),
+        "cpu": lambda: cpu(repetitions),
+    }[part]()
+    found["device"] = describe_device("cpu" if part == "cpu" else device)
+    fresh = RunRecord(record.command, record.config)
+    return replace(fresh, results={**record.results, part: found}, device=found["device"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

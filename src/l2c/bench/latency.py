@@ -1,0 +1,187 @@
+"""How long sampling takes: first call, later calls, throughput, memory; against what the device could do at best."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.bench.timing import interleave, synchronize
+from l2c.cache.schedule import CacheSchedule
+from l2c.cache.store import peak_bytes
+from l2c.engine.graphs import held_elements, share_graphs
+from l2c.errors import ConfigError
+from l2c.layers import find_layers
+from l2c.sampling.compiled import engine_of, release_engines, resolve_engine
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one way of sampling at one batch size.
+
+    Attributes:
+        schedule: Name of the schedule.
+        engine: `graph`, `compile` or `eager`.
+        images: Pictures in a batch; the network sees twice as many with guidance.
+        macs_fraction: Share of the multiply-accumulates that the schedule leaves.
+        first_s: Seconds of the first call, with all compiling and capturing that is not on disk already.
+        seconds: Of later calls, which took turns with all other ways.
+        launch_us: Microseconds in which the host launches one evaluation while the device is idle; None where it is
+            not captured.
+        peak_bytes: Most memory of the device that the process had reserved in the calls, weights included; 0 on CPUs.
+        store_bytes: Share of it that stored layer outputs take.
+    """
+
+    schedule: str
+    engine: str
+    images: int
+    macs_fraction: float
+    first_s: float
+    seconds: tuple[float, ...]
+    launch_us: float | None
+    peak_bytes: int
+    store_bytes: int
+
+    @property
+    def median_s(self) -> float:
+        """Median of the later calls."""
+        return statistics.median(self.seconds)
+
+    @property
+    def pictures_per_s(self) -> float:
+        """Throughput."""
+        return self.images / self.median_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "median_s": self.median_s, "pictures_per_s": self.pictures_per_s}
+
+
+@torch.no_grad()
+def measure_latency(
+    sampler: Sampler,
+    schedules: Mapping[str, CacheSchedule | None],
+    engines: Sequence[str] = ("auto",),
+    images: int = 8,
+    repetitions: int = 7,
+    *,
+    any_weights: bool = False,
+    on_run: Callable[[str, int], None] | None = None,
+) -> list[Latency]:
+    """Times every schedule with every engine, in turn in one process.
+
+    What has been compiled or captured for the model before is dropped first.
+
+    Args:
+        sampler: Model, solver and guidance.
+        schedules: By name; None computes everything.
+        engines: As for `Sampler.compile`; engines that come out the same are timed once.
+        images: Pictures in a batch.
+        repetitions: Timed calls of each.
+        any_weights: See `Sampler.compile`.
+        on_run: Called as (name, repetition) before each timed call.
+
+    Raises:
+        ConfigError: If there is nothing to time or an engine does not fit.
+        ContractError: If a schedule does not fit.
+    """
+    if images < 1 or not schedules or not engines:
+        raise ConfigError("timing needs at least one schedule, one engine and one picture")
+    denoiser = sampler.denoiser
+    noise = seeded_noise(range(images), denoiser.sample_shape).to(denoiser.device)
+    labels = torch.arange(images, device=denoiser.device) % denoiser.num_classes
+    modes = dict.fromkeys(resolve_engine(engine, denoiser) for engine in engines)
+    release_engines(denoiser.model)
+    calls: dict[tuple[str, str], Callable[[], Tensor]] = {}
+    first, peak = {}, {}
+    for mode in modes:
+        for name, schedule in schedules.items():
+            run = sampler.compile(schedule, mode, any_weights=any_weights)
+            calls[name, mode] = lambda run=run: run(noise, labels)
+            _reset_peak()
+            began = time.perf_counter()
+            calls[name, mode]()
+            synchronize()
+            first[name, mode] = time.perf_counter() - began
+            calls[name, mode]()
+            peak[name, mode] = torch.cuda.max_memory_reserved() if noise.is_cuda else 0
+    timings = interleave(
+        {f"{name} {mode}": call for (name, mode), call in calls.items()},
+        repetitions,
+        warm_ups={},
+        on_run=on_run,
+    )
+    return [
+        Latency(
+            schedule=name,
+            engine=mode,
+            images=images,
+            macs_fraction=1.0 if schedules[name] is None else schedules[name].cost.fraction,  # type: ignore[union-attr]
+            first_s=first[name, mode],
+            seconds=timings[f"{name} {mode}"].seconds,
+            launch_us=_launch_us(sampler, call) if mode == "graph" else None,
+            peak_bytes=peak[name, mode],
+            store_bytes=_store_bytes(sampler, schedules[name], mode, images),
+        )
+        for (name, mode), call in calls.items()
+    ]
+
+
+def _reset_peak() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _launch_us(sampler: Sampler, call: Callable[[], Tensor]) -> float:
+    call()
+    run = engine_of(sampler.denoiser.model, "graph").runs[-1]
+    return 1e6 * statistics.median(run.launch_times())
+
+
+def _store_bytes(sampler: Sampler, schedule: CacheSchedule | None, mode: str, images: int) -> int:
+    """Memory of stored layer outputs, which is known beforehand."""
+    if schedule is None:
+        return 0
+    denoiser, guidance = sampler.denoiser, sampler.guidance
+    rows, table = guidance.call_size(images), find_layers(denoiser.model)
+    if mode != "graph":
+        return peak_bytes(schedule.plan, table, rows, guidance.calls, denoiser.dtype)
+    held = held_elements(share_graphs(schedule.plan, schedule.num_evaluations), table)
+    return held * rows * guidance.calls * denoiser.dtype.itemsize
+
+
+@torch.no_grad()
+def device_floor(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> dict[str, float]:
+    """What the device can do at best: operations per second in a large matrix product, bytes per second in a copy.
+
+    Returns:
+        `matmul_flops` and `copy_bytes`, per second; a copied byte counts twice, as read and as written.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    size = 8192 if on_cuda else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.empty(2**30 if on_cuda else 2**26, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timings = interleave({"matmul": lambda: a @ b, "copy": lambda: target.copy_(source)}, 20)
+    return {
+        "matmul_flops": 2 * size**3 / timings["matmul"].median_s,
+        "copy_bytes": 2 * source.numel() / timings["copy"].median_s,
+    }
+
+
+def floor_s(sampler: Sampler, schedule: CacheSchedule | None, images: int, matmul_flops: float) -> float:
+    """Seconds that the multiply-accumulates of a run take at the device's best rate."""
+    table = find_layers(sampler.denoiser.model)
+    macs = len(sampler.run.timesteps) * table.full_macs if schedule is None else schedule.cost.macs
+    rows = sampler.guidance.call_size(images) * sampler.guidance.calls
+    return 2 * macs * rows / matmul_flops
