@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch._dynamo.utils import counters
 
 import l2c
 from l2c.engine.engine import Engine
+from l2c.engine.graphs import held_elements, share_graphs
+from l2c.engine.run import REFILL, StaticRun
 from l2c.errors import CacheStateError, ConfigError, ContractError
 from l2c.models import random_model
 from l2c.sampling.compiled import CompiledSampler, engine_of, release_engines
@@ -67,6 +70,42 @@ def test_every_kind_of_guidance(tiny_dit, guidance):
     assert close(uncompiled(sampler, schedule)(noise, labels), eager)
 
 
+class Replay:
+    """Launches the work of an evaluation again, as a CUDA graph of it would, on the CPU."""
+
+    def __init__(self, run: StaticRun, evaluation: int) -> None:
+        self.run, self.evaluation = run, evaluation
+
+    def replay(self) -> None:
+        self.run._launch(self.evaluation)
+
+
+@pytest.mark.parametrize("mode", ["batch", "split"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_shared_graphs_and_fixed_places_do_what_eager_runs_do(tiny_uvit, mode, depth):
+    torch.manual_seed(depth)
+    sampler = Sampler(Denoiser.of(tiny_uvit), "ddim", 14, guidance=Guidance(1.5, mode))
+    base = l2c.methods.interval(
+        tiny_uvit, "ddim", 14, 2, predictor=f"taylor-{depth - 1}" if depth > 1 else "copy"
+    )
+    regular = base.compute
+    noise, labels = seeded_noise([1, 2], sampler.denoiser.sample_shape), torch.tensor([4, 5])
+    for mask in (regular, torch.rand(regular.shape) > 0.5, regular | (torch.rand(regular.shape[1]) > 0.5)):
+        mask[0] = True
+        schedule = replace(base, compute=mask)
+        compiled = uncompiled(sampler, schedule)
+        run = StaticRun(compiled.engine.program, compiled.job, noise)
+        run.share(lambda captured, run=run: {e: Replay(run, e) for e in (REFILL, *captured)})
+        assert run.num_graphs <= 14
+        eager = sampler.compile(schedule, "eager")(noise, labels)
+        for _ in range(2):
+            assert close(run(noise, labels, 1.5), eager)
+        values = 2 if mode == "split" else 4
+        branches = 2 if mode == "split" else 1
+        held = held_elements(share_graphs(schedule.plan, 14), schedule.layers)
+        assert run.store_bytes == held * values * branches * 4
+
+
 def test_a_learned_schedule_with_a_solver_of_its_own(dit):
     schedule = l2c.CacheSchedule.load("dit-mini-cifar10-auto-6")
     eager = l2c.sample(dit, [3, 5], schedule=schedule, engine="eager")
@@ -92,15 +131,15 @@ def test_an_interrupted_run_leaves_nothing_behind(tiny_dit, monkeypatch):
     noise, labels = seeded_noise([1], sampler.denoiser.sample_shape), torch.tensor([4])
     compiled = uncompiled(sampler, schedule)
     whole = compiled(noise, labels)
-    attend = type(tiny_dit.blocks[2].attn).attend
+    mix = type(tiny_dit.blocks[2].attn).mix
     calls = iter(range(100))
 
     def interrupted(self, h):
         if next(calls) == 4:
             raise KeyboardInterrupt
-        return attend(self, h)
+        return mix(self, h)
 
-    monkeypatch.setattr(type(tiny_dit.blocks[2].attn), "attend", interrupted)
+    monkeypatch.setattr(type(tiny_dit.blocks[2].attn), "mix", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compiled(noise, labels)
     monkeypatch.undo()

@@ -6,10 +6,10 @@ import torch
 
 from l2c.cache.predictors import Predictor, plan_stand_ins
 from l2c.cache.store import last_reads
-from l2c.engine.graphs import HeldValues, held_elements, share_graphs
+from l2c.engine.graphs import Slots, assign_slots, held_elements, share_graphs
 from l2c.layers import Layer, LayerTable
 
-TABLE = LayerTable("dit", (Layer("blocks.0.attn", "blocks.0.attn", "attention", out_elements=4),))
+TABLE = LayerTable("dit", tuple(Layer(f"blocks.{i}.mlp", "", "mlp", out_elements=4) for i in range(3)))
 
 
 def plan(mask: list[list[int]], depth: int = 1):
@@ -83,12 +83,31 @@ def test_every_reading_finds_its_value_for_any_mask():
         simulate(torch.tensor([[True] * 3, [False] * 3] * 8), depth)
 
 
-def test_memory_is_given_up_after_the_last_reading_only():
+def test_slots_are_as_many_as_values_are_held_at_once_and_never_shared_in_time():
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(40):
+        mask = torch.rand(12, 3, generator=generator) > 0.5
+        mask[0] = True
+        stand_ins = plan_stand_ins(mask, Predictor("taylor", 2), [float(i) for i in range(12)])
+        sharing = share_graphs(stand_ins, 12)
+        slots = assign_slots(sharing)
+        assert 4 * len(set(slots.values())) == held_elements(sharing, TABLE)
+        content: dict[int, tuple[int, int]] = {}  # slot -> (evaluation, layer) whose value is there
+        for evaluation in range(12):
+            for layer in range(3):
+                for source, _ in stand_ins.get((evaluation, layer), ()):
+                    assert content[slots[sharing.graphs[source], layer]] == (source, layer)
+                if mask[evaluation, layer] and (sharing.graphs[evaluation], layer) in slots:
+                    content[slots[sharing.graphs[evaluation], layer]] = (evaluation, layer)
+
+
+def test_slots_stay_where_they_are():
     sharing = share_graphs(plan([[1], [0], [1], [0], [1]]), 5)
-    held = HeldValues(sharing)
-    held.put("all", 0, 0, torch.zeros(4))
-    assert held_elements(sharing, TABLE) == 4
-    held.release(2)
-    assert held.nbytes == 16  # evaluation 2 replays the graph of 0 and 3 reads it again
-    held.release(4)
-    assert held.nbytes == 0
+    slots = Slots(sharing, torch.zeros(2, 4), ("cond", "uncond"))
+    place = slots.place("cond", 0, 0)
+    assert slots.place("cond", 1, 0) is None
+    assert (
+        slots.read("cond", 0, 0, 1).data_ptr() == slots.read("cond", 2, 0, 3).data_ptr() == place.data_ptr()
+    )
+    assert slots.read("uncond", 0, 0, 1).data_ptr() != place.data_ptr()
+    assert slots.nbytes == 2 * 2 * 4 * 4

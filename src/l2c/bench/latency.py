@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def measure_latency(
     for mode in modes:
         for name, schedule in schedules.items():
             run = sampler.compile(schedule, mode, any_weights=any_weights)
-            calls[name, mode] = lambda run=run: run(noise, labels)
+            calls[name, mode] = partial(run, noise, labels)
             _reset_peak()
             began = time.perf_counter()
             calls[name, mode]()

@@ -1,12 +1,14 @@
-"""Evaluations as CUDA graphs: which share one, how long stored values are held, capture and replay."""
+"""Evaluations as CUDA graphs: which share one, where stored values are, and how graphs are captured."""
 
 from __future__ import annotations
 
 import gc
+import heapq
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +24,8 @@ class Sharing:
 
     Attributes:
         graphs: For every evaluation, the evaluation whose graph it replays; itself where it is captured.
-        held: For every captured (evaluation, layer) that is stored: the evaluation after which its memory may serve
-            others.
+        held: For every captured (evaluation, layer) that is stored: the last evaluation that reads or writes it,
+            after which its memory may serve others.
     """
 
     graphs: tuple[int, ...]
@@ -67,9 +69,7 @@ def share_graphs(stand_ins: StandInPlan, num_evaluations: int) -> Sharing:
         layers = stored.get(reused[evaluation], set())
         last = {layer: reads[evaluation, layer] for layer in layers if (evaluation, layer) in reads}
         busy[graph] = max(last.values(), default=-1)
-        held.update(
-            {(graph, layer): last.get(layer, held.get((graph, layer), evaluation)) for layer in layers}
-        )
+        held.update({(graph, layer): last.get(layer, evaluation) for layer in layers})
     return Sharing(tuple(graphs), held)
 
 
@@ -83,47 +83,65 @@ def held_elements(sharing: Sharing, layers: LayerTable) -> int:
     return max(accumulate(changes[when] for when in sorted(changes)), default=0)
 
 
-class HeldValues:
-    """Stored values while evaluations are captured: each stays in its place until others may have it.
+def assign_slots(sharing: Sharing) -> dict[tuple[int, int], int]:
+    """A slot for every captured (evaluation, layer) that is stored; slots serve one after another.
 
-    It answers like a `FeatureStore`, for the evaluations that are captured.
+    A slot is free for an evaluation that begins after the last reading of what was in it. So there are as many as
+    values are held at once, which is the least there can be.
+    """
+    slots: dict[tuple[int, int], int] = {}
+    free: list[int] = []
+    taken: list[tuple[int, int]] = []  # (evaluation of the last reading, slot), the earliest first
+    for place in sorted(sharing.held):
+        while taken and taken[0][0] < place[0]:
+            free.append(heapq.heappop(taken)[1])
+        slots[place] = free.pop() if free else len(taken)
+        heapq.heappush(taken, (sharing.held[place], slots[place]))
+    return slots
+
+
+class Slots:
+    """Stored values of captured evaluations, in memory that stays where it is.
+
+    Args:
+        sharing: Which evaluations share a graph.
+        value: A tensor like the values.
+        branches: Names of the calls per evaluation, each of which has slots of its own.
     """
 
-    def __init__(self, sharing: Sharing) -> None:
-        self._sharing = sharing
-        self._values: dict[tuple[str, int, int], Tensor] = {}
+    def __init__(self, sharing: Sharing, value: Tensor, branches: tuple[str, ...]) -> None:
+        self._graphs, self._slots = sharing.graphs, assign_slots(sharing)
+        count = 1 + max(self._slots.values(), default=-1)
+        self._memory = {branch: value.new_empty((count, *value.shape)) for branch in branches}
+
+    def place(self, branch: str, evaluation: int, layer: int) -> Tensor | None:
+        """Where the output of a layer is to be written; None where it is not stored."""
+        slot = self._slots.get((evaluation, layer))
+        return None if slot is None else self._memory[branch][slot]
 
     def put(self, branch: str, evaluation: int, layer: int, value: Tensor) -> None:
-        """Keeps a computed value if it is read later."""
-        if (evaluation, layer) in self._sharing.held:
-            self._values[branch, evaluation, layer] = value
+        """Nothing to do: the value was written into its place."""
 
     def read(self, branch: str, source: int, layer: int, evaluation: int) -> Tensor:
         """Value computed at `source`, in the place where the graph of that evaluation stores it."""
-        return self._values[branch, self._sharing.graphs[source], layer]
-
-    def release(self, evaluation: int) -> None:
-        """Gives up what nobody reads from `evaluation` on."""
-        held = self._sharing.held
-        for key in [key for key in self._values if held[key[1], key[2]] < evaluation]:
-            del self._values[key]
+        return self._memory[branch][self._slots[self._graphs[source], layer]]
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
-        return sum(value.numel() * value.element_size() for value in self._values.values())
+        """Bytes of all slots."""
+        return sum(memory.numel() * memory.element_size() for memory in self._memory.values())
 
 
-def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[int, torch.cuda.CUDAGraph]:
-    """Captures evaluations one after another in one memory pool.
+def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[int, Any]:
+    """Captures evaluations in one memory pool.
 
-    They may be replayed in the order of their capture, any of them again and again: what one frees, later ones use.
+    What they allocate is gone at their end, so they may be replayed in any order, one at a time.
 
     Args:
         evaluations: Which, in order.
         body: Launches the work of one evaluation. Everything that it compiles or allocates outside must be done.
     """
-    graphs: dict[int, torch.cuda.CUDAGraph] = {}
+    graphs: dict[int, Any] = {}
     pool = torch.cuda.graph_pool_handle()
     with _quiet():
         for evaluation in evaluations:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,23 @@ class Gate(Protocol):
         """Stored values and their weights; None where the layer is computed."""
         ...
 
+    def place(self, layer: int) -> Tensor | None:
+        """Memory that the output of a computed layer is to be written to; None for any."""
+        ...
+
     def keep(self, layer: int, value: Tensor) -> None:
         """Takes the output of a computed layer."""
         ...
 
 
 class Program(Protocol):
-    """A model in pieces."""
+    """A model in pieces.
+
+    Attributes:
+        token_shape: (T, D) of the residual stream.
+    """
+
+    token_shape: tuple[int, int]
 
     def constants(self, timesteps: Tensor, labels: Tensor) -> Constants:
         """For evaluations at `timesteps` (n,) and images of `labels` (R,): tensors (n, R, ...)."""
@@ -55,10 +65,10 @@ class _Stream:
         self._pending: list[Pending] = []
         self._layer = -1
 
-    def add(self, compute: Callable[[], Tensor], factor: Tensor | None = None) -> None:
+    def add(self, compute: Callable[[Tensor | None], Tensor], factor: Tensor | None = None) -> None:
         """Adds the next layer, by its stand-in or, if `compute` must run, by its output.
 
-        `compute` begins with `settled`.
+        `compute` begins with `settled`, and writes to the place that it is given.
         """
         self._layer += 1
         stand_in = self.gate.stand_in(self._layer)
@@ -67,7 +77,7 @@ class _Stream:
                 self.x = self.pieces(settle, self.x, self._pending)
             self._pending.append(Pending(*stand_in, factor))
             return
-        value = compute()
+        value = compute(self.gate.place(self._layer))
         self.gate.keep(self._layer, value)
         self._pending.append(Pending((value,), None, factor))
 
@@ -87,6 +97,7 @@ class DiTProgram:
 
     def __init__(self, model: DiT, pieces: Pieces) -> None:
         self._model, self._pieces = weakref.ref(model), pieces
+        self.token_shape = (model.config.num_tokens, model.config.hidden_size)
 
     def constants(self, timesteps: Tensor, labels: Tensor) -> Constants:
         """Modulations of all blocks (n, R, blocks, 6 * D), and of the final layer (n, R, 2 * D)."""
@@ -105,13 +116,17 @@ class DiTProgram:
         for block, modulation in zip(model.blocks, modulations.unbind(1), strict=True):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
 
-            def attend(block: Any = block, shift: Tensor = shift_a, scale: Tensor = scale_a) -> Tensor:
+            def attend(
+                place: Tensor | None, attn: Any = block.attn, shift: Tensor = shift_a, scale: Tensor = scale_a
+            ) -> Tensor:
                 stream.x, h = stream.settled(settle_modulate, shift, scale)
-                return block.attn.attend(h)  # type: ignore[no-any-return]
+                return _into(place, attn.proj, attn.mix(h))
 
-            def expand(block: Any = block, shift: Tensor = shift_m, scale: Tensor = scale_m) -> Tensor:
+            def expand(
+                place: Tensor | None, mlp: Any = block.mlp, shift: Tensor = shift_m, scale: Tensor = scale_m
+            ) -> Tensor:
                 stream.x, h = stream.settled(settle_modulate, shift, scale)
-                return _tanh_mlp(block.mlp, h)
+                return _into(place, mlp.fc2, _tanh_widen(mlp, h))
 
             stream.add(attend, gate_a)
             stream.add(expand, gate_m)
@@ -125,6 +140,7 @@ class UViTProgram:
 
     def __init__(self, model: UViT, pieces: Pieces) -> None:
         self._model, self._pieces = weakref.ref(model), pieces
+        self.token_shape = (model.config.num_tokens, model.config.hidden_size)
 
     def constants(self, timesteps: Tensor, labels: Tensor) -> Constants:
         """Label and timestep tokens (n, R, 2, D)."""
@@ -140,15 +156,15 @@ class UViTProgram:
         stream = _Stream(self._pieces, model.embed_patches(x, constants[0]), gate)
 
         def run(block: Any) -> None:
-            def attend() -> Tensor:
-                norm = block.norm1
+            def attend(place: Tensor | None) -> Tensor:
+                norm, attn = block.norm1, block.attn
                 stream.x, h = stream.settled(settle_norm, norm.weight, norm.bias, norm.eps)
-                return block.attn.attend(h)  # type: ignore[no-any-return]
+                return _into(place, attn.proj, attn.mix(h))
 
-            def expand() -> Tensor:
-                norm = block.norm2
+            def expand(place: Tensor | None) -> Tensor:
+                norm, mlp = block.norm2, block.mlp
                 stream.x, h = stream.settled(settle_norm, norm.weight, norm.bias, norm.eps)
-                return block.mlp.expand(h)  # type: ignore[no-any-return]
+                return _into(place, mlp.fc2, mlp.widen(h))
 
             stream.add(attend)
             stream.add(expand)
@@ -183,13 +199,30 @@ def _alive(model: weakref.ref[_Model]) -> _Model:
     return found
 
 
-def _tanh_mlp(mlp: Any, h: Tensor) -> Tensor:
-    """`Mlp.expand` of a DiT; on CUDA with bias and activation inside the first matrix product."""
-    plain = type(mlp.fc1) is nn.Linear and not mlp.fc1._forward_hooks and not mlp.fc1._forward_pre_hooks
-    if not (h.is_cuda and plain and mlp.fc1.bias is not None):
-        return mlp.expand(h)  # type: ignore[no-any-return]
+def _plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is a linear map with bias that nothing has been put into or around, as LoRA does."""
+    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
+        return False
+    return linear.bias is not None and "forward" not in vars(linear)
+
+
+def _into(place: Tensor | None, linear: nn.Module, h: Tensor) -> Tensor:
+    """Output of a layer's last map, written to its place."""
+    if place is None:
+        return linear(h)  # type: ignore[no-any-return]
+    if _plain(linear):
+        torch.addmm(linear.bias, h.flatten(0, 1), linear.weight.t(), out=place.flatten(0, 1))
+    else:
+        place.copy_(linear(h))
+    return place
+
+
+def _tanh_widen(mlp: Any, h: Tensor) -> Tensor:
+    """`Mlp.widen` of a DiT; on CUDA with bias and activation inside the matrix product."""
+    if not (h.is_cuda and _plain(mlp.fc1)):
+        return mlp.widen(h)  # type: ignore[no-any-return]
     inner = torch._addmm_activation(mlp.fc1.bias, h.flatten(0, 1), mlp.fc1.weight.t(), use_gelu=True)
-    return mlp.fc2(inner).view_as(h)  # type: ignore[no-any-return]
+    return inner.view(*h.shape[:2], -1)
 
 
 _PROGRAMS: dict[type[nn.Module], Callable[[Any, Pieces], Program]] = {DiT: DiTProgram, UViT: UViTProgram}

@@ -7,14 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from l2c.cache.predictors import StandInPlan
 from l2c.cache.store import FeatureStore, last_reads
-from l2c.engine.graphs import HeldValues, Sharing, capture, share_graphs
+from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
 from l2c.engine.job import Job
 from l2c.engine.pieces import MAX_PENDING
 from l2c.engine.programs import Constants, Program
@@ -25,6 +25,14 @@ CONSTANTS_BYTES = 512 * 2**20
 """Most memory for what is computed ahead; a longer run computes it in parts."""
 REFILL = -1
 """Stands for computing constants ahead, among the evaluations that are captured."""
+
+
+class Replayable(Protocol):
+    """Work that can be launched again: a `torch.cuda.CUDAGraph`."""
+
+    def replay(self) -> None:
+        """Launches it."""
+        ...
 
 
 class StaticRun:
@@ -40,7 +48,6 @@ class StaticRun:
 
     Attributes:
         capture_s: Seconds that compiling and capturing took.
-        store_bytes: Most bytes that the captured evaluations hold of stored values.
     """
 
     def __init__(self, program: Program, job: Job, noise: Tensor) -> None:
@@ -65,19 +72,23 @@ class StaticRun:
         padding = -count % self._window
         self._timesteps = torch.cat([timesteps, timesteps[-1:].expand(padding)])
         self._ahead = torch.arange(self._window, device=device)
-        self._store: FeatureStore | HeldValues = FeatureStore(last_reads(job.stand_ins))
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._refill_graph: torch.cuda.CUDAGraph | None = None
+        self._store: FeatureStore | Slots = FeatureStore(last_reads(job.stand_ins))
+        self._graphs: dict[int, Replayable] = {}
+        self._refill_graph: Replayable | None = None
         self._sharing: Sharing | None = None
         self._pool_bytes = 0
         self.capture_s = 0.0
-        self.store_bytes = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps between runs: its tensors and the memory of its graphs."""
         tensors = (self._terms, self._solver, self._labels, self._weights, self._timesteps, *self._constants)
         return sum(part.numel() * part.element_size() for part in tensors) + self._pool_bytes
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of stored values: of captured runs always, of others while they run."""
+        return self._store.nbytes
 
     @property
     def num_graphs(self) -> int:
@@ -136,25 +147,32 @@ class StaticRun:
         gc.collect()
         torch.cuda.empty_cache()  # of what the first run left, so that the difference is what is captured
         before = torch.cuda.memory_reserved()
-        sharing = share_graphs(self.job.stand_ins, self.job.num_evaluations)
-        self._store = held = HeldValues(sharing)
-        graphs = capture((REFILL, *sharing.captured), self._launch)
-        held.release(self.job.num_evaluations)
-        self._refill_graph, self._graphs, self._sharing = graphs.pop(REFILL), graphs, sharing
+        self.share(lambda captured: capture((REFILL, *captured), self._launch))
         self._pool_bytes = torch.cuda.memory_reserved() - before
         self.capture_s = time.perf_counter() - began
-        logger.info("captured %d graphs in %.1f s", len(graphs), self.capture_s)
+        logger.info("captured %d graphs in %.1f s", len(self._graphs), self.capture_s)
+
+    def share(self, capture: Callable[[tuple[int, ...]], dict[int, Replayable]]) -> None:
+        """Gives stored values their places, and evaluations that are alike one graph.
+
+        Args:
+            capture: Captures some evaluations, and `REFILL`.
+        """
+        sharing = share_graphs(self.job.stand_ins, self.job.num_evaluations)
+        branches = ("cond", "uncond") if self.job.split else ("all",)
+        rows = len(self._labels) // len(branches)
+        value = self._weights.new_empty((rows, *self._program.token_shape), dtype=self._constants[0].dtype)
+        self._store = Slots(sharing, value, branches)
+        graphs = capture(sharing.captured)
+        self._refill_graph, self._graphs, self._sharing = graphs.pop(REFILL), graphs, sharing
 
     def _launch(self, evaluation: int) -> None:
         if evaluation == REFILL:
             self._refill()
-            return
-        assert isinstance(self._store, HeldValues)
-        self._store.release(evaluation)
-        self._evaluate(evaluation)
-        self.store_bytes = max(self.store_bytes, self._store.nbytes)
+        else:
+            self._evaluate(evaluation)
 
-    def _replay(self, graph: torch.cuda.CUDAGraph | None, launch: Callable[[], None]) -> None:
+    def _replay(self, graph: Replayable | None, launch: Callable[[], None]) -> None:
         if graph is None:
             launch()
         else:
@@ -217,7 +235,7 @@ class _Gate:
     def __init__(
         self,
         plan: StandInPlan,
-        store: FeatureStore | HeldValues,
+        store: FeatureStore | Slots,
         branch: str,
         evaluation: int,
         weights: Tensor,
@@ -239,6 +257,11 @@ class _Gate:
             values.append(_again(values[-1]))  # counts 0, but keeps the kind of piece
         return tuple(values), self._weights[layer]
 
+    def place(self, layer: int) -> Tensor | None:
+        if isinstance(self._store, FeatureStore):
+            return None
+        return self._store.place(self._branch, self._evaluation, layer)
+
     def keep(self, layer: int, value: Tensor) -> None:
         self._store.put(self._branch, self._evaluation, layer, value)
 
@@ -257,6 +280,9 @@ class _Rehearsal:
         if self._depth == 0:
             return (_again(self._value),), None
         return tuple(_again(self._value) for _ in range(self._depth)), _again(self._weights)
+
+    def place(self, layer: int) -> Tensor | None:
+        return None
 
     def keep(self, layer: int, value: Tensor) -> None:
         self._value = value

@@ -74,12 +74,15 @@ class Attention(nn.Module):
 
     def attend(self, h: torch.Tensor) -> torch.Tensor:
         """The branch after its norm: tokens (B, T, D) -> (B, T, D)."""
+        return self.proj(self.mix(h))  # type: ignore[no-any-return]
+
+    def mix(self, h: torch.Tensor) -> torch.Tensor:
+        """The branch after its norm and before its projection: tokens (B, T, D) -> (B, T, D)."""
         batch, num_tokens, hidden_size = h.shape
         qkv = self.qkv(h).reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # (B, heads, T, head_dim) each
         out = F.scaled_dot_product_attention(q, k, v)
-        out = self.proj(out.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
-        return out  # type: ignore[no-any-return]
+        return out.transpose(1, 2).reshape(batch, num_tokens, hidden_size)
 
 
 class Mlp(nn.Module):
@@ -96,7 +99,11 @@ class Mlp(nn.Module):
 
     def expand(self, h: torch.Tensor) -> torch.Tensor:
         """The branch after its norm: tokens (B, T, D) -> (B, T, D)."""
-        return self.fc2(F.gelu(self.fc1(h), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.fc2(self.widen(h))  # type: ignore[no-any-return]
+
+    def widen(self, h: torch.Tensor) -> torch.Tensor:
+        """The branch after its norm and before its last map: tokens (B, T, D) -> (B, T, inner)."""
+        return F.gelu(self.fc1(h), approximate="tanh")
 
 
 class DiTBlock(nn.Module):
