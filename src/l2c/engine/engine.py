@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2c.engine.job import Job
-from l2c.engine.pieces import Pieces
+from l2c.engine.pieces import MAX_PENDING, Pieces
 from l2c.engine.programs import make_program
 from l2c.engine.run import StaticRun
 from l2c.errors import ConfigError
@@ -43,11 +43,11 @@ class Engine:
         self, model: nn.Module, mode: str, memory_limit: int | None = None, *, compiled: bool = True
     ) -> None:
         self.mode = mode
-        self.pieces = Pieces(compiled)
+        device = next(model.parameters()).device
+        self.pieces = Pieces(compiled, MAX_PENDING.get(device.type, 4))
         self.program = make_program(model, self.pieces)
         self._model = weakref.ref(model)
         self._runs: OrderedDict[Hashable, StaticRun] = OrderedDict()
-        device = next(model.parameters()).device
         if mode == "graph" and device.type != "cuda":
             raise ConfigError(
                 f"CUDA graphs need a CUDA device, and the model is on {device}; use engine='compile'"
@@ -83,7 +83,7 @@ class Engine:
             noise: Any noise (B, C, H, W) of the shape to come.
         """
         with _device(noise.device), attention_kernels():
-            StaticRun(self.program, job, noise).rehearse()
+            StaticRun(self.program, job, noise).rehearse(self.pieces.max_pending)
 
     def _run(self, job: Job, noise: Tensor) -> StaticRun:
         model = self._model()

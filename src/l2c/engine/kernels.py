@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l2c.engine.pieces import MAX_PENDING, Pending, settle, settle_join, settle_modulate, settle_norm
+from l2c.engine.pieces import Pending, settle, settle_join, settle_modulate, settle_norm
 from l2c.models.dit import NORM_EPS
 
+MAX_COUNT = 8
+"""Stand-ins that the kernel adds at most."""
 MAX_DEPTH = 4
 """Stored values that a stand-in of the kernel reads at most."""
 
@@ -54,6 +56,10 @@ def _kernel(
     a1, b1, c1, d1, w1, g1,
     a2, b2, c2, d2, w2, g2,
     a3, b3, c3, d3, w3, g3,
+    a4, b4, c4, d4, w4, g4,
+    a5, b5, c5, d5, w5, g5,
+    a6, b6, c6, d6, w6, g6,
+    a7, b7, c7, d7, w7, g7,
     tokens, width, gate_stride, row_stride, eps,
     FRESH: tl.constexpr, COUNT: tl.constexpr, DEPTH: tl.constexpr, WEIGHTED: tl.constexpr, GATED: tl.constexpr,
     KIND: tl.constexpr, BLOCK: tl.constexpr,
@@ -75,6 +81,14 @@ def _kernel(
         acc = _add(acc, a2, b2, c2, d2, w2, g2, at, gate_at, mask, DEPTH, WEIGHTED, GATED)
     if COUNT > 3:
         acc = _add(acc, a3, b3, c3, d3, w3, g3, at, gate_at, mask, DEPTH, WEIGHTED, GATED)
+    if COUNT > 4:
+        acc = _add(acc, a4, b4, c4, d4, w4, g4, at, gate_at, mask, DEPTH, WEIGHTED, GATED)
+    if COUNT > 5:
+        acc = _add(acc, a5, b5, c5, d5, w5, g5, at, gate_at, mask, DEPTH, WEIGHTED, GATED)
+    if COUNT > 6:
+        acc = _add(acc, a6, b6, c6, d6, w6, g6, at, gate_at, mask, DEPTH, WEIGHTED, GATED)
+    if COUNT > 7:
+        acc = _add(acc, a7, b7, c7, d7, w7, g7, at, gate_at, mask, DEPTH, WEIGHTED, GATED)
     if KIND == 3:  # beside a long skip
         wide = row * 2 * width + column
         tl.store(out + wide, acc.to(out.dtype.element_ty), mask=mask)
@@ -108,7 +122,7 @@ def fused(function: Callable[..., Any], x: Tensor, terms: tuple[Pending, ...], *
     if not stand_ins:  # copies: the first term counts as fresh, which changes nothing
         stand_ins, plain = plain[1:], plain[:1]
     assert len(plain) <= 1, "a computed layer settles what was pending"
-    assert len(stand_ins) <= MAX_PENDING
+    assert len(stand_ins) <= MAX_COUNT
     fresh = plain[0] if plain else None
     images, tokens, width = x.shape
     kind, out, norm = NO_NORM, x, (x, x)
@@ -126,7 +140,7 @@ def fused(function: Callable[..., Any], x: Tensor, terms: tuple[Pending, ...], *
         values = [value.contiguous() for value in term.values]
         slots += [*values, *(values[:1] * (MAX_DEPTH - len(values)))]
         slots += [x if term.weights is None else term.weights, x if term.gate is None else term.gate]
-    slots += [x] * ((MAX_DEPTH + 2) * (MAX_PENDING - len(stand_ins)))
+    slots += [x] * ((MAX_DEPTH + 2) * (MAX_COUNT - len(stand_ins)))
     _kernel[(images * tokens,)](
         x, stream, out, *norm,
         x if fresh is None else fresh.values[0].contiguous(),

@@ -22,8 +22,8 @@ from l2c.models.dit import modulated_norm
 
 logger = logging.getLogger(__name__)
 
-MAX_PENDING = 4
-"""Layers whose outputs wait at most; more would make more kinds of pieces and save little."""
+MAX_PENDING = {"cuda": 8, "cpu": 4}
+"""Layers whose outputs wait at most. More save passes over the stream and make more kinds of pieces."""
 
 
 class Pending(NamedTuple):
@@ -89,10 +89,11 @@ class Pieces:
 
     Args:
         compiled: Whether to compile.
+        max_pending: Layers whose outputs wait at most.
     """
 
-    def __init__(self, compiled: bool) -> None:
-        self.compiled = compiled
+    def __init__(self, compiled: bool, max_pending: int = 4) -> None:
+        self.compiled, self.max_pending = compiled, max_pending
         self._variants: dict[Any, Callable[..., Any]] = {}
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2c.engine.pieces import MAX_PENDING, Pending, Pieces, settle, settle_join, settle_modulate, settle_norm
+from l2c.engine.pieces import Pending, Pieces, settle, settle_join, settle_modulate, settle_norm
 from l2c.errors import ConfigError
 from l2c.models.dit import DiT
 from l2c.models.uvit import UViT
@@ -73,7 +73,7 @@ class _Stream:
         self._layer += 1
         stand_in = self.gate.stand_in(self._layer)
         if stand_in is not None:
-            if len(self._pending) == MAX_PENDING:
+            if len(self._pending) == self.pieces.max_pending:
                 self.x = self.pieces(settle, self.x, self._pending)
             self._pending.append(Pending(*stand_in, factor))
             return

@@ -16,7 +16,6 @@ from l2c.cache.predictors import StandInPlan
 from l2c.cache.store import FeatureStore, last_reads
 from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
 from l2c.engine.job import Job
-from l2c.engine.pieces import MAX_PENDING
 from l2c.engine.programs import Constants, Program
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ class StaticRun:
                 self._graphs[self._sharing.graphs[evaluation]].replay()
         return self._mix(self._solver[-1])
 
-    def rehearse(self) -> None:
+    def rehearse(self, max_pending: int) -> None:
         """Evaluates with every number of layers in a row that are reused, from every layer on.
 
         These are all the kinds of pieces there are, so afterwards no schedule whose stand-ins read as many values
@@ -134,7 +133,7 @@ class StaticRun:
         x = self._terms[0].repeat(len(self._labels) // halves // self._terms.shape[1], 1, 1, 1)
         constants = tuple(part[0][: len(x)] for part in self._constants)
         gate = _Rehearsal(self._depth, self._weights[0, 0])
-        for reused in range(2 * MAX_PENDING + 1):
+        for reused in range(2 * max_pending + 1):
             for first in range(reused + 1):
                 gate.reused, gate.first = reused, first
                 self._program.evaluate(x, constants, gate)
