@@ -42,6 +42,7 @@ from l2c.bench.latency import Latency, device_floor, floor_s, measure_latency
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.files import atomic_write
+from l2c.layers import find_layers
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model
 from l2c.records import RunRecord, describe_device
@@ -56,6 +57,9 @@ MODELS = {
     "uvit-h-2-256": ("dpmsolver-singlestep", "dpm50_router.pth"),
 }
 FIRST = "dit-xl-2-256"
+FAST, SLOW = "graph", "eager"
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+TOKENS = {64: "dit-xl-4-256", 256: "dit-xl-2-256", 1024: "dit-xl-2-512"}
 EVERYTHING, PUBLISHED, THREE_TERMS = "everything", "published", "every 2nd, three terms"
 TARGETS = {
     "dit-xl-2-256, 8 pictures, everything, s": 0.40,
@@ -103,9 +107,9 @@ def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
                 sampler.denoiser.model, sampler.solver, STEPS, every=2, predictor="taylor-2"
             ),
         }
-        for images in (8, 1) if name != "dit-xl-2-512" else (8,):
-            for engines, times in ((["graph"], repetitions), (["eager"], max(2, repetitions // 3))):
-                for found in measure_latency(sampler, schedules, engines, images, times):
+        for images in (8, 1):
+            for engine, times in ((FAST, repetitions), (SLOW, max(2, repetitions // 3))):
+                for found in measure_latency(sampler, schedules, [engine], images, times):
                     best = floor_s(sampler, schedules[found.schedule], images, floor["matmul_flops"])
                     rows.append({"model": name, **found.to_json(), "floor_s": best})
                     print(line(rows[-1]), flush=True)
@@ -128,7 +132,7 @@ def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """What the targets are about, of captured runs."""
     found: dict[str, float] = {}
 
-    def row(model: str, images: int, schedule: str, engine: str = "graph") -> dict[str, Any]:
+    def row(model: str, images: int, schedule: str, engine: str = FAST) -> dict[str, Any]:
         wanted = (model, images, schedule, engine)
         return next(r for r in rows if (r["model"], r["images"], r["schedule"], r["engine"]) == wanted)
 
@@ -146,8 +150,9 @@ def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         ) - 1  # fmt: skip
         found[f"{pictures}, reuse of every layer, share of a full evaluation"] = reuse
         found[f"{pictures}, compile and capture, s"] = max(r["first_s"] - r["median_s"] for r in (full, some))
-        found[f"{pictures}, host time per evaluation, us"] = max(full["launch_us"], some["launch_us"])
-        eager = row(model, images, EVERYTHING, "eager"), row(model, images, PUBLISHED, "eager")
+        if full["launch_us"] is not None:
+            found[f"{pictures}, host time per evaluation, us"] = max(full["launch_us"], some["launch_us"])
+        eager = row(model, images, EVERYTHING, SLOW), row(model, images, PUBLISHED, SLOW)
         found[f"{pictures}, eager, everything, s"] = eager[0]["median_s"]
         found[f"{pictures}, eager, published, s"] = eager[1]["median_s"]
     return found
@@ -163,7 +168,7 @@ def throughput(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
     sampler = make_sampler(FIRST, STEPS, device)
     schedules = {EVERYTHING: None, PUBLISHED: published(sampler, FIRST, routers)}
     rows = []
-    for images in (1, 2, 4, 8, 16, 32, 64):
+    for images in BATCHES:
         for found in measure_latency(
             sampler, schedules, ["auto"], images, max(2, min(repetitions, 64 // images))
         ):
@@ -178,7 +183,8 @@ def scaling(device: str, repetitions: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     schedules: dict[str, CacheSchedule | None] = {"1.0": None}
     for fraction in (0.8, 0.6, 0.4, 0.2, 0.0):
-        compute = torch.rand(STEPS, 56, generator=generator) < fraction
+        layers = len(find_layers(sampler.denoiser.model))
+        compute = torch.rand(STEPS, layers, generator=generator) < fraction
         compute[0] = True
         schedules[str(fraction)] = on_mask(sampler, compute)
     by_fraction = [row.to_json() for row in measure_latency(sampler, schedules, ["auto"], 8, repetitions)]
@@ -191,7 +197,7 @@ def scaling(device: str, repetitions: int) -> dict[str, Any]:
         (row,) = measure_latency(replace(sampler, steps=steps), {EVERYTHING: None}, ["auto"], 8, repetitions)
         by_steps.append({"steps": steps, **row.to_json()})
     by_tokens = []
-    for name, tokens in (("dit-xl-4-256", 64), ("dit-xl-2-256", 256), ("dit-xl-2-512", 1024)):
+    for tokens, name in TOKENS.items():
         model = random_model(model_config(name), dtype=torch.bfloat16, device=device)
         other = Sampler(Denoiser.of(model), "ddim", 20)
         (row,) = measure_latency(other, {EVERYTHING: None}, ["auto"], 8, repetitions)

@@ -1,0 +1,98 @@
+"""The latency benchmark, on tiny models on the CPU: every part runs, is recorded, and is shown."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import l2c
+from l2c.bench.latency import device_floor, floor_s, measure_latency
+from l2c.errors import ConfigError
+from l2c.records import RunRecord
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.sampler import Sampler
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks/latency.py"
+
+
+@pytest.fixture
+def latency(monkeypatch, tiny_dit):
+    spec = importlib.util.spec_from_file_location("latency", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "MODELS", {"dit-xl-2-256": ("ddim", "")})
+    monkeypatch.setattr(module, "STEPS", 4)
+    monkeypatch.setattr(module, "FAST", "eager")  # nothing to capture on a CPU
+    monkeypatch.setattr(module, "BATCHES", (1, 2))
+    monkeypatch.setattr(module, "TOKENS", {16: "tiny", 17: "tiny"})
+    monkeypatch.setattr(module, "model_config", lambda name: replace(tiny_dit.config, num_classes=1000))
+
+    def every_2nd(sampler, name, routers):
+        return l2c.methods.interval(sampler.denoiser.model, "ddim", 4, 2)
+
+    monkeypatch.setattr(module, "published", every_2nd)
+    return module
+
+
+def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
+    out = tmp_path / "latency.json"
+    options = ["--routers", str(tmp_path), "--device", "cpu", "--repetitions", "2", "--out", str(out)]
+    for part in ("tables", "throughput", "scaling"):
+        assert latency.main([*options, "--part", part]) == 0
+    assert latency.main([*options, "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "share of the MAC ratio" in shown
+    assert "time against the fraction computed" in shown
+    record = RunRecord.load(out)
+    assert set(record.results) == {"tables", "throughput", "scaling"}
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    rows = record.results["tables"]["rows"]
+    assert {(row["images"], row["schedule"]) for row in rows} == {
+        (images, name) for images in (1, 8) for name in ("everything", "published", "every 2nd, three terms")
+    }
+
+
+def test_parts_that_need_the_routers_say_so(latency, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        latency.main(["--device", "cpu", "--out", str(tmp_path / "x.json")])
+    assert "published router files" in capsys.readouterr().err
+
+
+def test_shares_of_known_times(latency):
+    row = {"model": "m", "images": 8, "engine": "eager", "launch_us": 20.0, "first_s": 5.0, "median_s": 1.0}
+    rows = [
+        {**row, "schedule": "everything", "seconds": [1.0, 1.2], "macs_fraction": 1.0},
+        {**row, "schedule": "published", "seconds": [0.8, 0.96], "macs_fraction": 0.75},
+        {**row, "schedule": "every 2nd, three terms", "seconds": [0.55, 0.66], "macs_fraction": 0.5},
+    ]
+    found = latency.figures(rows)
+    assert found["m, 8 pictures, share of the MAC ratio"] == pytest.approx(1.25 * 0.75)
+    assert found["m, 8 pictures, reuse of every layer, share of a full evaluation"] == pytest.approx(0.1)
+    assert found["m, 8 pictures, compile and capture, s"] == 4.0
+
+
+def test_latency_of_ways_that_take_turns(tiny_dit):
+    sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
+    schedules = {"all": None, "half": l2c.methods.interval(tiny_dit, "ddim", 6, 2)}
+    rows = measure_latency(sampler, schedules, ["auto", "eager"], images=3, repetitions=2)
+    assert [(row.schedule, row.engine) for row in rows] == [("all", "eager"), ("half", "eager")]
+    assert rows[0].store_bytes == 0 < rows[1].store_bytes
+    assert all(len(row.seconds) == 2 and row.launch_us is None for row in rows)
+    assert rows[1].to_json()["pictures_per_s"] == pytest.approx(3 / rows[1].median_s)
+    with pytest.raises(ConfigError, match="at least one"):
+        measure_latency(sampler, {}, ["auto"])
+
+
+def test_the_floor_follows_the_work(tiny_dit):
+    sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
+    half = l2c.methods.interval(tiny_dit, "ddim", 6, 2)
+    full = floor_s(sampler, None, 4, 1e12)
+    assert floor_s(sampler, half, 4, 1e12) == pytest.approx(full * half.cost.fraction)
+    assert floor_s(sampler, None, 8, 1e12) == pytest.approx(2 * full)
+    found = device_floor("cpu", torch.float32)
+    assert found["matmul_flops"] > 1e8
+    assert found["copy_bytes"] > 1e8
