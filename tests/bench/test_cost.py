@@ -171,6 +171,23 @@ def test_captured_runs_are_all_kept_while_they_are_timed():
     assert engine.memory_limit == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # PyTorch's own, in its compiler
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["dit-mini-cifar10", "uvit-mini-cifar10"])
+def test_graphs_are_profiled_as_they_are_sampled(name):
+    model = l2c.load_model(name, dtype=torch.bfloat16, device="cuda")
+    profile = measure_profile(sampler_of(model), batch_size=16)
+    assert (profile.engine, profile.evaluations) == ("graph", 20)
+    assert len(engine_of(model, "graph")._runs) == len(profile.timings) - 1  # all but the solver by itself
+    assert profile.costs.per_value == 0
+    assert all(cost > 0 for cost in profile.costs.layers)
+    for check in profile.checks:
+        print(
+            f"{check.fraction:.1%} of the MACs: {check.measured_ms:.2f} ms, predicted {check.deviation:+.1%}"
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

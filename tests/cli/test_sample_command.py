@@ -214,6 +214,21 @@ def test_any_weights_is_for_every_engine(invoke, tmp_path, uncompiled):
     assert RunRecord.load(tmp_path / "out" / "record.json").config["any_weights"]
 
 
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_another_guidance_than_the_schedules_is_said_by_every_engine(
+    invoke, tmp_path, checkpoint, uncompiled, engine
+):
+    path = tmp_path / "router.safetensors"
+    learn_router(tiny_dit(), "ddim", 2, settings=RouterSettings(iterations=1, batch_size=1)).save(path)
+    command = ("sample", "-m", checkpoint, "-s", path, "--num", 1, "--engine", engine, "--out", tmp_path)
+    assert "warning" not in invoke(*command).err
+    finished = invoke(*command, "--guidance", 4)
+    assert finished.code == 0
+    assert finished.err.count("l2c: warning: ") == 1
+    assert "guidance" in finished.err
+
+
 @pytest.mark.parametrize(
     ("engine", "words"), [("steam", "unknown engine 'steam'"), ("graph", "CUDA graphs need a CUDA device")]
 )

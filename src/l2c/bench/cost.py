@@ -109,6 +109,7 @@ def measure_profile(
     checked: Sequence[float] = CHECKED,
     decoder: Callable[[Tensor], object] | None = None,
     on_run: Callable[[str, int], None] | None = None,
+    time_limit_s: float | None = 180.0,
 ) -> Profile:
     """Finds out where the time of a run goes, by whole runs that reuse one group of layers or another.
 
@@ -116,13 +117,14 @@ def measure_profile(
         sampler: The model, its solver and its guidance. The number of steps does not matter: runs have
             `evaluations`, unless the sampler brings a solver of its own.
         batch_size: Pictures at a time.
-        repetitions: Runs of each kind.
+        repetitions: Runs of each kind, fewer if the time is up before.
         engine: How the model is run, see `Sampler.compile`.
         predictor: How many stored values the stand-ins read; which weights they have costs nothing.
         evaluations: Of each run; 20 on CUDA devices and 8 elsewhere if not given.
         checked: Shares of the MACs of random masks to check predictions on.
         decoder: Decodes samples, if its time is wanted.
         on_run: Called as (kind of run, repetition) before each.
+        time_limit_s: Seconds after which no further repetition is begun.
 
     Raises:
         CacheStateError: If a cache is enabled on the model.
@@ -141,11 +143,11 @@ def measure_profile(
     variants = {name: runs.variant(mask) for name, mask in masks.items()}
     if runs.depth > 1 and mode == "eager":  # compiled stand-ins read as many values always
         variants[_SHALLOW] = runs.variant(masks[_REST], depth=1)
-    variants[_SOLVER] = runs.solver
+    variants[_SOLVER] = runs.solver()
     if decoder is not None:
         variants[_DECODER] = lambda: decoder(runs.noise)
     with _no_memory_limit(sampler, mode):
-        timings = interleave(variants, repetitions, on_run=on_run)
+        timings = interleave(variants, repetitions, time_limit_s=time_limit_s, on_run=on_run)
     seconds = {name: timing.seconds for name, timing in timings.items()}
     costs = fit_costs(table, seconds, runs.count, runs.depth)
     checks = tuple(
@@ -297,18 +299,15 @@ class _Runs:
         sample = self.sampler.compile(self.schedule(mask, depth), self.mode)
         return lambda: sample(self.noise, self.labels)
 
-    @torch.no_grad()
-    def solver(self) -> None:
+    def solver(self) -> Callable[[], object]:
         """What a run does besides evaluating the network."""
-        if self.mode == "eager":
-            drive(solver_walk(self.sampler.make_solver(), self.noise), lambda _evaluation, _x: self.noise)
-            return
-        compiled = self.sampler.compile(None, self.mode)
-        assert isinstance(compiled, CompiledSampler)
-        weights = compiled.job.solver.to(self.noise.device, torch.float32)
-        terms = self.noise.flatten().expand(len(weights), -1).contiguous()
-        for row in weights:
-            _ = row @ terms
+        sampler, noise = self.sampler, self.noise
+        compiled = sampler.compile(None, self.mode)
+        if not isinstance(compiled, CompiledSampler):
+            return lambda: drive(solver_walk(sampler.make_solver(), noise), lambda _evaluation, _x: noise)
+        weights = compiled.job.solver.to(noise.device, torch.float32)
+        terms = noise.flatten().expand(len(weights), -1).contiguous()
+        return lambda: [row @ terms for row in weights]
 
 
 @contextmanager

@@ -60,7 +60,13 @@ def profile(
         ),
     ] = "taylor-2",
     repetitions: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Runs of each kind.", rich_help_panel=MEASURING)
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Runs of each kind, fewer if that takes more than three minutes.",
+            rich_help_panel=MEASURING,
+        ),
     ] = 9,
     vae: Annotated[
         Path | None,
