@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "learning": {"errors", "files", "models", "layers", "cache", "sampling"},
     "pipelines": {"errors", "layers", "cache", "learning"},
     "evaluation": {"errors", "files", "models", "layers", "cache", "sampling", "learning"},
-    "bench": {"errors", "models", "layers", "cache", "engine", "sampling"},
+    "bench": {"errors", "records", "models", "layers", "cache", "engine", "sampling"},
     "testing": {"models", "layers", "cache", "pipelines"},
     "report": {"errors", "files", "records", "bootstrap"},
     "compare": {
@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "cli": {
-        "errors", "files", "records", "models", "layers", "cache", "sampling", "methods", "learning",
+        "errors", "files", "records", "models", "layers", "cache", "engine", "sampling", "methods", "learning",
         "evaluation", "bench", "report", "compare", "demo", "pipelines", "l2c",
     },
 }  # fmt: skip

@@ -24,6 +24,7 @@ DOCUMENTS = [
     "docs/learning.md",
     "docs/method.md",
     "docs/pipelines.md",
+    "docs/profile.md",
 ]
 
 FOREIGN = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2c import methods, pipelines
+    from l2c.bench.cost import measure_costs
     from l2c.cache.cost import CostTable
     from l2c.cache.family import ScheduleFamily
     from l2c.cache.predictors import Predictor
@@ -49,6 +50,7 @@ _HOMES = {
     "learn_router": "l2c.learning.paper",
     "learn_solver": "l2c.learning.learn",
     "load_model": "l2c.models",
+    "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
     "pipelines": "l2c.pipelines",
     "sample": "l2c.sampling.sampler",
@@ -77,6 +79,7 @@ __all__ = [
     "learn_router",
     "learn_solver",
     "load_model",
+    "measure_costs",
     "methods",
     "pipelines",
     "sample",

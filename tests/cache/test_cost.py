@@ -1,12 +1,13 @@
+import json
 import re
 
 import pytest
 import torch
 
 from l2c.cache.cost import CostTable
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, DataError
 from l2c.layers import find_layers
-from l2c.testing import tiny_dit
+from l2c.testing import tiny_dit, tiny_uvit
 
 COSTS = CostTable("ms", (1.0, 2.0, 4.0), 0.5)
 
@@ -62,3 +63,59 @@ def test_a_budget_that_is_no_number_is_refused():
 def test_costs_are_shown_with_their_unit():
     assert COSTS.show(12.3456) == "12.35 ms"
     assert CostTable.macs(find_layers(tiny_dit())).show(2.5e12) == "2500 GMACs"
+
+
+def test_stand_ins_of_fewer_values_cost_less():
+    costs = CostTable("ms", (1.0, 2.0), 1.0, depth=3, per_value=0.1)
+    compute = torch.tensor([[1, 1], [0, 0], [1, 0], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
+    missing = 2 + 1 + 0 + 5 * 2  # the first layer has been computed once, twice, three times; the second once
+    assert costs.of(compute) == pytest.approx(6 * 1.0 + 3 * 1.0 + 2.0 - 0.1 * missing)
+    first = torch.zeros(6, 2, dtype=torch.bool)
+    first[0] = True
+    costs.check_budget(costs.of(first), 6)
+    with pytest.raises(ConfigError, match="cannot be met"):
+        costs.check_budget(costs.of(first) * 0.98, 6)
+
+
+def test_a_table_in_plain_data_and_back():
+    costs = CostTable("ms", (1.0, 2.5), 0.5, "dit", ("a", "b"), 3, 0.25)
+    assert CostTable.from_json(json.loads(json.dumps(costs.to_json()))) == costs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": None},
+        {"layers": []},
+        {"layers": [1.0]},
+        {"rest": "much"},
+        {"rest": float("nan")},
+        {"names": 3},
+    ],
+)
+def test_a_malformed_table_is_refused(change):
+    data = {**CostTable("ms", (1.0, 2.5), 0.5, "dit", ("a", "b")).to_json(), **change}
+    with pytest.raises(DataError, match="the table of costs is malformed"):
+        CostTable.from_json(data)
+    with pytest.raises(DataError, match="the table of costs is malformed"):
+        CostTable.from_json({key: value for key, value in data.items() if key != "rest"})
+
+
+def test_costs_of_another_model_are_refused():
+    table = find_layers(tiny_dit())
+    CostTable.macs(table).check_layers(table)
+    CostTable("ms", (1.0,) * 6, 0.5).check_layers(table)
+    message = (
+        "the costs are those of 6 layers of a dit, but the model is a uvit with 6 layers; measure this one"
+    )
+    with pytest.raises(ConfigError, match=message):
+        CostTable.macs(table).check_layers(find_layers(tiny_uvit()))
+    with pytest.raises(ConfigError, match="the costs are those of 3 layers, but the model is a dit with 6"):
+        COSTS.check_layers(table)
+    with pytest.raises(ConfigError, match=r"those of 3 layers but the mask is \(4, 6\)"):
+        COSTS.of(torch.ones(4, 6, dtype=torch.bool))
+
+
+def test_where_reusing_saves_nothing_no_budget_can_be_met():
+    with pytest.raises(ConfigError, match="no layer saves any time"):
+        CostTable("ms", (0.0, 0.0), 2.0).check_budget(20.0, 10)

@@ -221,14 +221,16 @@ def test_a_latency_that_is_measured_here_is_met(invoke, tmp_path, checkpoint, mo
     costs = l2c.CostTable("ms", (1.0,) * 6, 0.5)
     batches = []
     monkeypatch.setattr(
-        "l2c.bench.cost.measure_costs", lambda _sampler, batch_size: batches.append(batch_size) or costs
+        "l2c.bench.cost.measure_costs",
+        lambda _sampler, batch_size, engine: batches.append((batch_size, engine)) or costs,
     )
     out = tmp_path / "out.safetensors"
     options = ("--steps", 6, "--iterations", 1, *QUICK, "--latency-ms", 20, "--latency-batch", 3)
+    options += ("--engine", "eager")
     finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
     assert finished.code == 0, finished.err
     schedule = CacheSchedule.load(out)
-    assert batches == [3]
+    assert batches == [(3, "eager")]
     assert schedule.provenance["budget_unit"] == "ms"
     assert costs.of(schedule.compute) == schedule.provenance["budget_cost"] == 20
 
@@ -285,6 +287,14 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
         (("--macs", "1T"), ("a budget of 1000 GMACs is more than the", "no schedule is needed")),
         (("--latency-ms", 0), ("--latency-ms must be more than 0",)),
         (("--latency-ms", 5, "--latency-batch", 0), ("--latency-batch must be at least 1",)),
+        (("--latency-batch", 2), ("--latency-batch is for --latency-ms",)),
+        (("--engine", "eager", "--budget", 0.5), ("--engine is for --latency-ms",)),
+        (("--costs", "costs.json"), ("--costs is for --latency-ms",)),
+        (("--latency-ms", 5, "--engine", "steam"), ("unknown engine 'steam'", "graph, compile, eager")),
+        (
+            ("--latency-ms", 5, "--costs", "a.json", "--engine", "eager"),
+            ("--engine is for measuring", "--costs"),
+        ),
         (("--trials", 0), ("trials must be at least 1",)),
         (("--max-minutes", 0), ("time limit must be more than 0",)),
     ],

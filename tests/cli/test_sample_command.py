@@ -8,10 +8,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import l2c
+from l2c.cli.sample_run import sampling_costs
 from l2c.learning.paper import RouterSettings, learn_router
 from l2c.models import load_model, save_model
 from l2c.records import RunRecord
 from l2c.report.pictures import to_pixels
+from l2c.sampling import Denoiser
+from l2c.sampling.sampler import Sampler
 from l2c.testing import tiny_dit, tiny_uvit
 
 
@@ -153,3 +156,98 @@ def test_an_autoencoder_is_refused_by_a_model_of_pictures(invoke, tmp_path, chec
     finished = invoke("sample", "-m", checkpoint, "--vae", vae, "--out", tmp_path / "out")
     assert finished.code == 2
     assert "nothing to decode" in finished.err
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Compiled engines run their pieces as they are: the same work, at once and on any machine."""
+    monkeypatch.setattr("l2c.engine.pieces._compile", lambda function, _index: function)
+
+
+@pytest.mark.parametrize("npz", [(), ("--npz",)])
+def test_engines_make_the_same_pictures_and_the_record_names_them(
+    invoke, tmp_path, checkpoint, schedule, uncompiled, npz
+):
+    options = ("--num", 3, "--batch-size", 2, "-s", schedule, *npz)
+    records = {}
+    for engine in ("auto", "compile"):
+        out = tmp_path / engine
+        finished = invoke("sample", "-m", checkpoint, *options, "--engine", engine, "--out", out)
+        assert finished.code == 0, finished.err
+        records[engine] = RunRecord.load(out / "record.json")
+    assert "engine compile" in finished.out
+    assert [record.config["engine"] for record in records.values()] == ["eager", "compile"]
+    assert records["compile"].results == records["auto"].results
+    assert records["compile"].results["store_peak_bytes"] > 0
+    for name in ("seed000000-label000.png", "seed000002-label002.png"):
+        ours, theirs = (open_picture(tmp_path / engine / name) for engine in records)
+        levels = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
+        assert max(levels) <= 1
+
+
+@pytest.mark.filterwarnings("default:the schedule was learned")
+def test_any_weights_is_for_every_engine(invoke, tmp_path, uncompiled):
+    other = tmp_path / "other.safetensors"
+    save_model(tiny_dit(seed=1), other)
+    mine = tmp_path / "router.safetensors"
+    learned = learn_router(tiny_dit(), "ddim", 4, settings=RouterSettings(iterations=1, batch_size=1))
+    learned.save(mine)
+    command = (
+        "sample",
+        "-m",
+        other,
+        "-s",
+        mine,
+        "--num",
+        1,
+        "--engine",
+        "compile",
+        "--out",
+        tmp_path / "out",
+    )
+    refused = invoke(*command)
+    assert refused.code == 1
+    assert "weights" in refused.err
+    finished = invoke(*command, "--any-weights")
+    assert finished.code == 0, finished.err
+    assert "l2c: warning: the schedule was learned on other weights" in finished.err
+    assert RunRecord.load(tmp_path / "out" / "record.json").config["any_weights"]
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_another_guidance_than_the_schedules_is_said_by_every_engine(
+    invoke, tmp_path, checkpoint, uncompiled, engine
+):
+    path = tmp_path / "router.safetensors"
+    learn_router(tiny_dit(), "ddim", 2, settings=RouterSettings(iterations=1, batch_size=1)).save(path)
+    command = ("sample", "-m", checkpoint, "-s", path, "--num", 1, "--engine", engine, "--out", tmp_path)
+    assert "warning" not in invoke(*command).err
+    finished = invoke(*command, "--guidance", 4)
+    assert finished.code == 0
+    assert finished.err.count("l2c: warning: ") == 1
+    assert "guidance" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"), [("steam", "unknown engine 'steam'"), ("graph", "CUDA graphs need a CUDA device")]
+)
+def test_an_engine_that_cannot_be_had(invoke, tmp_path, checkpoint, engine, words):
+    out = tmp_path / "out"
+    finished = invoke("sample", "-m", checkpoint, "--steps", 2, "--engine", engine, "--out", out)
+    assert finished.code == 2
+    assert words in finished.err
+    assert len(finished.err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_graphs_hold_stored_values_longer():
+    """What a graph stores has one place, which others may have once it has been read for the last time."""
+    model = tiny_dit()
+    schedule = l2c.methods.interval(model, "ddim", 8, 2)
+    sampler = Sampler(Denoiser.of(model), "ddim", 8)
+    graph, eager = (
+        sampling_costs(sampler, schedule, mode, 3)["store_peak_bytes"] for mode in ("graph", "eager")
+    )
+    assert eager == 6 * 16 * 32 * 4 * 2 * 3  # layers, tokens, width, bytes, halves of guidance, pictures
+    assert graph >= eager

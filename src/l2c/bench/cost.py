@@ -1,119 +1,324 @@
-"""What the parts of an evaluation cost in milliseconds, measured on a device at a shape."""
+"""What the layers of an evaluation cost in milliseconds: what whole runs save that reuse them.
+
+Nothing is timed inside an evaluation. Runs that reuse one group of equal layers are timed against runs that compute
+everything, each through the engine that will sample, so that what a layer costs is what reusing it saves there.
+"""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from l2c.bench.timing import synchronize
+from l2c.bench.timing import Timing, interleave
 from l2c.cache.cost import CostTable
-from l2c.errors import ConfigError
-from l2c.layers import find_layers
+from l2c.cache.predictors import Predictor
+from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.errors import ConfigError, DataError
+from l2c.layers import Layer, LayerTable, find_layers
+from l2c.records import RunRecord
+from l2c.sampling.compiled import CompiledSampler, engine_of, resolve_engine
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.walk import drive, solver_walk
+
+LEARNED = Predictor("taylor", 2)
+"""Reads three values, as the stand-ins that `l2c learn` makes."""
+CHECKED = (0.7, 0.5, 0.3)
+"""Shares of the MACs of the random masks that predictions are checked on."""
+
+_FULL, _REST, _SHALLOW = "everything computed", "everything reused", "everything reused, of one value"
+_SOLVER, _DECODER = "solver", "decoder"
 
 
-@torch.no_grad()
-def measure_costs(sampler: Sampler, batch_size: int = 1, repetitions: int = 15) -> CostTable:
-    """Milliseconds of every layer and of the rest of one guided evaluation, medians.
+@dataclass(frozen=True)
+class Check:
+    """A random mask whose time was predicted and measured.
 
-    Layers are timed one by one inside whole evaluations, then scaled so that together with the rest, which is timed
-    in evaluations that call no layer, they make up the time of an evaluation without any timing in it.
+    Attributes:
+        fraction: Its share of the MACs.
+        predicted_ms: Of the run, by the table of costs.
+        measured_ms: Median, from the same rounds that the table is from.
+    """
+
+    fraction: float
+    predicted_ms: float
+    measured_ms: float
+
+    @property
+    def deviation(self) -> float:
+        """How far the prediction is above the measurement, as a fraction of it."""
+        return self.predicted_ms / self.measured_ms - 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a run goes.
+
+    Attributes:
+        costs: Milliseconds of every layer and of the rest of an evaluation.
+        groups: Layers that cost the same, by the name of their group.
+        checks: Predictions against measurements.
+        timings: Of all runs, raw.
+        engine: `graph`, `compile` or `eager`.
+        evaluations: Of each run.
+        depth: How many stored values a stand-in reads.
+        solver_ms: What of the rest is the solver, per evaluation. With graphs it is less than this, which is launched
+            step by step.
+        decoder_ms: Of decoding the pictures of a batch, which is in no evaluation; None where there is no decoder.
+    """
+
+    costs: CostTable
+    groups: Mapping[str, tuple[int, ...]]
+    checks: tuple[Check, ...]
+    timings: Mapping[str, Timing]
+    engine: str
+    evaluations: int
+    depth: int
+    solver_ms: float
+    decoder_ms: float | None
+
+
+def measure_costs(
+    sampler: Sampler, batch_size: int = 1, repetitions: int = 9, *, engine: str = "auto"
+) -> CostTable:
+    """Milliseconds of every layer and of the rest of an evaluation; arguments and errors as of `measure_profile`.
+
+    Example:
+        >>> import l2c
+        >>> model = l2c.testing.tiny_dit()
+        >>> costs = l2c.measure_costs(l2c.Sampler(l2c.sampling.Denoiser.of(model)), repetitions=1)
+        >>> costs.unit, len(costs.layers)
+        ('ms', 6)
+    """
+    return measure_profile(sampler, batch_size, repetitions, engine=engine, checked=()).costs
+
+
+def measure_profile(
+    sampler: Sampler,
+    batch_size: int = 1,
+    repetitions: int = 9,
+    *,
+    engine: str = "auto",
+    predictor: Predictor = LEARNED,
+    evaluations: int | None = None,
+    checked: Sequence[float] = CHECKED,
+    decoder: Callable[[Tensor], object] | None = None,
+    on_run: Callable[[str, int], None] | None = None,
+    time_limit_s: float | None = 180.0,
+) -> Profile:
+    """Finds out where the time of a run goes, by whole runs that reuse one group of layers or another.
 
     Args:
-        sampler: The model and its guidance.
+        sampler: The model, its solver and its guidance. The number of steps does not matter: runs have
+            `evaluations`, unless the sampler brings a solver of its own.
         batch_size: Pictures at a time.
-        repetitions: Evaluations of each kind.
+        repetitions: Runs of each kind, fewer if the time is up before.
+        engine: How the model is run, see `Sampler.compile`.
+        predictor: How many stored values the stand-ins read; which weights they have costs nothing.
+        evaluations: Of each run; 20 on CUDA devices and 8 elsewhere if not given.
+        checked: Shares of the MACs of random masks to check predictions on.
+        decoder: Decodes samples, if its time is wanted.
+        on_run: Called as (kind of run, repetition) before each.
+        time_limit_s: Seconds after which no further repetition is begun.
 
     Raises:
-        ConfigError: If batch size or repetitions are less than 1.
+        CacheStateError: If a cache is enabled on the model.
+        ConfigError: If batch size or repetitions are less than 1, there are too few evaluations, or the engine is
+            unknown or does not fit the model or its device.
     """
     if batch_size < 1 or repetitions < 1:
         raise ConfigError(
             f"batch size and repetitions must be at least 1, got {batch_size} and {repetitions}"
         )
-    denoiser = sampler.denoiser
-    table = find_layers(denoiser.model)
-    modules = [denoiser.model.get_submodule(layer.module_path) for layer in table.layers]
-    x = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
-    labels = torch.zeros(batch_size, dtype=torch.long, device=denoiser.device)
-    timestep = torch.tensor(500.0, device=denoiser.device)
-
-    def evaluate() -> float:
-        synchronize()
-        began = time.perf_counter()
-        sampler.guidance.predict(denoiser, x, timestep, labels)
-        synchronize()
-        return 1e3 * (time.perf_counter() - began)
-
-    evaluate()
-    whole, rest, layers = [], [], defaultdict(list)
-    for _ in range(repetitions):
-        whole.append(evaluate())
-        with _Stopwatch(modules) as stopwatch:
-            evaluate()
-        for index, taken in stopwatch.taken.items():
-            layers[index].append(taken)
-        with _Replay(modules, stopwatch.outputs):
-            rest.append(evaluate())
-    medians = [statistics.median(layers[index]) for index in range(len(modules))]
-    rest_ms = statistics.median(rest)
-    scale = (statistics.median(whole) - rest_ms) / sum(medians)
-    return CostTable("ms", tuple(scale * taken for taken in medians), rest_ms)
-
-
-class _Stopwatch:
-    """Times every call of some modules, and keeps what they put out."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self._modules = modules
-        self._handles: list[Any] = []
-        self._began = 0.0
-        self.taken: dict[int, float] = defaultdict(float)
-        self.outputs: dict[int, list[Any]] = defaultdict(list)
-
-    def __enter__(self) -> _Stopwatch:
-        for index, module in enumerate(self._modules):
-            self._handles.append(module.register_forward_pre_hook(self._start))
-            self._handles.append(module.register_forward_hook(self._stop(index)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _start(self, *_: object) -> None:
-        synchronize()
-        self._began = time.perf_counter()
-
-    def _stop(self, index: int) -> Any:
-        def stop(_module: nn.Module, _inputs: object, output: Any) -> None:
-            synchronize()
-            self.taken[index] += 1e3 * (time.perf_counter() - self._began)
-            self.outputs[index].append(output)
-
-        return stop
+    mode = resolve_engine(engine, sampler.denoiser)
+    runs = _Runs(sampler, batch_size, mode, predictor.depth, evaluations)
+    table, masks = runs.table, runs.masks()
+    random = {f"random, {share:.0%}": runs.random_mask(share, seed) for seed, share in enumerate(checked)}
+    masks |= random
+    variants = {name: runs.variant(mask) for name, mask in masks.items()}
+    if runs.depth > 1 and mode == "eager":  # compiled stand-ins read as many values always
+        variants[_SHALLOW] = runs.variant(masks[_REST], depth=1)
+    variants[_SOLVER] = runs.solver()
+    if decoder is not None:
+        variants[_DECODER] = lambda: decoder(runs.noise)
+    with _no_memory_limit(sampler, mode):
+        timings = interleave(variants, repetitions, time_limit_s=time_limit_s, on_run=on_run)
+    seconds = {name: timing.seconds for name, timing in timings.items()}
+    costs = fit_costs(table, seconds, runs.count, runs.depth)
+    checks = tuple(
+        Check(runs.schedule(mask).cost.fraction, costs.of(mask), 1e3 * timings[name].median_s)
+        for name, mask in random.items()
+    )
+    return Profile(
+        costs,
+        layer_groups(table),
+        checks,
+        timings,
+        mode,
+        runs.count,
+        runs.depth,
+        1e3 * timings[_SOLVER].median_s / runs.count,
+        None if decoder is None else 1e3 * timings[_DECODER].median_s,
+    )
 
 
-class _Replay:
-    """Modules that put out what they put out before, without computing."""
+def layer_groups(table: LayerTable) -> dict[str, tuple[int, ...]]:
+    """Layers that cost the same, since they are of one kind and size, by a name for the group."""
 
-    def __init__(self, modules: list[nn.Module], outputs: dict[int, list[Any]]) -> None:
-        self._modules, self._outputs = modules, outputs
-        self._replaced: list[Any] = []
+    def alike(layer: Layer) -> tuple[str, int, int]:
+        return layer.kind, layer.macs, layer.out_elements
 
-    def __enter__(self) -> None:
-        for index, module in enumerate(self._modules):
-            replay = iter(self._outputs[index])
-            self._replaced.append(module.__dict__.get("forward"))
-            module.forward = lambda *_, replay=replay, **__: next(replay)
+    kinds = dict.fromkeys(map(alike, table.layers))
+    groups: dict[str, tuple[int, ...]] = {}
+    for kind in kinds:
+        same_kind = [other for other in kinds if other[0] == kind[0]]
+        name = kind[0] if len(same_kind) == 1 else f"{kind[0]} {same_kind.index(kind) + 1}"
+        groups[name] = tuple(i for i, layer in enumerate(table.layers) if alike(layer) == kind)
+    return groups
 
-    def __exit__(self, *_: object) -> None:
-        for module, replaced in zip(self._modules, self._replaced, strict=True):
-            del module.__dict__["forward"]
-            if replaced is not None:
-                module.forward = replaced
+
+def fit_costs(
+    table: LayerTable, seconds: Mapping[str, Sequence[float]], evaluations: int, depth: int
+) -> CostTable:
+    """Milliseconds of layers and rest from the times of runs.
+
+    The time of a group is how much faster runs are that reuse it. Groups are scaled to what runs save that reuse them
+    all, so that an evaluation that computes everything and one that computes nothing come out exactly.
+
+    Args:
+        table: The layers.
+        seconds: Of every repetition, for each kind of run: with everything computed, with everything reused, the same
+            with stand-ins that read one value, if that matters, and with each group reused, by its name.
+        evaluations: Of each run.
+        depth: How many evaluations at its beginning computed everything.
+    """
+    full = seconds[_FULL]
+
+    def saved_ms(name: str) -> float:
+        differences = [a - b for a, b in zip(full, seconds[name], strict=True)]
+        return max(0.0, 1e3 * median(differences) / (evaluations - depth))
+
+    groups = layer_groups(table)
+    full_ms = 1e3 * median(full) / evaluations
+    together = min(saved_ms(_REST), full_ms)
+    apart = {name: saved_ms(name) for name in groups}
+    scale = together / sum(apart.values()) if any(apart.values()) else 0.0
+    layers = [0.0] * len(table)
+    for name, members in groups.items():
+        for layer in members:
+            layers[layer] = scale * apart[name] / len(members)
+    per_value = 0.0
+    if _SHALLOW in seconds:
+        per_value = max(0.0, saved_ms(_SHALLOW) - together) / (len(table) * (depth - 1))
+    return CostTable("ms", tuple(layers), full_ms - sum(layers), table.family, table.names, depth, per_value)
+
+
+def read_costs(path: Path, sampler: Sampler) -> CostTable:
+    """Reads the table of costs that `l2c profile` wrote.
+
+    Args:
+        path: The file.
+        sampler: What it is to be used for.
+
+    Raises:
+        ConfigError: If it is of another model, or with guidance where this run is without, or the other way round.
+        DataError: If it cannot be read or is something else.
+    """
+    record = RunRecord.load(path)
+    if record.command != "profile" or "costs" not in record.results:
+        raise DataError(f"{path} is a record of l2c {record.command}; give one that l2c profile has written")
+    costs = CostTable.from_json(record.results["costs"])
+    costs.check_layers(find_layers(sampler.denoiser.model))
+    guided, here = (scale != 1 for scale in (record.config.get("guidance", 1), sampler.guidance.scale))
+    if guided != here:
+        raise ConfigError(
+            f"{path} has the costs {'with' if guided else 'without'} guidance, and this run is "
+            f"{'with' if here else 'without'}; measure it with l2c profile --guidance {sampler.guidance.scale:g}"
+        )
+    return costs
+
+
+class _Runs:
+    """The runs that are timed."""
+
+    def __init__(
+        self, sampler: Sampler, batch_size: int, mode: str, depth: int, evaluations: int | None
+    ) -> None:
+        denoiser = sampler.denoiser
+        if sampler.learned is None:
+            wanted = evaluations or max(depth + 2, 20 if denoiser.device.type == "cuda" else 8)
+            sampler = replace(sampler, steps=wanted)
+        self.sampler, self.mode, self.depth = sampler, mode, depth
+        self.run = sampler.run
+        self.count = len(self.run.timesteps)
+        if self.count <= depth:
+            raise ConfigError(
+                f"the stand-ins read {depth} values, so a run needs at least {depth + 1} evaluations, got {self.count}"
+            )
+        self.table = find_layers(denoiser.model)
+        self.noise = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
+        self.labels = torch.arange(batch_size, device=denoiser.device) % denoiser.num_classes
+
+    def masks(self) -> dict[str, Tensor]:
+        """What `fit_costs` needs: all begin with as many whole evaluations as the stand-ins read."""
+        everything = torch.ones(self.count, len(self.table), dtype=torch.bool)
+        masks = {_FULL: everything, _REST: everything.clone()}
+        masks[_REST][self.depth :] = False
+        for name, members in layer_groups(self.table).items():
+            masks[name] = everything.clone()
+            masks[name][self.depth :, list(members)] = False
+        return masks
+
+    def random_mask(self, share: float, seed: int) -> Tensor:
+        """A mask of about so many of the MACs, apart from the first evaluation random everywhere."""
+        table, later = self.table, self.count - 1
+        left = share * self.count * table.full_macs - table.full_macs - later * table.rest_macs
+        chance = left / (later * max(table.layer_macs, 1))
+        generator = torch.Generator().manual_seed(seed)
+        mask = torch.rand(self.count, len(table), generator=generator) < chance
+        mask[0] = True
+        return mask
+
+    def schedule(self, mask: Tensor, depth: int | None = None) -> CacheSchedule:
+        """The schedule of a mask, whose stand-ins weigh as many values as the predictor reads."""
+        depth = depth or self.depth
+        predictor = Predictor()
+        if self.depth > 1:
+            coefficients = torch.full((*mask.shape, depth), 0.1 / depth)
+            coefficients[..., 0] = 0.9
+            predictor = Predictor("linear", coefficients=coefficients)
+        return CacheSchedule(mask, self.table, Contract(self.run), predictor)
+
+    def variant(self, mask: Tensor, depth: int | None = None) -> Callable[[], object]:
+        """One run with a mask."""
+        sample = self.sampler.compile(self.schedule(mask, depth), self.mode)
+        return lambda: sample(self.noise, self.labels)
+
+    def solver(self) -> Callable[[], object]:
+        """What a run does besides evaluating the network."""
+        sampler, noise = self.sampler, self.noise
+        compiled = sampler.compile(None, self.mode)
+        if not isinstance(compiled, CompiledSampler):
+            return lambda: drive(solver_walk(sampler.make_solver(), noise), lambda _evaluation, _x: noise)
+        weights = compiled.job.solver.to(noise.device, torch.float32)
+        terms = noise.flatten().expand(len(weights), -1).contiguous()
+        return lambda: [row @ terms for row in weights]
+
+
+@contextmanager
+def _no_memory_limit(sampler: Sampler, mode: str) -> Iterator[None]:
+    """Keeps all captured runs, since capturing one again would be timed."""
+    if mode == "eager":
+        yield
+        return
+    engine = engine_of(sampler.denoiser.model, mode)
+    limit, engine.memory_limit = engine.memory_limit, None
+    try:
+        yield
+    finally:
+        engine.memory_limit = limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2c.errors import ConfigError
@@ -24,11 +25,15 @@ class Budget:
         unit: `fraction` of the MACs, `MACs`, `ms`, or `evaluations` for a solver that is learned.
         amounts: In that unit; several make a family.
         batch_size: Pictures at a time, for milliseconds.
+        engine: What milliseconds are measured with.
+        costs_file: Where milliseconds are read from instead of being measured.
     """
 
     unit: str
     amounts: tuple[float, ...]
     batch_size: int = 1
+    engine: str = "auto"
+    costs_file: Path | None = None
 
     @classmethod
     def parse(
@@ -36,8 +41,10 @@ class Budget:
         budget: str | None,
         macs: str | None,
         latency_ms: float | None,
-        latency_batch: int,
+        latency_batch: int | None,
         budget_evals: float | None,
+        engine: str | None = None,
+        costs_file: Path | None = None,
         *,
         auto: bool,
     ) -> Budget:
@@ -55,6 +62,16 @@ class Budget:
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
             raise ConfigError(f"{' and '.join(names)} are budgets in different units; give one of them")
+        how = {"--latency-batch": latency_batch, "--engine": engine, "--costs": costs_file}
+        options = [name for name, value in how.items() if value is not None]
+        if options and latency_ms is None:
+            raise ConfigError(
+                f"{options[0]} is for --latency-ms; leave it out or give a budget in milliseconds"
+            )
+        if costs_file is not None and len(options) > 1:
+            raise ConfigError(
+                f"{options[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
+            )
         if auto != (budget_evals is not None):
             if auto:
                 raise ConfigError(
@@ -66,19 +83,29 @@ class Budget:
         if latency_ms is not None:
             if not latency_ms > 0:
                 raise ConfigError(f"--latency-ms must be more than 0, got {latency_ms:g}")
-            if latency_batch < 1:
+            if latency_batch is not None and latency_batch < 1:
                 raise ConfigError(f"--latency-batch must be at least 1, got {latency_batch}")
-            return cls("ms", (latency_ms,), latency_batch)
+            return cls("ms", (latency_ms,), latency_batch or 1, engine or "auto", costs_file)
         if macs is not None:
             return cls("MACs", (_parse_macs(macs),))
         return cls("fraction", parse_fractions(budget) if budget is not None else (DEFAULT,))
 
     def costs(self, sampler: Sampler) -> CostTable | None:
-        """The table of costs that the amounts are in; None for fractions of the MACs."""
-        if self.unit == "ms":
-            from l2c.bench.cost import measure_costs
+        """The table of costs that the amounts are in; None for fractions of the MACs.
 
-            return measure_costs(sampler, self.batch_size)
+        Raises:
+            ConfigError: If a file of costs is of another model, or the engine does not fit.
+            DataError: If a file of costs cannot be read.
+        """
+        if self.unit == "ms":
+            from l2c.bench.cost import measure_costs, read_costs
+            from l2c.sampling.compiled import release_engines
+
+            if self.costs_file is not None:
+                return read_costs(self.costs_file, sampler)
+            costs = measure_costs(sampler, self.batch_size, engine=self.engine)
+            release_engines(sampler.denoiser.model)  # learning needs the memory
+            return costs
         if self.unit == "MACs":
             from l2c.cache.cost import CostTable
             from l2c.layers import find_layers

@@ -32,7 +32,17 @@ AUTO = "auto"
 PATTERNS = ("any", "alternate")
 _BUDGETS = ("budget", "macs", "latency_ms", "budget_evals")
 _ONLY = {
-    "any": (*_BUDGETS, "latency_batch", "per_computed", "pictures", "reference_steps", "trials", "recompute"),
+    "any": (
+        *_BUDGETS,
+        "latency_batch",
+        "engine",
+        "costs",
+        "per_computed",
+        "pictures",
+        "reference_steps",
+        "trials",
+        "recompute",
+    ),
     "alternate": ("data", "price", "threshold", "reduction"),
 }
 
@@ -77,17 +87,40 @@ def learn(
         float | None,
         typer.Option(
             metavar="MS",
-            help="What a run may take in milliseconds on this machine, network alone. Every layer is timed first.",
+            help="What a run may take in milliseconds on this machine, without decoding. What layers cost is measured "
+            "first, as by l2c profile.",
             rich_help_panel=BUDGET,
             show_default=False,
         ),
     ] = None,
     latency_batch: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", help="Pictures at a time that --latency-ms is for.", rich_help_panel=BUDGET
+            metavar="N",
+            help="Pictures at a time that --latency-ms is for, 1 if not given.",
+            rich_help_panel=BUDGET,
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What --latency-ms measures with: graph, compile, eager, or auto, as for l2c sample, if not given.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the costs for --latency-ms from this file, which l2c profile has written, here or on the "
+            "machine to sample on.",
+            rich_help_panel=BUDGET,
+            show_default=False,
+        ),
+    ] = None,
     budget_evals: Annotated[
         float | None,
         typer.Option(
@@ -333,7 +366,9 @@ def learn(
             threshold=threshold,
             learning_rate=RouterSettings.learning_rate if learning_rate is None else learning_rate,
         )
-    allowed = Budget.parse(budget, macs, latency_ms, latency_batch, budget_evals, auto=solver == AUTO)
+    allowed = Budget.parse(
+        budget, macs, latency_ms, latency_batch, budget_evals, engine, costs, auto=solver == AUTO
+    )
     session = Session(
         checkpoint=out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint,
         save_every_s=save_every,

@@ -16,6 +16,7 @@ from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
+from l2c.cli.profile import profile
 from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, learn, sample, inspect, check, compare, report):
+for command in (demo, learn, sample, inspect, profile, check, compare, report):
     app.command()(command)
 
 

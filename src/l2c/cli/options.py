@@ -61,6 +61,10 @@ SOLVER_HELP = f"How noise becomes a picture, by the names of diffusers' schedule
 STEPS_HELP = "How often the model is evaluated per picture (NFE)."
 SPACING_HELP = f"How the evaluations are spread over the noise levels, as in diffusers: {SPACING_NAMES}."
 GUIDANCE_HELP = "Classifier-free guidance scale; 1 is without, which halves the work."
+ENGINE_HELP = (
+    "How the model is run: graph captures the evaluations as CUDA graphs, compile launches compiled pieces, eager runs "
+    "the model as it is; auto takes graph for l2c's own models on CUDA devices and eager elsewhere."
+)
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_IMAGES = 100_000

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from l2c.cli.options import (
+    ENGINE_HELP,
     GUIDANCE_HELP,
     OUTPUT,
     RUN,
@@ -154,6 +155,14 @@ def sample(
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Pictures at a time.", rich_help_panel=RUN)
     ] = 8,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"{ENGINE_HELP} All but eager take seconds to get going, which pays for many pictures.",
+            rich_help_panel=RUN,
+        ),
+    ] = "auto",
     device: Device = "auto",
     dtype: DType = "float32",
     out: Annotated[
@@ -229,6 +238,7 @@ def sample(
         guidance_mode=guidance_mode,
         guidance_channels=guidance_channels,
         batch_size=batch_size,
+        engine=engine,
         device=device,
         dtype=dtype,
         vae=vae,

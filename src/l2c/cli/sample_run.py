@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import safetensors.torch
+import torch
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -17,20 +19,22 @@ from torch import Tensor, nn
 from l2c.bench.timing import synchronize
 from l2c.cache.runtime import enable_cache
 from l2c.cache.schedule import CacheSchedule
+from l2c.cache.store import peak_bytes
 from l2c.cli.console import macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
 from l2c.cli.processes import num_processes
 from l2c.cli.schedules import read_schedule
+from l2c.engine.graphs import held_elements, share_graphs
 from l2c.errors import ConfigError
 from l2c.files import atomic_write, output_folder
 from l2c.layers import find_layers
 from l2c.models import load_model
 from l2c.records import RunRecord, describe_device
 from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
-from l2c.sampling import sampler as sampling
+from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import Sampler, resolve_sampler
+from l2c.sampling.sampler import Observer, Sampler, resolve_sampler, seeded_noise
 
 DEFAULT_COUNT = 8
 
@@ -57,6 +61,7 @@ class SampleRequest:
     device: str
     dtype: str
     vae: Path | None
+    engine: str = "auto"
     npz: bool = False
     resume: bool = False
 
@@ -160,39 +165,74 @@ def _sample(
     Returns:
         Samples on the CPU, seconds, and costs.
     """
-    model, run, guidance = sampler.denoiser.model, sampler.run, sampler.guidance
-    full_macs = find_layers(model).full_macs * len(run.timesteps)
-    costs: dict[str, Any] = {
-        "macs_per_picture": full_macs if schedule is None else schedule.cost.macs,
-        "full_macs_per_picture": full_macs,
+    denoiser, size = sampler.denoiser, request.batch_size
+    mode = resolve_engine(request.engine, denoiser)
+    parts = [slice(begin, begin + size) for begin in range(0, len(seeds), size)]
+    steps = len(sampler.run.timesteps) if mode == "eager" else 1  # of the bar, for each batch
+    with progress_bar() as bar:
+        task = bar.add_task("sampling", total=len(parts) * steps)
+        with ready(sampler, schedule, request, lambda *_: bar.advance(task)) as run_batch:
+            costs = sampling_costs(sampler, schedule, mode, min(size, len(seeds)))
+            if schedule is not None:
+                note(f"stored layer outputs will take at most {costs['store_peak_bytes'] / 1e6:.1f} MB")
+            samples = []
+            synchronize()
+            began = perf_counter()
+            for part in parts:
+                noise = seeded_noise(seeds[part], denoiser.sample_shape).to(denoiser.device)
+                samples.append(run_batch(noise, torch.tensor(labels[part], device=denoiser.device)))
+                if mode != "eager":
+                    bar.advance(task)
+            synchronize()
+            taken = perf_counter() - began
+    return torch.cat(samples).cpu(), taken, costs
+
+
+@contextmanager
+def ready(
+    sampler: Sampler, schedule: CacheSchedule | None, request: SampleRequest, observer: Observer | None = None
+) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """A function of noise and labels that samples one batch with the engine that was asked for.
+
+    Args:
+        sampler: The run.
+        schedule: What to compute and what to reuse.
+        request: Which engine, and whether other weights are allowed.
+        observer: Of every evaluation; only the eager engine has them.
+    """
+    mode = resolve_engine(request.engine, sampler.denoiser)
+    if mode != "eager":
+        yield sampler.compile(schedule, mode, any_weights=request.any_weights)
+        return
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if schedule is not None:
+            model = sampler.denoiser.model
+            stack.enter_context(enable_cache(model, schedule, any_weights=request.any_weights))
+        yield partial(sampler, observer=observer)
+
+
+def sampling_costs(
+    sampler: Sampler, schedule: CacheSchedule | None, mode: str, batch_size: int
+) -> dict[str, Any]:
+    """What a picture costs in multiply-accumulates, and the stored values of a batch in bytes."""
+    table, guidance = find_layers(sampler.denoiser.model), sampler.guidance
+    evaluations = len(sampler.run.timesteps)
+    costs = {
+        "macs_per_picture": evaluations * table.full_macs if schedule is None else schedule.cost.macs,
+        "full_macs_per_picture": evaluations * table.full_macs,
         "guidance_factor": 1 if guidance.scale == 1 else 2,
         "store_peak_bytes": 0,
     }
-    with ExitStack() as stack:
-        if schedule is not None:
-            cache = stack.enter_context(enable_cache(model, schedule, any_weights=request.any_weights))
-            peak = sampling.store_bytes(cache, sampler, min(request.batch_size, len(seeds)))
-            costs["store_peak_bytes"] = peak
-            note(f"stored layer outputs will take at most {peak / 1e6:.1f} MB")
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("sampling", total=-(-len(seeds) // request.batch_size) * len(run.timesteps))
-        synchronize()
-        began = perf_counter()
-        samples = sampling.sample(
-            model,
-            labels,
-            seeds,
-            solver=request.solver,
-            steps=request.steps,
-            spacing=request.spacing,
-            guidance=guidance.scale,
-            guidance_mode=guidance.mode,
-            guidance_channels=guidance.channels,
-            batch_size=request.batch_size,
-            observer=lambda *_: bar.advance(task),
-        )
-        synchronize()
-        return samples.cpu(), perf_counter() - began, costs
+    if schedule is None:
+        return costs
+    images, dtype = guidance.call_size(batch_size), sampler.denoiser.dtype
+    if mode == "graph":
+        elements = held_elements(share_graphs(schedule.plan, evaluations), table)
+        costs["store_peak_bytes"] = elements * images * guidance.calls * dtype.itemsize
+    else:
+        costs["store_peak_bytes"] = peak_bytes(schedule.plan, table, images, guidance.calls, dtype)
+    return costs
 
 
 def _write(
@@ -253,6 +293,7 @@ def used_config(request: SampleRequest, sampler: Sampler, labels: list[int]) -> 
         "guidance_mode": request.guidance_mode,
         "guidance_channels": request.guidance_channels,
         "batch_size": request.batch_size,
+        "engine": resolve_engine(request.engine, sampler.denoiser),
         "dtype": request.dtype,
         "vae": None if request.vae is None else str(request.vae),
     }
@@ -272,7 +313,7 @@ def report(record: RunRecord, folder: Path, *, as_json: bool) -> None:
     grid.add_row(
         "run",
         f"{config['solver']}, {len(config['timesteps'])} evaluations, {config['spacing']} spacing, "
-        f"guidance {config['guidance']:g}",
+        f"guidance {config['guidance']:g}, engine {config['engine']}",
     )
     grid.add_row("time", f"{seconds(taken)}, {seconds(taken / count)} per picture")
     guided = ", twice that with guidance" if costs["guidance_factor"] == 2 else ""

@@ -10,7 +10,6 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +20,6 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from l2c.bench.timing import synchronize
-from l2c.cache.runtime import enable_cache
 from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import is_main, note, progress_bar
 from l2c.cli.options import parse_numbers, resolve_dtype
@@ -32,17 +30,19 @@ from l2c.cli.sample_run import (
     make_sampler,
     picture_name,
     plan_seeds,
+    ready,
+    sampling_costs,
     used_config,
 )
 from l2c.cli.schedules import read_schedule
 from l2c.errors import ConfigError, DataError
 from l2c.files import atomic_open, atomic_write, output_folder
-from l2c.layers import find_layers
 from l2c.models import load_model
 from l2c.records import RunRecord, describe_device
 from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
+from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.decoding import LatentDecoder
-from l2c.sampling.sampler import Sampler, seeded_noise, store_bytes
+from l2c.sampling.sampler import Sampler, seeded_noise
 
 SETTINGS, NPZ = "settings.json", "samples.npz"
 _SHOWN = 64
@@ -124,28 +124,15 @@ def _fill(
     missing = [b for b in mine if not all((folder / picture_name(*picture)).is_file() for picture in b)]
     if len(missing) < len(mine):
         note(f"{len(mine) - len(missing)} of {len(mine)} batches are there already")
-    full_macs = find_layers(denoiser.model).full_macs * len(sampler.run.timesteps)
-    costs: dict[str, Any] = {
-        "macs_per_picture": full_macs if schedule is None else schedule.cost.macs,
-        "full_macs_per_picture": full_macs,
-        "guidance_factor": 1 if sampler.guidance.scale == 1 else 2,
-        "store_peak_bytes": 0,
-    }
+    costs = sampling_costs(sampler, schedule, resolve_engine(request.engine, denoiser), size)
     taken: dict[str, list[float]] = {"sample_s": [], "decode_s": []}
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        if schedule is not None:
-            cache = stack.enter_context(
-                enable_cache(denoiser.model, schedule, any_weights=request.any_weights)
-            )
-            costs["store_peak_bytes"] = store_bytes(cache, sampler, size)
-        bar = stack.enter_context(progress_bar())
+    with ready(sampler, schedule, request) as run_batch, progress_bar() as bar:
         for batch in bar.track(missing, description="sampling"):
             noise = seeded_noise([seed for seed, _ in batch], denoiser.sample_shape).to(denoiser.device)
             labels = torch.tensor([label for _, label in batch], device=denoiser.device)
             synchronize()
             began = perf_counter()
-            samples = sampler(noise, labels)
+            samples = run_batch(noise, labels)
             synchronize()
             taken["sample_s"].append(perf_counter() - began)
             if decoder is not None:

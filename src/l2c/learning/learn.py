@@ -7,6 +7,7 @@ stand-ins are learned end to end, starting at that polynomial. So a mask is chos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def learn(
         budget: What a run may cost: a fraction of what computing everything does. With `costs`, a cost in its unit.
         spacing: Spacing of the evaluations.
         guidance: Guidance scale of the run.
-        costs: Cost of every layer; multiply-accumulates by default.
+        costs: Cost of every layer; multiply-accumulates by default, milliseconds from `l2c.measure_costs`.
         settings: Everything else that decides the result.
         session: Checkpoint, time limit and log.
         model_name: Recorded in the schedule, for people.
@@ -121,6 +122,7 @@ def learn_family(
     evaluations = len(sampler.run.timesteps)
     table = find_layers(model)
     unit = costs or CostTable.macs(table)
+    unit.check_layers(table)
     if not budgets:
         raise ConfigError("name at least one budget")
     if costs is None and not all(0 < budget <= 1 for budget in budgets):
@@ -281,7 +283,7 @@ def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
     own = torch.tensor([*costs.layers, costs.rest], dtype=torch.float64)
     trainer.kept["costs"] = trainer.processes.agree(lambda: trainer.kept.get("costs", own))
     *layers, rest = trainer.kept["costs"].tolist()
-    return CostTable(costs.unit, tuple(layers), rest)
+    return replace(costs, layers=tuple(layers), rest=rest)
 
 
 def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str) -> Tensor:

@@ -39,11 +39,9 @@ class Placement:
         compute = torch.zeros(evaluations, len(costs.layers), dtype=torch.bool)
         compute[list(self.whole)] = True
         if self.partial is not None:
-            left = budget - costs.of(compute)
             for layer in _fill_order(self.fill, len(costs.layers)):
-                if costs.layers[layer] <= left:
-                    compute[self.partial, layer] = True
-                    left -= costs.layers[layer]
+                compute[self.partial, layer] = True
+                compute[self.partial, layer] = costs.of(compute) <= budget
         return compute
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,8 @@ class Sampler:
             schedule.contract.check_run(run)
             check_model(model, schedule, any_weights=any_weights)
         if mode != "eager":
+            if schedule is not None and (note := schedule.contract.guidance_note(run)):
+                warnings.warn(note, stacklevel=2)
             return CompiledSampler(self.denoiser, self.guidance, run, schedule, mode)
 
         @torch.no_grad()
