@@ -2,13 +2,15 @@
 
     python benchmarks/cpu_speed.py --out results/cpu-speed.json
 
-Four ways of sampling the same pictures run in turn in one process, each as `l2c.sample` is called, so that
-enabling and disabling the cache counts too:
+Ways of sampling the same pictures run in turn in one process, each as `l2c.sample` is called, so that
+enabling and disabling the cache counts too. With the eager engine:
 
 - `none`: no schedule, the model as it is;
 - `everything`: a schedule that computes every layer, which must give the same bits and cost next to nothing;
 - `interval`: every layer at every second evaluation, none in between;
 - `blocks`: half of the blocks at every evaluation after the first, the other half at the next.
+
+`none`, `everything` and `interval` also with the engine that runs compiled pieces, which are made before.
 
 The speed-up of a repetition is the time of `none` over that of the variant in the same repetition. The record
 holds every raw time.
@@ -37,30 +39,36 @@ SOLVER = "ddim"
 BASELINE = "none"
 
 
-def schedules(model: torch.nn.Module, steps: int) -> dict[str, CacheSchedule | None]:
-    """The ways of sampling, by name."""
+def ways(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSchedule | None, str]]:
+    """The ways of sampling, schedule and engine, by name."""
     everything = l2c.methods.interval(model, SOLVER, steps, every=1)
     evaluations = torch.arange(steps)[:, None]
     blocks = torch.arange(len(everything.layers))[None, :] // 2  # two layers each
     compute = (evaluations + blocks) % 2 == 0
     compute[0] = True
+    interval = l2c.methods.interval(model, SOLVER, steps, every=2)
+    blocks = replace(everything, compute=compute, provenance={"method": "alternating blocks"})
     return {
-        BASELINE: None,
-        "everything": everything,
-        "interval": l2c.methods.interval(model, SOLVER, steps, every=2),
-        "blocks": replace(everything, compute=compute, provenance={"method": "alternating blocks"}),
+        BASELINE: (None, "eager"),
+        "everything": (everything, "eager"),
+        "interval": (interval, "eager"),
+        "blocks": (blocks, "eager"),
+        "none, compiled": (None, "compile"),
+        "everything, compiled": (everything, "compile"),
+        "interval, compiled": (interval, "compile"),
     }
 
 
 def measure(images: int, steps: int, repetitions: int) -> RunRecord:
     """Times all of them against each other."""
     model = l2c.load_model(MODEL)
-    variants = schedules(model, steps)
+    variants = ways(model, steps)
     pictures: dict[str, torch.Tensor] = {}
 
     def run(name: str) -> None:
+        schedule, engine = variants[name]
         pictures[name] = l2c.sample(
-            model, list(range(images)), solver=SOLVER, steps=steps, schedule=variants[name]
+            model, list(range(images)), solver=SOLVER, steps=steps, schedule=schedule, engine=engine
         )
 
     timings = interleave({name: lambda name=name: run(name) for name in variants}, repetitions)
@@ -72,7 +80,8 @@ def measure(images: int, steps: int, repetitions: int) -> RunRecord:
         results={
             "everything_is_bit_equal": torch.equal(pictures["everything"], pictures[BASELINE]),
             "variants": {
-                name: figures(timing, timings[BASELINE], variants[name]) for name, timing in timings.items()
+                name: figures(timing, timings[BASELINE], variants[name][0])
+                for name, timing in timings.items()
             },
         },
         device=describe_device("cpu"),
@@ -98,13 +107,13 @@ def figures(timing: Timing, baseline: Timing, schedule: CacheSchedule | None) ->
 def table(results: Mapping[str, Any]) -> str:
     """The figures as text."""
     lines = [
-        f"{'schedule':12}{'MACs':>7}{'median s':>10}{'min - max s':>15}{'speed-up':>10}{'min - max':>13}"
+        f"{'schedule':21}{'MACs':>7}{'median s':>10}{'min - max s':>15}{'speed-up':>10}{'min - max':>13}"
     ]
     for name, row in results["variants"].items():
         seconds = f"{row['min_s']:.2f} - {row['max_s']:.2f}"
         speedups = f"{row['speedup_min']:.2f} - {row['speedup_max']:.2f}"
         lines.append(
-            f"{name:12}{row['macs_fraction']:7.1%}{row['median_s']:10.2f}{seconds:>15}"
+            f"{name:21}{row['macs_fraction']:7.1%}{row['median_s']:10.2f}{seconds:>15}"
             f"{row['speedup']:10.2f}{speedups:>13}"
         )
     lines.append(f"computing everything is bit-equal to no schedule: {results['everything_is_bit_equal']}")

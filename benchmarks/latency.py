@@ -12,8 +12,7 @@ compared takes turns in one process. `--part` takes some of:
   layer follows; with the shares of the ideal and the arithmetic floor;
 - `throughput`: pictures per second at 1 to 64 pictures;
 - `scaling`: time against the fraction computed, the steps and the tokens;
-- `start`: the first call of a new process, with empty and with filled caches of compiled kernels;
-- `cpu`: the model that comes with the package on the CPU.
+- `start`: the first call of a new process, with empty and with filled caches of compiled kernels.
 
 Every part is recorded as soon as it is done. `--show` prints the tables and draws the plot from a record.
 """
@@ -38,7 +37,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import l2c
-from l2c.bench.latency import Latency, device_floor, floor_s, measure_latency
+from l2c.bench.latency import device_floor, floor_s, measure_latency
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.files import atomic_write
@@ -255,33 +254,28 @@ def first_calls(routers: Path, device: str) -> dict[str, float]:
     return found
 
 
-def cpu(repetitions: int) -> dict[str, Any]:
-    """The small DiT on the CPU: half of the MACs, by engine."""
-    model = l2c.load_model("dit-mini-cifar10")
-    sampler = Sampler(Denoiser.of(model), "ddim", 20)
-    evaluations, blocks = torch.arange(20)[:, None], torch.arange(24)[None, :] // 2
-    compute = (evaluations + blocks) % 2 == 0
-    compute[0] = True
-    schedules = {
-        EVERYTHING: None,
-        "computes everything": l2c.methods.interval(model, "ddim", 20, every=1),
-        "every 2nd": l2c.methods.interval(model, "ddim", 20, every=2),
-        "alternating blocks": on_mask(sampler, compute),
-        THREE_TERMS: l2c.methods.interval(model, "ddim", 20, every=2, predictor="taylor-2"),
-    }
-    found = measure_latency(sampler, schedules, ["eager", "compile"], 4, repetitions)
-    rows = [{"model": "dit-mini-cifar10", **row.to_json(), "floor_s": 0.0} for row in found]
-    base: dict[str, Latency] = {row.engine: row for row in found if row.schedule == EVERYTHING}
-    for row, latency in zip(rows, found, strict=True):
-        ratios = [a / b for a, b in zip(base[latency.engine].seconds, latency.seconds, strict=True)]
-        row["speedup"] = statistics.median(ratios)
-        print(line(row), f"speed-up {row['speedup']:.3f}", flush=True)
-    return {"rows": rows, "threads": torch.get_num_threads()}
+def summary(results: dict[str, Any]) -> str:
+    """The tables as text: seconds by model, batch and engine, and what the targets are about."""
+    lines = [
+        f"{'seconds':14}{'pictures':>9}{'eager: all':>12}{'published':>11}{'graphs: all':>13}{'published':>11}{'floor':>8}"
+        f"{'speed-up':>10}{'of MACs':>9}"
+    ]
+    rows = results["tables"]["rows"]
+    for model, images in dict.fromkeys((row["model"], row["images"]) for row in rows):
+        mine = {(r["engine"], r["schedule"]): r for r in rows if (r["model"], r["images"]) == (model, images)}
+        full, some = mine[FAST, EVERYTHING], mine[FAST, PUBLISHED]
+        ratio = paired_ratio(full, some)
+        lines.append(
+            f"{model:14}{images:9}{mine[SLOW, EVERYTHING]['median_s']:12.4f}{mine[SLOW, PUBLISHED]['median_s']:11.4f}"
+            f"{full['median_s']:13.4f}{some['median_s']:11.4f}{some['floor_s']:8.4f}{ratio:9.2f}x"
+            f"{ratio * some['macs_fraction']:9.1%}"
+        )
+    return "\n".join(lines)
 
 
 def show(results: dict[str, Any]) -> str:
     """All figures of a record as text, those with targets first."""
-    lines = []
+    lines = [summary(results)] if "tables" in results else []
     reached = results.get("tables", {}).get("figures", {})
     for name, target in TARGETS.items():
         model, _, rest = name.partition(", ")
@@ -290,7 +284,7 @@ def show(results: dict[str, Any]) -> str:
             good = value >= target if rest in AT_LEAST else value <= target
             lines.append(f"{name:70}{value:10.4g}   target {target:g}{'' if good else '   MISSED'}")
     lines += [f"{name:70}{value:10.4g}" for name, value in reached.items()]
-    for part in ("tables", "throughput", "cpu"):
+    for part in ("tables", "throughput"):
         lines += [line(row) for row in results.get(part, {}).get("rows", [])]
     if "scaling" in results:
         fit = results["scaling"]["line"]
@@ -352,9 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--routers", type=Path, help="folder of the published router files")
-    parser.add_argument(
-        "--part", action="append", choices=[*PARTS, "cpu"], help="repeatable; by default all for a GPU"
-    )
+    parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; by default all")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repetitions", type=int, default=9, help="timed rounds (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/latency.json"), help="default %(default)s")
@@ -371,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record = RunRecord("benchmarks/latency.py", {"steps": STEPS, "dtype": "bfloat16"})
         if not options.show:
             for part in options.part or PARTS:
-                if options.routers is None and part != "cpu" and part != "scaling":
+                if options.routers is None and part != "scaling":
                     parser.error(f"part {part} needs --routers, the folder of the published router files")
                 record = measured(record, part, options)
                 record.save(options.out)
@@ -391,9 +383,8 @@ def measured(record: RunRecord, part: str, options: argparse.Namespace) -> RunRe
         "throughput": lambda: throughput(options.routers, device, repetitions),
         "scaling": lambda: scaling(device, repetitions),
         "start": lambda: start(options.routers, device),
-        "cpu": lambda: cpu(repetitions),
     }[part]()
-    found["device"] = describe_device("cpu" if part == "cpu" else device)
+    found["device"] = describe_device(device)
     fresh = RunRecord(record.command, record.config)
     return replace(fresh, results={**record.results, part: found}, device=found["device"])
 

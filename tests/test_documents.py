@@ -21,6 +21,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/compare.md",
+    "docs/engine.md",
     "docs/learning.md",
     "docs/method.md",
     "docs/pipelines.md",

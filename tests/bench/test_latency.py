@@ -16,7 +16,8 @@ from l2c.records import RunRecord
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks/latency.py"
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "benchmarks/latency.py"
 
 
 @pytest.fixture
@@ -54,6 +55,15 @@ def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
     assert {(row["images"], row["schedule"]) for row in rows} == {
         (images, name) for images in (1, 8) for name in ("everything", "published", "every 2nd, three terms")
     }
+
+
+def test_the_document_shows_the_figures_of_the_record():
+    spec = importlib.util.spec_from_file_location("latency", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    record = RunRecord.load(ROOT / "results/latency-h100.json")
+    for document in ("README.md", "docs/engine.md"):
+        assert module.summary(dict(record.results)) in (ROOT / document).read_text(encoding="utf-8")
 
 
 def test_parts_that_need_the_routers_say_so(latency, tmp_path, capsys):
