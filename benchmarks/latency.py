@@ -257,8 +257,8 @@ def first_calls(routers: Path, device: str) -> dict[str, float]:
 def summary(results: dict[str, Any]) -> str:
     """The tables as text: seconds by model, batch and engine, and what the targets are about."""
     lines = [
-        f"{'seconds':14}{'pictures':>9}{'eager: all':>12}{'published':>11}{'graphs: all':>13}{'published':>11}{'floor':>8}"
-        f"{'speed-up':>10}{'of MACs':>9}"
+        f"{'seconds':14}{'pictures':>9}{'eager: all':>12}{'published':>11}{'graphs: all':>13}{'published':>11}"
+        f"{'floor':>8}{'speed-up':>10}{'of MACs':>9}"
     ]
     rows = results["tables"]["rows"]
     for model, images in dict.fromkeys((row["model"], row["images"]) for row in rows):
