@@ -121,7 +121,7 @@ def test_constants_that_do_not_fit_at_once_are_computed_in_parts(tiny_dit, monke
     monkeypatch.setattr("l2c.engine.run.CONSTANTS_BYTES", 3 * 10_000)
     compiled = uncompiled(sampler, None)
     assert close(compiled(noise, labels), whole)
-    (run,) = compiled.engine._runs.values()
+    (run,) = compiled.engine.runs
     assert run._window < 7
 
 
@@ -144,6 +144,21 @@ def test_an_interrupted_run_leaves_nothing_behind(tiny_dit, monkeypatch):
         compiled(noise, labels)
     monkeypatch.undo()
     assert torch.equal(compiled(noise, labels), whole)
+
+
+def test_calls_that_do_the_same_share_one_run(tiny_dit, tmp_path):
+    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 2)
+    schedule.save(tmp_path / "one.safetensors")
+    engine = engine_of(tiny_dit, "compile")
+    engine.pieces.compiled = False
+    for again in (schedule, l2c.CacheSchedule.load(tmp_path / "one.safetensors"), None, None):
+        l2c.sample(tiny_dit, [1, 2], steps=6, schedule=again, engine="compile")
+    assert len(engine.runs) == 2
+    l2c.sample(tiny_dit, [1, 2], steps=6, guidance=3.0, engine="compile")
+    assert len(engine.runs) == 2
+    l2c.sample(tiny_dit, [1, 2], steps=6, guidance=1.0, engine="compile")
+    l2c.sample(tiny_dit, [1, 2], steps=7, engine="compile")
+    assert len(engine.runs) == 4
 
 
 def test_weights_that_change_in_place_count(tiny_dit):

@@ -77,7 +77,7 @@ def test_other_inputs_and_guidance_need_no_new_capture(name):
         graph = other.compile(schedule, "graph")(noise + 1, labels.flip(0))
         eager = other.compile(schedule, "eager")(noise + 1, labels.flip(0))
         assert (graph - eager).abs().max() < 5 * TOLERANCE[torch.float32]
-    assert len(engine._runs) == 1
+    assert len(engine.runs) == 1
     assert len(engine.pieces) == pieces
 
 
@@ -95,7 +95,7 @@ def test_the_store_takes_what_the_formula_says(name):
     schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 2, predictor="taylor-2")
     noise, labels = inputs(sampler, 4)
     sampler.compile(schedule, "graph")(noise, labels)
-    (run,) = engine_of(sampler.denoiser.model, "graph")._runs.values()
+    (run,) = engine_of(sampler.denoiser.model, "graph").runs
     assert run.store_bytes == held_elements(run._sharing, schedule.layers) * 8 * 2
 
 
@@ -121,7 +121,7 @@ def test_shapes_used_least_recently_are_dropped_at_the_limit(name):
     engine.memory_limit = 1
     for count in (1, 2, 3):
         graph(*inputs(sampler, count))
-        assert len(engine._runs) == 1
+        assert len(engine.runs) == 1
     release_engines(sampler.denoiser.model)
 
 

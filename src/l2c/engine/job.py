@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -39,10 +41,11 @@ class Job:
         """How many evaluations it makes."""
         return len(self.timesteps)
 
-    @property
-    def key(self) -> Hashable:
-        """Equal for jobs that do the same. Plans are told apart by identity: a schedule has one."""
-        return (
-            self.timesteps, self.solver.numpy().tobytes(), id(self.stand_ins), self.null_class, self.split,
+    @cached_property
+    def key(self) -> str:
+        """Equal for jobs that do the same work."""
+        parts = (
+            self.timesteps, self.solver.tolist(), sorted(self.stand_ins.items()), self.null_class, self.split,
             self.combine_key,
         )  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
