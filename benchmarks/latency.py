@@ -75,7 +75,7 @@ AT_LEAST = ("share of the MAC ratio",)
 
 def make_sampler(name: str, steps: int, device: str) -> Sampler:
     """A model of a published size with random weights, and its solver."""
-    model = random_model(model_config(name), dtype=torch.bfloat16, device=device)
+    model = random_model(model_config(name), dtype=torch.bfloat16, device=device, draw_on=device)
     return Sampler(Denoiser.of(model), MODELS[name][0], steps)
 
 
@@ -197,7 +197,7 @@ def scaling(device: str, repetitions: int) -> dict[str, Any]:
         by_steps.append({"steps": steps, **row.to_json()})
     by_tokens = []
     for tokens, name in TOKENS.items():
-        model = random_model(model_config(name), dtype=torch.bfloat16, device=device)
+        model = random_model(model_config(name), dtype=torch.bfloat16, device=device, draw_on=device)
         other = Sampler(Denoiser.of(model), "ddim", 20)
         (row,) = measure_latency(other, {EVERYTHING: None}, ["auto"], 8, repetitions)
         by_tokens.append({"tokens": tokens, **row.to_json()})

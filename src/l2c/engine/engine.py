@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 MODES = ("graph", "compile", "eager")
 MEMORY_SHARE = 0.25
-"""Share of the device's memory that captured runs may keep, by default."""
+"""Share of a CUDA device's memory that captured runs may keep, by default."""
+MEMORY_BYTES = 2**30
+"""What runs may keep on other devices, by default."""
 
 
 class Engine:
@@ -31,8 +33,8 @@ class Engine:
     Args:
         model: `DiT` or `UViT`.
         mode: `graph` captures evaluations as CUDA graphs, `compile` launches compiled pieces one by one.
-        memory_limit: Bytes that captured runs may keep; those used least recently are dropped. By default a quarter
-            of the device's memory.
+        memory_limit: Bytes that runs may keep between calls; those used least recently are dropped. By default
+            `MEMORY_SHARE` of a CUDA device's memory, else `MEMORY_BYTES`.
         compiled: Whether pieces are compiled; without, they run as they are, which needs no compiler.
 
     Raises:
@@ -52,9 +54,11 @@ class Engine:
             raise ConfigError(
                 f"CUDA graphs need a CUDA device, and the model is on {device}; use engine='compile'"
             )
-        if memory_limit is None and device.type == "cuda":
-            memory_limit = int(MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory)
-        self.memory_limit = memory_limit
+        if memory_limit is None:
+            memory_limit = MEMORY_BYTES
+            if device.type == "cuda":
+                memory_limit = int(MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory)
+        self.memory_limit: int | None = memory_limit
 
     @torch.no_grad()
     def run(self, job: Job, noise: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:

@@ -157,6 +157,7 @@ def random_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    draw_on: torch.device | str = "cpu",
 ) -> DiT | UViT:
     """Make a model with random weights of which every branch matters, for timing and for tests.
 
@@ -168,6 +169,7 @@ def random_model(
         seed: Seed of the weights.
         dtype: Of the weights.
         device: Where to put them.
+        draw_on: Where to draw them: a GPU takes a fraction of the time for a large model, and gives other numbers.
 
     Returns:
         The model in evaluation mode, its parameters without gradients.
@@ -175,7 +177,8 @@ def random_model(
     Raises:
         ConfigError: `config` belongs to no family.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    devices = [torch.device(draw_on)] if torch.device(draw_on).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(draw_on):
         torch.manual_seed(seed)
         model = new_model(config)
         _spread_weights(model)
