@@ -28,6 +28,17 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, resolve_sampler
 
 EVERYTHING = "everything computed"
+_COLUMNS = (
+    "MACs",
+    "first s",
+    "s",
+    "pictures\nper s",
+    "speed-up",
+    "of MAC\nratio",
+    "peak\nGB",
+    "of it\nstore",
+    "floor s",
+)
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")  # what PyTorch's allocator says
 
 
@@ -330,18 +341,8 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )
     table.add_column("schedule", overflow="fold")
-    for name in (
-        "MACs",
-        "first s",
-        "s",
-        "pictures per s",
-        "speed-up",
-        "of MAC ratio",
-        "peak GB",
-        "of it store",
-        "floor s",
-    ):
-        table.add_column(name.replace(" ", "\n", 1), justify="right", vertical="top")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right")
     for row in rows:
         table.add_row(Text(row["schedule"]), *_cells(row))
     return table
