@@ -13,13 +13,13 @@ import torch
 import l2c
 from l2c.bench.latency import Latency, SpeedUp, measure_latency
 from l2c.cli import bench_run
+from l2c.cli.bench_report import EVERYTHING
 from l2c.cli.options import resolve_dtype
 from l2c.errors import ConfigError
 from l2c.records import RunRecord
 from l2c.testing import tiny_dit, tiny_uvit
 
 QUICK = ("--batch-sizes", "1,2", "--repetitions", 3)
-EVERYTHING = bench_run.EVERYTHING
 
 
 @pytest.fixture

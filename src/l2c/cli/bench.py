@@ -155,7 +155,8 @@ def bench(
     - `l2c bench -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --dtype bfloat16 --engines graph,eager --out times.json`
     - `l2c bench -m uvit-h-2-256 --random-weights --dtype bfloat16 --batch-sizes 1,4,16,64`
     """
-    from l2c.cli.bench_run import BenchRequest, report, run_bench
+    from l2c.cli.bench_report import report
+    from l2c.cli.bench_run import BenchRequest, run_bench
     from l2c.files import check_output_file
 
     if out is not None:

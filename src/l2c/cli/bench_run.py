@@ -1,4 +1,4 @@
-"""What `l2c bench` does: fits schedules to a model, times them under a progress bar, and shows what came out."""
+"""What `l2c bench` does: fits schedules to a model and times them under a progress bar."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from l2c.bench.latency import Latency, SpeedUp, device_floor, floor_s, measure_latency
 from l2c.cache.runtime import check_model
 from l2c.cache.schedule import CacheSchedule
-from l2c.cli.console import note, print_json, progress_bar, results, say
+from l2c.cli.bench_report import EVERYTHING, pictures
+from l2c.cli.console import progress_bar, say
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
 from l2c.cli.schedules import is_family, read_schedule
 from l2c.errors import CheckpointError, ConfigError, L2CError
@@ -27,18 +25,6 @@ from l2c.sampling.compiled import engine_of, release_engines, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, resolve_sampler
 
-EVERYTHING = "everything computed"
-_COLUMNS = (
-    "MACs",
-    "first s",
-    "s",
-    "pictures\nper s",
-    "speed-up",
-    "of MAC\nratio",
-    "peak\nGB",
-    "of it\nstore",
-    "floor s",
-)
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")  # what PyTorch's allocator says
 
 
@@ -107,7 +93,7 @@ def run_bench(request: BenchRequest) -> RunRecord:
         for contest in contests:
             found = _time(request, contest, engines, images)
             if found is None:
-                say("warning", f"out of memory with {_pictures(images)} at a time ({contest.title})")
+                say("warning", f"out of memory with {pictures(images)} at a time ({contest.title})")
                 too_large.append({"run": contest.title, "images": images})
             else:
                 rows += _rows(contest, found, floor["matmul_flops"])
@@ -119,7 +105,7 @@ def run_bench(request: BenchRequest) -> RunRecord:
         command="bench",
         config=_config(request, contests, engines, batch_sizes),
         timings={
-            f"{row['run']}: {row['schedule']}, {row['engine']}, {_pictures(row['images'])}": row["seconds"]
+            f"{row['run']}: {row['schedule']}, {row['engine']}, {pictures(row['images'])}": row["seconds"]
             for row in rows
         },
         results={"rows": rows, "device_floor": floor, "out_of_memory": too_large},
@@ -230,7 +216,7 @@ def _time(
     """Times one batch size; None if the memory is not enough."""
     model, found = contest.sampler.denoiser.model, None
     with progress_bar() as bar:
-        title = f"{_pictures(images)} at a time"
+        title = f"{pictures(images)} at a time"
         task = bar.add_task(f"{title}, first calls", total=None)
         try:
             found = measure_latency(
@@ -310,71 +296,3 @@ def _config(
             for contest in contests
         ],
     }
-
-
-def report(record: RunRecord, out: Path | None, *, as_json: bool) -> None:
-    """Prints what was found, a table for each run, batch size and engine."""
-    if as_json:
-        print_json({"file": None if out is None else str(out), **record.to_json()})
-        return
-    config, console = record.config, results()
-    weights = ", random weights" if config["random_weights"] else ""
-    console.print(
-        f"{config['model']}{weights}, {config['dtype']}, on {record.device['device']} ({record.device['name']}); "
-        f"medians of {config['repetitions']} and [least, most]\n",
-        markup=False,
-        soft_wrap=True,
-    )
-    parts: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    for row in record.results["rows"]:
-        parts.setdefault((row["run"], row["images"], row["engine"]), []).append(row)
-    for (run, images, engine), rows in sorted(parts.items(), key=lambda part: part[0][0]):
-        console.print(_table(rows, f"{run}; {_pictures(images)} at a time, engine {engine}"))
-    for left_out in record.results["out_of_memory"]:
-        console.print(f"Out of memory: {_pictures(left_out['images'])} at a time ({left_out['run']})")
-    if out is not None:
-        note(f"wrote {out}")
-
-
-def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column("schedule", overflow="fold")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(Text(row["schedule"]), *_cells(row))
-    return table
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table without its name."""
-    seconds, ratio, peak = row["seconds"], row["speed_up"], row["peak_bytes"]
-    is_baseline = row["schedule"] == EVERYTHING
-    return [
-        f"{row['macs_fraction']:.1%}",
-        _short(row["first_s"]),
-        f"{_short(row['median_s'])}\n[{_short(min(seconds))}, {_short(max(seconds))}]",
-        _short(row["pictures_per_s"]),
-        "" if is_baseline else f"{ratio['median']:.2f}\n[{ratio['least']:.2f}, {ratio['most']:.2f}]",
-        "" if is_baseline else f"{row['share_of_mac_ratio']:.0%}",
-        _short(peak / 1e9) if peak else "-",
-        f"{row['store_bytes'] / peak:.1%}" if peak else "-",
-        _short(row["floor_s"]),
-    ]
-
-
-def _short(value: float) -> str:
-    """A number as people read it: three digits, without an exponent.
-
-    >>> _short(1234.5), _short(12.345), _short(0.012345)
-    ('1234', '12.3', '0.0123')
-    """
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:#.3g}" if value >= 1e-4 else f"{value:.2g}"
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
