@@ -16,7 +16,7 @@ from l2c.learning.paper import RouterSettings
 from l2c.learning.session import Session
 from l2c.sampling import SOLVERS, SPACINGS
 
-COMMANDS = ("check", "compare", "demo", "inspect", "learn", "profile", "report", "sample")
+COMMANDS = ("bench", "check", "compare", "demo", "inspect", "learn", "profile", "report", "sample")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -65,6 +65,27 @@ class Latency:
         return {**asdict(self), "median_s": self.median_s, "pictures_per_s": self.pictures_per_s}
 
 
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times faster one way is than another, from runs of the same rounds.
+
+    Attributes:
+        median: Of the ratios of all rounds.
+        least: Smallest of them.
+        most: Largest of them.
+    """
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, faster: Latency, baseline: Latency) -> SpeedUp:
+        """Compares two ways that were timed in one call of `measure_latency`."""
+        ratios = [slow / fast for fast, slow in zip(faster.seconds, baseline.seconds, strict=True)]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+
 @torch.no_grad()
 def measure_latency(
     sampler: Sampler,
@@ -78,7 +99,8 @@ def measure_latency(
 ) -> list[Latency]:
     """Times every schedule with every engine, in turn in one process.
 
-    What has been compiled or captured for the model before is dropped first.
+    What has been compiled or captured for the model before is dropped first. All runs that are captured now are kept
+    until the end, whatever they take, because one that is dropped would be captured again in the time of its turn.
 
     Args:
         sampler: Model, solver and guidance.
@@ -103,6 +125,8 @@ def measure_latency(
     calls: dict[tuple[str, str], Callable[[], Tensor]] = {}
     first, peak = {}, {}
     for mode in modes:
+        if mode != "eager":
+            engine_of(denoiser.model, mode).memory_limit = None
         for name, schedule in schedules.items():
             run = sampler.compile(schedule, mode, any_weights=any_weights)
             calls[name, mode] = partial(run, noise, labels)

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import l2c
+from l2c.cli.bench import bench
 from l2c.cli.check import check
 from l2c.cli.compare import compare
 from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, learn, sample, inspect, profile, check, compare, report):
+for command in (demo, learn, sample, inspect, bench, profile, check, compare, report):
     app.command()(command)
 
 

@@ -52,6 +52,16 @@ DType = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+DTypeOrTF32 = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Number format of the weights: float32, bfloat16 or float16; tf32 is float32 whose matrix products "
+        "NVIDIA devices round to TF32, which is faster. float32 itself never does that.",
+        rich_help_panel=MODEL,
+    ),
+]
 JsonOutput = Annotated[
     bool,
     typer.Option("--json", help="Print the result as JSON instead of a table.", rich_help_panel=OUTPUT),
@@ -67,6 +77,8 @@ ENGINE_HELP = (
 )
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_TF32 = "tf32"
+_TF32_CAPABILITY = 8  # Ampere
 _MOST_IMAGES = 100_000
 
 
@@ -111,20 +123,44 @@ def resolve_device(name: str) -> str:
     return str(device)
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """The number format of that name.
+def resolve_dtype(name: str, device: str | None = None) -> torch.dtype:
+    """The number format of that name; the whole process uses TF32 if the name is `tf32`, and else does not.
+
+    PyTorch itself would use TF32 in float32 convolutions.
+
+    Args:
+        name: `float32`, `bfloat16` or `float16`; with a device also `tf32`, which is float32 with products in TF32.
+        device: Where to compute, from `resolve_device`.
 
     Raises:
-        ConfigError: If it is unknown.
+        ConfigError: If it is unknown, or the device has no TF32.
     """
     import torch
 
-    if name not in _DTYPES:
-        raise ConfigError(
-            f"unknown number format '{name}'; choose {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}"
-        )
-    dtype: torch.dtype = getattr(torch, name)
+    names = _DTYPES if device is None else (*_DTYPES, _TF32)
+    if name not in names:
+        raise ConfigError(f"unknown number format '{name}'; choose {', '.join(names[:-1])} or {names[-1]}")
+    if name == _TF32:
+        _check_tf32(torch.device(str(device)))
+    torch.set_float32_matmul_precision("high" if name == _TF32 else "highest")
+    torch.backends.cudnn.allow_tf32 = name == _TF32
+    dtype: torch.dtype = torch.float32 if name == _TF32 else getattr(torch, name)
     return dtype
+
+
+def _check_tf32(device: torch.device) -> None:
+    import torch
+
+    if device.type != "cuda":
+        raise ConfigError(
+            f"TF32 is a number format of NVIDIA devices, and the device is {device}; use --dtype float32"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.cuda is None or major < _TF32_CAPABILITY:
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no TF32, which came with "
+            f"{_TF32_CAPABILITY}.0; use --dtype float32"
+        )
 
 
 def check_suffix(path: Path, suffix: str, option: str) -> None:

@@ -15,7 +15,7 @@ from l2c.cli.options import (
     SOLVER_HELP,
     SPACING_HELP,
     Device,
-    DType,
+    DTypeOrTF32,
     JsonOutput,
     Model,
     check_suffix,
@@ -79,7 +79,7 @@ def profile(
         ),
     ] = None,
     device: Device = "auto",
-    dtype: DType = "float32",
+    dtype: DTypeOrTF32 = "float32",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +98,8 @@ def profile(
     What a layer costs is what runs save that reuse it: whole runs that reuse all attention or all MLP layers are timed
     against runs that compute everything, in turn. The rest of an evaluation is what no schedule can save: embeddings,
     final layer, solver, and the stand-ins. To see how far the costs can be trusted, the time of three random schedules
-    is predicted from them and measured in the same rounds.
+    is predicted from them and measured in the same rounds. How long whole runs take, with schedules and without, shows
+    `l2c bench`.
 
     For example:
     - `l2c profile`

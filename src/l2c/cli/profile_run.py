@@ -50,8 +50,9 @@ def run_profile(request: ProfileRequest) -> RunRecord:
     predictor = Predictor.parse(request.predictor)
     guidance = Guidance(request.guidance, request.guidance_mode)
     device = resolve_device(request.device)
+    dtype = resolve_dtype(request.dtype, device)
     decoder = None if request.vae is None else LatentDecoder(request.vae, device)
-    model = load_model(request.model, dtype=resolve_dtype(request.dtype), device=device)
+    model = load_model(request.model, dtype=dtype, device=device)
     denoiser = Denoiser.of(model)
     if decoder is not None and not denoiser.latent:
         raise ConfigError(f"{request.model} makes pictures, not latents, so --vae has nothing to decode")

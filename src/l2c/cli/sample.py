@@ -16,7 +16,7 @@ from l2c.cli.options import (
     SPACING_HELP,
     STEPS_HELP,
     Device,
-    DType,
+    DTypeOrTF32,
     JsonOutput,
     Model,
 )
@@ -164,7 +164,7 @@ def sample(
         ),
     ] = "auto",
     device: Device = "auto",
-    dtype: DType = "float32",
+    dtype: DTypeOrTF32 = "float32",
     out: Annotated[
         Path,
         typer.Option(

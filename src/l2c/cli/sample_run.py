@@ -83,9 +83,9 @@ def run_sample(request: SampleRequest, out: Path) -> RunRecord | None:
         return run_sample_set(request, out)
     labels = None if request.labels is None else parse_numbers(request.labels, "--labels")
     seeds = plan_seeds(request, labels)
-    dtype = resolve_dtype(request.dtype)
+    device = resolve_device(request.device)
+    dtype = resolve_dtype(request.dtype, device)
     with output_folder(out) as folder:
-        device = resolve_device(request.device)
         schedule = (
             None if request.schedule is None else read_schedule(request.schedule, budget=request.budget)
         )

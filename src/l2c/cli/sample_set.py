@@ -57,8 +57,8 @@ def run_sample_set(request: SampleRequest, out: Path) -> RunRecord | None:
     """
     labels = None if request.labels is None else parse_numbers(request.labels, "--labels")
     seeds = plan_seeds(request, labels)
-    dtype = resolve_dtype(request.dtype)
     device = own_device(request.device)
+    dtype = resolve_dtype(request.dtype, device)
     with output_folder(out) as folder:
         schedule = (
             None if request.schedule is None else read_schedule(request.schedule, budget=request.budget)
