@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in asdict(Plan()).items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=type(value), default=value, help="default %(default)s")
-    parser.add_argument("--learning-seeds", type=int, nargs="+", default=[0, 1000])
+    parser.add_argument("--learning-seeds", type=int, nargs="+", default=[0], help="draws of learning")
     parser.add_argument("--work", type=Path, default=ROOT / "l2c-parity", help="folder for what is kept")
     parser.add_argument("--out", type=Path, default=ROOT / "results/pipeline-parity.json")
     options = parser.parse_args(arguments)
