@@ -15,7 +15,7 @@ from l2c.records import RunRecord
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pipeline_parity.py"
 SMALL = {
-    "steps": 4, "images": 2, "fine_steps": 4, "pictures": 3, "batch_size": 1, "iterations": 1, "reference_steps": 4
+    "steps": 4, "images": 2, "fine_steps": 2, "pictures": 3, "batch_size": 1, "iterations": 1, "reference_steps": 2
 }  # fmt: skip
 
 
