@@ -164,6 +164,21 @@ def test_a_finer_run_can_be_what_to_come_close_to(learned, pixart):
     assert made["held_out_error"] > learned[0].provenance["held_out_error"]
 
 
+def test_the_finer_run_can_be_made_by_another_solver(pixart, flux):
+    own = pixart.scheduler
+    settings = replace(SETTINGS, reference_steps=20, reference_solver="dpmsolver++3", iterations=2)
+    learned = l2c.learn(pixart, prompts=PROMPTS, settings=settings, **call_of("pixart"))
+    assert learned.provenance["settings"]["reference_solver"] == "dpmsolver++3"
+    assert pixart.scheduler is own
+    other = PipelineTrajectory(flux, call_of("flux"))
+    with pytest.raises(ConfigError, match="not FlowMatchEulerDiscreteScheduler"), other.finely_solved():
+        pass
+    with pytest.raises(ConfigError, match="needs reference_steps"):
+        FitSettings(reference_solver="dpmsolver++3")
+    with pytest.raises(ConfigError, match=r"'dpmsolver\+\+3' or None, got 'euler'"):
+        FitSettings(reference_solver="euler", reference_steps=20)
+
+
 class FixedPipeline(PixArtAlphaPipeline):
     """One that is not told a number of steps."""
 

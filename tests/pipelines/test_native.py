@@ -11,37 +11,12 @@ import l2c
 from l2c import pipelines
 from l2c.models.conversion import to_diffusers
 from l2c.pipelines.fit import FitSettings
+from l2c.pipelines.trajectory import PipelineTrajectory
 from l2c.sampling import seeded_noise
+from l2c.testing.class_pipeline import ClassPipeline
 
 SHIPPED = "dit-mini-cifar10-ddim-20"
 LABELS, STEPS = [3], 20
-
-
-class ClassPipeline(diffusers.DiffusionPipeline):
-    """Class labels to pictures in pixel space, guided in one batch."""
-
-    def __init__(self, transformer, scheduler):
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
-
-    @torch.no_grad()
-    def __call__(
-        self, class_labels, timesteps, generator=None, latents=None, guidance_scale=1.5, output_type="latent",
-        return_dict=True,
-    ):  # fmt: skip
-        assert output_type == "latent"
-        config = self.transformer.config
-        labels = torch.tensor([*class_labels, *[config.num_embeds_ada_norm] * len(class_labels)])
-        shape = (len(class_labels), config.in_channels, config.sample_size, config.sample_size)
-        x = torch.randn(shape, generator=generator) if latents is None else latents
-        self.scheduler.set_timesteps(timesteps=timesteps)
-        self.scheduler.set_begin_index(0)
-        for t in self.progress_bar(self.scheduler.timesteps):
-            both = self.scheduler.scale_model_input(torch.cat([x, x]), t)
-            noise = self.transformer(both, timestep=t.expand(len(both)), class_labels=labels).sample
-            cond, uncond = noise[:, : x.shape[1]].chunk(2)
-            x = self.scheduler.step(uncond + guidance_scale * (cond - uncond), t, x).prev_sample
-        return (x,)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +47,16 @@ def test_a_shipped_schedule_makes_the_same_pictures_in_a_pipeline(pipe, dit):
         seen = cache.summary().models["transformer"]
     torch.testing.assert_close(made.clamp(-1, 1), native, atol=2e-3, rtol=0)
     assert seen.fraction == pytest.approx(schedule.cost.fraction, rel=1e-2)  # its blocks embed anew
+
+
+def test_a_finely_solved_pipeline_makes_what_native_learning_comes_close_to(pipe, dit):
+    trajectory, own = PipelineTrajectory(pipe, {"num_inference_steps": 5}), pipe.scheduler
+    noise = seeded_noise(LABELS, (3, 32, 32))
+    with torch.no_grad(), trajectory.finely_solved():
+        made = trajectory.sample({"class_labels": LABELS, "latents": noise}, seed=0)
+    native = l2c.sample(dit, LABELS, noise=noise, solver="dpmsolver++3", spacing="logsnr", steps=5)
+    torch.testing.assert_close(made.clamp(-1, 1), native, atol=2e-3, rtol=0)
+    assert pipe.scheduler is own
 
 
 @pytest.mark.slow

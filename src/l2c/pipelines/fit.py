@@ -15,6 +15,7 @@ from l2c.errors import ConfigError, NumericsError
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.learning.checkpoint import digest
 from l2c.learning.coefficients import Coefficients
+from l2c.learning.pictures import FINE_SOLVER
 from l2c.learning.session import OnProgress, Progress, Session
 from l2c.learning.task import TaskSettings, rate_at
 from l2c.learning.trainer import Outcome, Subject, Trainer
@@ -36,6 +37,9 @@ class FitSettings(TaskSettings):
         reference_steps: Steps of the runs to come close to, under the same scheduler, with everything computed; None
             takes the call's own. More of them let a schedule correct the solver, too; that is for schedulers which
             draw no noise.
+        reference_solver: `dpmsolver++3`: those runs are made by DPM-Solver++(3M), evenly spaced in log-SNR, as those
+            of native learning are, which comes closer to the exact solution in as many steps; None takes the
+            pipeline's own scheduler.
         trials: Masks that are judged for a budget, at most.
         trial_runs: Of the runs that are learned on, those that each of them makes to be judged.
         recompute: Compute layers again in the backward pass: a third more time, for a fraction of the memory.
@@ -47,6 +51,7 @@ class FitSettings(TaskSettings):
     depth: int = 3
     learning_rate: float = 4e-3
     reference_steps: int | None = None
+    reference_solver: str | None = None
     trials: int = 24
     trial_runs: int = 2
     recompute: bool = False
@@ -60,6 +65,12 @@ class FitSettings(TaskSettings):
             raise ConfigError(f"depth must be from 1 to 5, got {self.depth}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"the learning rate must be more than 0, got {self.learning_rate}")
+        if self.reference_solver not in (None, FINE_SOLVER[0]):
+            raise ConfigError(
+                f"reference_solver is '{FINE_SOLVER[0]}' or None, got '{self.reference_solver}'"
+            )
+        if self.reference_solver is not None and self.reference_steps is None:
+            raise ConfigError("a reference_solver needs reference_steps, more than the call's own")
         if self.bf16:
             raise ConfigError("a pipeline runs in its own precision; load it with torch_dtype=torch.bfloat16")
 
@@ -137,7 +148,8 @@ class PipelineLoop:
         for index, (condition, seed) in enumerate(self._runs):
             key, done, total = f"{name} {index}", index + 1, len(self._runs)
             if key not in trainer.kept:
-                made = self._trajectory.sample(condition, seed, **changes).float()
+                with self._trajectory.finely_solved(self.settings.reference_solver is not None):
+                    made = self._trajectory.sample(condition, seed, **changes).float()
                 if not (made.isfinite().all() and made.any()):
                     raise NumericsError(
                         "the pipeline makes nothing but zeros, or values that are not finite; check its weights for "

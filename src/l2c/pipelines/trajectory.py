@@ -19,6 +19,22 @@ from l2c.errors import ConfigError
 from l2c.pipelines.enable import enable_cache
 from l2c.pipelines.handle import PipelineCache
 from l2c.pipelines.rehearsal import takes_latent_output
+from l2c.pipelines.runs import is_flow
+
+_FINE = {
+    "solver_order": 3,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "timestep_spacing": "linspace",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": True,
+}
+"""Settings of the multistep scheduler by which native learning makes its fine-step solutions."""
 
 
 class PipelineTrajectory:
@@ -77,6 +93,31 @@ class PipelineTrajectory:
                 f"{type(self.pipe).__name__} takes no {name}, so that reference_steps cannot be set; leave it out"
             )
         return {name: steps}
+
+    @contextmanager
+    def finely_solved(self, wanted: bool = True) -> Iterator[None]:
+        """Lets DPM-Solver++(3M), evenly spaced in log-SNR, drive the pipeline until it ends, if that is wanted.
+
+        Raises:
+            ConfigError: If the pipeline's own scheduler does not solve the equation that this solver does.
+        """
+        if not wanted:
+            yield
+            return
+        own = self.pipe.scheduler
+        config = own.config
+        if is_flow(own) or not hasattr(own, "alphas_cumprod") or config.get("clip_sample"):
+            raise ConfigError(
+                f"a reference_solver needs a scheduler with betas that clips nothing, not {type(own).__name__} "
+                f"(clip_sample={bool(config.get('clip_sample'))}); leave it out, and take more reference_steps"
+            )
+        from diffusers import DPMSolverMultistepScheduler
+
+        self.pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, **_FINE)
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = own
 
     def _encode(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
