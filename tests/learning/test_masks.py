@@ -56,12 +56,23 @@ def test_runs_of_any_length_have_somewhere_to_start(evaluations, share):
 
 
 def test_what_is_whole_is_spread_evenly():
-    starts = spread(50, 50 * COSTS.rest + 10 * sum(COSTS.layers), COSTS)
+    *starts, middles = spread(50, 50 * COSTS.rest + 10 * sum(COSTS.layers), COSTS)
     for start in starts:
         gaps = [after - before for before, after in itertools.pairwise(start.whole)]
         assert (len(start.whole), start.partial) == (10, None)
         assert max(gaps) - min(gaps) <= 2
     assert [start.whole[-1] for start in starts] == [48, 49, 47, 49]
+    assert (len(middles.whole), middles.partial) == (10, None)
+    assert all(place % 2 for place in middles.whole[1:])
+
+
+def test_middles_of_two_evaluation_steps_come_first_and_then_starts():
+    middles = spread(50, 50 * COSTS.rest + 40 * sum(COSTS.layers), COSTS)[-1].whole
+    assert set(range(1, 50, 2)) <= set(middles)
+    starts = [place for place in middles[1:] if place % 2 == 0]
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert len(starts) == 14
+    assert max(gaps) - min(gaps) <= 2
 
 
 def test_more_than_half_an_evaluation_takes_an_even_place():

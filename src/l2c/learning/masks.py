@@ -56,8 +56,8 @@ def spread(evaluations: int, budget: float, costs: CostTable) -> list[Placement]
 
     What is left computes a part of one more evaluation: of one of the even places where it is more than half of one,
     otherwise in the widest gap. The placements differ in how late the last one is, and in a shift of all but the first
-    by one. The last has its evaluations in the middle of the steps of a solver with two evaluations per step, before any
-    at their start: there the stand-ins of the others cost least (measured on DPM-Solver singlestep).
+    by one. The last placement has its evaluations in the middle of the steps of a solver with two evaluations per step,
+    before any at their start, where stand-ins cost least (measured on DPM-Solver singlestep).
     """
     layers = costs.full - costs.rest
     spent = (budget - evaluations * costs.rest) / layers + 1e-6
