@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -128,12 +129,13 @@ def _device(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def attention_kernels() -> Iterator[None]:
-    """Prefers cuDNN's attention, which is the fastest at these sizes where it runs at all."""
+    """Prefers cuDNN's attention, the fastest at these sizes where it runs; PyTorch takes wishes from 2.7 on."""
     order = [
         SDPBackend.CUDNN_ATTENTION,
         SDPBackend.FLASH_ATTENTION,
         SDPBackend.EFFICIENT_ATTENTION,
         SDPBackend.MATH,
     ]
-    with sdpa_kernel(order, set_priority=True):
+    options = {"set_priority": True} if "set_priority" in signature(sdpa_kernel).parameters else {}
+    with sdpa_kernel(order, **options):
         yield

@@ -82,8 +82,8 @@ def settle_join(x: Tensor, pending: tuple[Pending, ...], skip: Tensor) -> Tensor
 class Pieces:
     """The pieces, made once per kind of pending terms and shape, or run as they are.
 
-    On CUDA devices they are one Triton kernel (`l2c.engine.kernels`); elsewhere, and without Triton, PyTorch compiles
-    them. Every compiled piece is then a function of its own, with one entry in the compiler's cache. So the compiler
+    On CUDA devices they are one Triton kernel (`l2c.engine.kernels`), or plain where there is no Triton; elsewhere
+    PyTorch compiles them. Every compiled piece is then a function of its own, with one entry in the compiler's cache. So the compiler
     never meets a second shape or kind in one function, neither recompiles nor runs into its limit of recompilations,
     and any number of shapes coexist.
 
@@ -104,14 +104,14 @@ class Pieces:
         """Runs a piece and leaves nothing pending."""
         terms = tuple(pending)
         pending.clear()
-        if not self.compiled:
+        if not self.compiled or (x.is_cuda and not has_triton()):
             return function(x, terms, *rest)
         strides = tuple(part.stride() for part in rest if isinstance(part, Tensor))
         key = (function, tuple(term.kind for term in terms), x.shape, x.dtype, x.device, strides)
         variant = self._variants.get(key)
         if variant is None:
             logger.info("compiling %s for %d pending", function.__name__, len(terms))
-            make = _triton if x.is_cuda and has_triton() else _compile
+            make = _triton if x.is_cuda else _compile
             variant = self._variants[key] = make(function, len(self._variants))
         return variant(x, terms, *rest)
 
