@@ -83,9 +83,9 @@ class Pieces:
     """The pieces, made once per kind of pending terms and shape, or run as they are.
 
     On CUDA devices they are one Triton kernel (`l2c.engine.kernels`), or plain where there is no Triton; elsewhere
-    PyTorch compiles them. Every compiled piece is then a function of its own, with one entry in the compiler's cache. So the compiler
-    never meets a second shape or kind in one function, neither recompiles nor runs into its limit of recompilations,
-    and any number of shapes coexist.
+    PyTorch compiles them. Every piece that it compiles is then a function of its own, with one entry in the compiler's
+    cache. So the compiler never meets a second shape or kind in one function, neither recompiles nor runs into its
+    limit of recompilations, and any number of shapes coexist.
 
     Args:
         compiled: Whether to compile.
