@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from l2c.bootstrap import Interval
 from l2c.errors import DataError
 from l2c.report.compare_page import compare_page
+from l2c.report.compare_text import comparison_text
 from l2c.report.comparison import read_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -181,3 +183,23 @@ def test_page_lives_in_a_browser(page, tmp_path, size):
     assert found["width"] <= found["window"]  # nothing but tables scrolls sideways
     assert found["plot"] > 150
     assert found["focusable"] == 0
+
+
+def test_the_short_table_has_the_best_of_every_method(compared):
+    data = read_comparison(compared)
+    text = comparison_text(data)
+    for base in data.bases:
+        assert f"\n{base}\n" in text
+    best = {way_id for base in data.bases for way_id in data.best(data.of_base(base))}
+    assert len(text.splitlines()) == 1 + len(data.bases) + len(best)
+    errors = [f"{data.error(way):.4f}" for way in data.ways if way.id in best]
+    assert all(error in text for error in errors)
+
+
+def test_readme_and_page_show_the_recorded_comparison():
+    root = Path(__file__).resolve().parents[2]
+    data = read_comparison(root / "results/compare-embedded-dit")
+    assert not data.problems
+    assert comparison_text(data) in (root / "README.md").read_text(encoding="utf-8")
+    page = (root / "results/compare-embedded-dit.html").read_text(encoding="utf-8")
+    assert page.count("<tr class=") == len(data.ways)

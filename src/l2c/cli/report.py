@@ -32,7 +32,7 @@ def report(
 
     Error against measured time and against MACs, with the front; a table of all ways with intervals; the same
     pictures side by side; schedules; and what it takes to make it again. The page needs no network and no other
-    file. No model is run.
+    file. No model is run. Printed is, of every method, the setting that trades best.
 
     For example:
 
@@ -40,6 +40,7 @@ def report(
     """
     from l2c.files import atomic_write
     from l2c.report.compare_page import compare_page
+    from l2c.report.compare_text import comparison_text
     from l2c.report.comparison import read_comparison
 
     path = folder / "report.html" if out is None else out
@@ -61,4 +62,5 @@ def report(
         }
         print_json({"page": str(path), "ways": figures})
     else:
+        print(comparison_text(data))
         note(f"{path} shows {len(data.ways)} ways")
