@@ -231,3 +231,53 @@ def test_what_the_engine_cannot_do_is_said(tiny_dit):
         Sampler(denoiser, "ddim", 8).compile(schedule, "compile")
     with l2c.enable_cache(tiny_dit, schedule), pytest.raises(CacheStateError, match="disable it"):
         l2c.sample(tiny_dit, [1], engine="compile")
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_without_a_compiler_everything_still_works(tiny_dit, monkeypatch):
+    def no_compiler(function, index):
+        def broken(*_):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler")
+
+        return broken
+
+    monkeypatch.setattr("l2c.engine.pieces._compile", no_compiler)
+    eager = l2c.sample(tiny_dit, [1, 2], steps=4, engine="eager")
+    with pytest.warns(UserWarning, match="cannot be compiled here"):
+        compiled = l2c.sample(tiny_dit, [1, 2], steps=4, engine="compile")
+    assert (compiled - eager).abs().max() < FLOAT32
+
+
+def test_a_fault_in_a_piece_is_not_taken_for_the_compilers(tiny_dit, monkeypatch):
+    def broken(*_):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("l2c.engine.pieces._compile", lambda function, index: broken)
+    with pytest.raises(ValueError, match="a fault"):
+        l2c.sample(tiny_dit, [1], steps=2, engine="compile")
+
+
+def test_a_run_that_does_not_fit_as_graphs_is_launched_piece_by_piece(tiny_dit, monkeypatch):
+    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 2, predictor="taylor-1")
+    sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
+    noise, labels = seeded_noise([1], sampler.denoiser.sample_shape), torch.tensor([4])
+    eager = sampler.compile(schedule, "eager")(noise, labels)
+    compiled = uncompiled(sampler, schedule)
+    monkeypatch.setattr(compiled.engine, "mode", "graph")
+    attempts = []
+
+    def no_memory(run):
+        attempts.append(run)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(StaticRun, "capture", no_memory)
+    with pytest.warns(UserWarning, match="not enough memory to capture"):
+        made = compiled(noise, labels)
+    assert len(attempts) == 2  # once more when others have given theirs up
+    assert close(made, eager)
+
+
+def test_one_log_line_says_which_engine_runs_and_why(tiny_dit, caplog):
+    with caplog.at_level("INFO", "l2c.sampling.compiled"):
+        l2c.sample(tiny_dit, [1], steps=2)
+    assert [record.message for record in caplog.records] == ["engine: eager (DiT on cpu)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -100,11 +101,28 @@ class Engine:
         if run is None:
             run = StaticRun(self.program, job, noise)
             if self.mode == "graph":
-                run.capture()
+                self._capture(run)
             self._runs[key] = run
             self._trim()
         self._runs.move_to_end(key)
         return run
+
+    def _capture(self, run: StaticRun) -> None:
+        """Captures a run; where memory is short, without the others, and in the end not at all."""
+        try:
+            run.capture()
+        except torch.OutOfMemoryError:
+            self._runs.clear()
+            run.release()
+            try:
+                run.capture()
+            except torch.OutOfMemoryError:
+                run.release()
+                warnings.warn(
+                    "there is not enough memory to capture this run as CUDA graphs, so it is launched piece by piece, "
+                    "which is slower; use a smaller batch size or another schedule",
+                    stacklevel=2,
+                )
 
     def _trim(self) -> None:
         """Drops the runs used least recently until the others are within the memory limit."""

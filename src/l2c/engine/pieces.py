@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import types
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -113,7 +114,23 @@ class Pieces:
             logger.info("compiling %s for %d pending", function.__name__, len(terms))
             make = _triton if x.is_cuda else _compile
             variant = self._variants[key] = make(function, len(self._variants))
-        return variant(x, terms, *rest)
+        try:
+            return variant(x, terms, *rest)
+        except Exception as error:
+            if not _is_compiler(error):
+                raise
+            self.compiled = False
+            warnings.warn(
+                f"the pieces of the engine cannot be compiled here ({type(error).__name__}), so they run as they are, "
+                "which is slower; PyTorch's compiler needs a C++ compiler on CPUs",
+                stacklevel=2,
+            )
+            return function(x, terms, *rest)
+
+
+def _is_compiler(error: Exception) -> bool:
+    """Whether an error is that of PyTorch's compiler, and not of what it compiles."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 @cache

@@ -151,6 +151,14 @@ class StaticRun:
         self.capture_s = time.perf_counter() - began
         logger.info("captured %d graphs in %.1f s", len(self._graphs), self.capture_s)
 
+    def release(self) -> None:
+        """Forgets what was captured and stored; the run is then launched piece by piece."""
+        self._store = FeatureStore(last_reads(self.job.stand_ins))
+        self._graphs, self._refill_graph, self._sharing = {}, None, None
+        self._pool_bytes = 0
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def share(self, capture: Callable[[tuple[int, ...]], dict[int, Replayable]]) -> None:
         """Gives stored values their places, and evaluations that are alike one graph.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from functools import lru_cache
 
@@ -19,6 +20,8 @@ from l2c.sampling.noise_schedule import NoiseSchedule
 from l2c.sampling.solvers import make_solver
 
 ENGINES = ("auto", *MODES)
+
+logger = logging.getLogger(__name__)
 
 _engines: weakref.WeakKeyDictionary[nn.Module, dict[str, Engine]] = weakref.WeakKeyDictionary()
 
@@ -77,9 +80,14 @@ def resolve_engine(engine: str, denoiser: Denoiser) -> str:
     """
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine '{engine}'; choose one of {', '.join(ENGINES)}")
-    if engine != "auto":
-        return engine
-    return "graph" if denoiser.device.type == "cuda" and has_program(denoiser.model) else "eager"
+    on_cuda, known = denoiser.device.type == "cuda", has_program(denoiser.model)
+    reason = "asked for"
+    if engine == "auto":
+        engine = "graph" if on_cuda and known else "eager"
+        model = type(denoiser.model).__name__
+        reason = f"{model} on {denoiser.device}" if known else f"no engine has a program for {model}"
+    logger.info("engine: %s (%s)", engine, reason)
+    return engine
 
 
 def engine_of(model: nn.Module, mode: str) -> Engine:
