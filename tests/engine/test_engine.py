@@ -233,7 +233,7 @@ def test_what_the_engine_cannot_do_is_said(tiny_dit):
         l2c.sample(tiny_dit, [1], engine="compile")
 
 
-@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_without_a_compiler_everything_still_works(tiny_dit, monkeypatch):
     def no_compiler(function, index):
         def broken(*_):
