@@ -281,3 +281,12 @@ def test_one_log_line_says_which_engine_runs_and_why(tiny_dit, caplog):
     with caplog.at_level("INFO", "l2c.sampling.compiled"):
         l2c.sample(tiny_dit, [1], steps=2)
     assert [record.message for record in caplog.records] == ["engine: eager (DiT on cpu)"]
+
+
+def test_the_log_line_is_of_the_engine_that_runs(tiny_dit, caplog):
+    engine_of(tiny_dit, "compile").pieces.compiled = False
+    with caplog.at_level("INFO", "l2c.sampling.compiled"):
+        l2c.sample(tiny_dit, [1], steps=2, observer=lambda *_: None)
+        l2c.sample(tiny_dit, [1], steps=2, engine="compile")
+    said = [record.message for record in caplog.records]
+    assert said == ["engine: eager (an observer)", "engine: compile (asked for)"]

@@ -6,8 +6,7 @@ everything, each through the engine that will sample, so that what a layer costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,7 @@ from l2c.cache.schedule import CacheSchedule, Contract
 from l2c.errors import ConfigError, DataError
 from l2c.layers import Layer, LayerTable, find_layers
 from l2c.records import RunRecord
-from l2c.sampling.compiled import CompiledSampler, engine_of, resolve_engine
+from l2c.sampling.compiled import CompiledSampler, keep_all_runs, resolve_engine
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.walk import drive, solver_walk
 
@@ -146,7 +145,7 @@ def measure_profile(
     variants[_SOLVER] = runs.solver()
     if decoder is not None:
         variants[_DECODER] = lambda: decoder(runs.noise)
-    with _no_memory_limit(sampler, mode):
+    with keep_all_runs(sampler.denoiser.model, [mode]):
         timings = interleave(variants, repetitions, time_limit_s=time_limit_s, on_run=on_run)
     seconds = {name: timing.seconds for name, timing in timings.items()}
     costs = fit_costs(table, seconds, runs.count, runs.depth)
@@ -308,17 +307,3 @@ class _Runs:
         weights = compiled.job.solver.to(noise.device, torch.float32)
         terms = noise.flatten().expand(len(weights), -1).contiguous()
         return lambda: [row @ terms for row in weights]
-
-
-@contextmanager
-def _no_memory_limit(sampler: Sampler, mode: str) -> Iterator[None]:
-    """Keeps all captured runs, since capturing one again would be timed."""
-    if mode == "eager":
-        yield
-        return
-    engine = engine_of(sampler.denoiser.model, mode)
-    limit, engine.memory_limit = engine.memory_limit, None
-    try:
-        yield
-    finally:
-        engine.memory_limit = limit

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from l2c.bench.timing import interleave, synchronize
 from l2c.cache.schedule import CacheSchedule
-from l2c.cache.store import peak_bytes
-from l2c.engine.graphs import held_elements, share_graphs
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
-from l2c.sampling.compiled import engine_of, release_engines, resolve_engine
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.compiled import engine_of, keep_all_runs, release_engines, resolve_engine
+from l2c.sampling.sampler import Sampler, planned_store_bytes, seeded_noise
 
 
 @dataclass(frozen=True)
@@ -124,39 +122,38 @@ def measure_latency(
     release_engines(denoiser.model)
     calls: dict[tuple[str, str], Callable[[], Tensor]] = {}
     first, peak = {}, {}
-    for mode in modes:
-        if mode != "eager":
-            engine_of(denoiser.model, mode).memory_limit = None
-        for name, schedule in schedules.items():
-            run = sampler.compile(schedule, mode, any_weights=any_weights)
-            calls[name, mode] = partial(run, noise, labels)
-            _reset_peak()
-            began = time.perf_counter()
-            calls[name, mode]()
-            synchronize()
-            first[name, mode] = time.perf_counter() - began
-            calls[name, mode]()
-            peak[name, mode] = torch.cuda.max_memory_reserved() if noise.is_cuda else 0
-    timings = interleave(
-        {f"{name} {mode}": call for (name, mode), call in calls.items()},
-        repetitions,
-        warm_ups={},
-        on_run=on_run,
-    )
-    return [
-        Latency(
-            schedule=name,
-            engine=mode,
-            images=images,
-            macs_fraction=1.0 if schedules[name] is None else schedules[name].cost.fraction,  # type: ignore[union-attr]
-            first_s=first[name, mode],
-            seconds=timings[f"{name} {mode}"].seconds,
-            launch_us=_launch_us(sampler, call) if mode == "graph" else None,
-            peak_bytes=peak[name, mode],
-            store_bytes=_store_bytes(sampler, schedules[name], mode, images),
+    with keep_all_runs(denoiser.model, modes):
+        for mode in modes:
+            for name, schedule in schedules.items():
+                run = sampler.compile(schedule, mode, any_weights=any_weights)
+                calls[name, mode] = partial(run, noise, labels)
+                _reset_peak()
+                began = time.perf_counter()
+                calls[name, mode]()
+                synchronize()
+                first[name, mode] = time.perf_counter() - began
+                calls[name, mode]()
+                peak[name, mode] = torch.cuda.max_memory_reserved() if noise.is_cuda else 0
+        timings = interleave(
+            {f"{name} {mode}": call for (name, mode), call in calls.items()},
+            repetitions,
+            warm_ups={},
+            on_run=on_run,
         )
-        for (name, mode), call in calls.items()
-    ]
+        return [
+            Latency(
+                schedule=name,
+                engine=mode,
+                images=images,
+                macs_fraction=1.0 if schedules[name] is None else schedules[name].cost.fraction,  # type: ignore[union-attr]
+                first_s=first[name, mode],
+                seconds=timings[f"{name} {mode}"].seconds,
+                launch_us=_launch_us(sampler, call) if mode == "graph" else None,
+                peak_bytes=peak[name, mode],
+                store_bytes=planned_store_bytes(sampler, schedules[name], mode, images),
+            )
+            for (name, mode), call in calls.items()
+        ]
 
 
 def _reset_peak() -> None:
@@ -171,18 +168,6 @@ def _launch_us(sampler: Sampler, call: Callable[[], Tensor]) -> float:
     call()
     run = engine_of(sampler.denoiser.model, "graph").runs[-1]
     return 1e6 * statistics.median(run.launch_times())
-
-
-def _store_bytes(sampler: Sampler, schedule: CacheSchedule | None, mode: str, images: int) -> int:
-    """Memory of stored layer outputs, which is known beforehand."""
-    if schedule is None:
-        return 0
-    denoiser, guidance = sampler.denoiser, sampler.guidance
-    rows, table = guidance.call_size(images), find_layers(denoiser.model)
-    if mode != "graph":
-        return peak_bytes(schedule.plan, table, rows, guidance.calls, denoiser.dtype)
-    held = held_elements(share_graphs(schedule.plan, schedule.num_evaluations), table)
-    return held * rows * guidance.calls * denoiser.dtype.itemsize
 
 
 @torch.no_grad()

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from l2c.bench.timing import synchronize
 from l2c.cache.runtime import enable_cache
 from l2c.cache.schedule import CacheSchedule
-from l2c.cache.store import peak_bytes
 from l2c.cli.console import macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
 from l2c.cli.processes import num_processes
 from l2c.cli.schedules import read_schedule
-from l2c.engine.graphs import held_elements, share_graphs
 from l2c.errors import ConfigError
 from l2c.files import atomic_write, output_folder
 from l2c.layers import find_layers
@@ -34,7 +32,7 @@ from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
 from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import Observer, Sampler, resolve_sampler, seeded_noise
+from l2c.sampling.sampler import Observer, Sampler, planned_store_bytes, resolve_sampler, seeded_noise
 
 DEFAULT_COUNT = 8
 
@@ -218,21 +216,12 @@ def sampling_costs(
     """What a picture costs in multiply-accumulates, and the stored values of a batch in bytes."""
     table, guidance = find_layers(sampler.denoiser.model), sampler.guidance
     evaluations = len(sampler.run.timesteps)
-    costs = {
+    return {
         "macs_per_picture": evaluations * table.full_macs if schedule is None else schedule.cost.macs,
         "full_macs_per_picture": evaluations * table.full_macs,
         "guidance_factor": 1 if guidance.scale == 1 else 2,
-        "store_peak_bytes": 0,
+        "store_peak_bytes": planned_store_bytes(sampler, schedule, mode, batch_size),
     }
-    if schedule is None:
-        return costs
-    images, dtype = guidance.call_size(batch_size), sampler.denoiser.dtype
-    if mode == "graph":
-        elements = held_elements(share_graphs(schedule.plan, evaluations), table)
-        costs["store_peak_bytes"] = elements * images * guidance.calls * dtype.itemsize
-    else:
-        costs["store_peak_bytes"] = peak_bytes(schedule.plan, table, images, guidance.calls, dtype)
-    return costs
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import heapq
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -149,8 +149,13 @@ def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[i
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 body(evaluation)
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(
+                    Exception
+                ):  # a capture that failed cannot be ended well, and why it failed is what counts
+                    graph.capture_end()
+                raise
+            graph.capture_end()
             graphs[evaluation] = graph
     return graphs
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from torch import Tensor, nn
@@ -80,14 +82,41 @@ def resolve_engine(engine: str, denoiser: Denoiser) -> str:
     """
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine '{engine}'; choose one of {', '.join(ENGINES)}")
-    on_cuda, known = denoiser.device.type == "cuda", has_program(denoiser.model)
-    reason = "asked for"
-    if engine == "auto":
-        engine = "graph" if on_cuda and known else "eager"
-        model = type(denoiser.model).__name__
-        reason = f"{model} on {denoiser.device}" if known else f"no engine has a program for {model}"
-    logger.info("engine: %s (%s)", engine, reason)
-    return engine
+    if engine != "auto":
+        return engine
+    return "graph" if denoiser.device.type == "cuda" and has_program(denoiser.model) else "eager"
+
+
+def log_engine(mode: str, engine: str, denoiser: Denoiser, reason: str = "") -> None:
+    """Says in one line which engine runs, and why.
+
+    Args:
+        mode: The engine that runs.
+        engine: What was asked for.
+        denoiser: The model.
+        reason: Why, where it is neither what was asked for nor the model and its device.
+    """
+    model = type(denoiser.model).__name__
+    known = (
+        f"{model} on {denoiser.device}"
+        if has_program(denoiser.model)
+        else f"no engine has a program for {model}"
+    )
+    logger.info("engine: %s (%s)", mode, reason or (known if engine == "auto" else "asked for"))
+
+
+@contextmanager
+def keep_all_runs(model: nn.Module, modes: Iterable[str]) -> Iterator[None]:
+    """Lifts the memory limit of a model's engines, since a run that is dropped would be captured again when timed."""
+    engines = [engine_of(model, mode) for mode in modes if mode != "eager"]
+    limits = [engine.memory_limit for engine in engines]
+    for engine in engines:
+        engine.memory_limit = None
+    try:
+        yield
+    finally:
+        for engine, limit in zip(engines, limits, strict=True):
+            engine.memory_limit = limit
 
 
 def engine_of(model: nn.Module, mode: str) -> Engine:

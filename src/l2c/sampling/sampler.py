@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
-from l2c.cache.runtime import CachedModel, active_cache, check_model, enable_cache
+from l2c.cache.runtime import CachedModel, HardGates, active_cache, attach, check_model, enable_cache
 from l2c.cache.schedule import CacheSchedule, Run
+from l2c.cache.store import peak_bytes
+from l2c.engine.graphs import held_elements, share_graphs
 from l2c.errors import CacheStateError, ConfigError, ContractError
-from l2c.sampling.compiled import CompiledSampler, resolve_engine
+from l2c.layers import find_layers
+from l2c.sampling.compiled import CompiledSampler, log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver
@@ -86,9 +89,11 @@ class Sampler:
         """
         model, run = self.denoiser.model, self.run
         mode = resolve_engine(engine, self.denoiser)
+        log_engine(mode, engine, self.denoiser)
+        table = None
         if schedule is not None:
             schedule.contract.check_run(run)
-            check_model(model, schedule, any_weights=any_weights)
+            table = check_model(model, schedule, any_weights=any_weights)
         if mode != "eager":
             if schedule is not None and (note := schedule.contract.guidance_note(run)):
                 warnings.warn(note, stacklevel=2)
@@ -96,9 +101,9 @@ class Sampler:
 
         @torch.no_grad()
         def eager(noise: Tensor, labels: Tensor) -> Tensor:
-            if schedule is None:
+            if schedule is None or table is None:
                 return self(noise, labels)
-            with enable_cache(model, schedule, any_weights=True):
+            with attach(model, table, HardGates(schedule.plan, schedule.num_evaluations), schedule):
                 return self(noise, labels)
 
         return eager
@@ -257,10 +262,12 @@ def sample(
     )
     inputs = ((part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts)
     if mode == "eager":
+        reason = "a cache is enabled" if enabled is not None else "" if observer is None else "an observer"
+        log_engine(mode, engine, denoiser, reason if engine == "auto" else "")
         with _scheduled(sampler, schedule, min(batch_size or count, count)):
             samples = [sampler(part, some, observer) for part, some in inputs]
     else:
-        compiled = sampler.compile(schedule, mode)
+        compiled = sampler.compile(schedule, engine)
         samples = [compiled(part, some) for part, some in inputs]
     images = torch.cat(samples)
     return images if denoiser.latent else images.clamp(-1, 1)
@@ -335,3 +342,22 @@ def store_bytes(cache: CachedModel, sampler: Sampler, batch_size: int) -> int:
     """Peak memory of the feature store in bytes while `sampler` samples `batch_size` images at a time."""
     guidance = sampler.guidance
     return cache.peak_store_bytes(guidance.call_size(batch_size), guidance.calls, sampler.denoiser.dtype)
+
+
+def planned_store_bytes(sampler: Sampler, schedule: CacheSchedule | None, mode: str, batch_size: int) -> int:
+    """Peak memory in bytes of what a schedule stores with an engine, known before anything runs.
+
+    Args:
+        sampler: Model and guidance.
+        schedule: What is reused; None for nothing.
+        mode: The engine, from `resolve_engine`. Captured runs hold values in fixed places, a little longer.
+        batch_size: Pictures at a time.
+    """
+    if schedule is None:
+        return 0
+    denoiser, guidance = sampler.denoiser, sampler.guidance
+    table, rows = find_layers(denoiser.model), guidance.call_size(batch_size)
+    if mode != "graph":
+        return peak_bytes(schedule.plan, table, rows, guidance.calls, denoiser.dtype)
+    held = held_elements(share_graphs(schedule.plan, schedule.num_evaluations), table)
+    return held * rows * guidance.calls * denoiser.dtype.itemsize
