@@ -1,12 +1,14 @@
 import itertools
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
 
 from l2c.cache.cost import CostTable
 from l2c.cache.predictors import Predictor, plan_stand_ins
-from l2c.learning.masks import FILLS, Placement, moves, search, spread
+from l2c.learning import masks
+from l2c.learning.masks import FILLS, Placement, far_moves, moves, search, spread
 
 COSTS = CostTable("ms", (1.0, 2.0, 1.0, 2.0, 1.5, 0.5), 0.4)
 EVALUATIONS = 9
@@ -55,23 +57,39 @@ def test_runs_of_any_length_have_somewhere_to_start(evaluations, share):
         assert bool(compute.all()) == (share == 1.0 or evaluations == 1)
 
 
-def test_what_is_whole_is_spread_evenly():
-    *starts, middles = spread(50, 50 * COSTS.rest + 10 * sum(COSTS.layers), COSTS)
-    for start in starts:
-        gaps = [after - before for before, after in itertools.pairwise(start.whole)]
-        assert (len(start.whole), start.partial) == (10, None)
-        assert max(gaps) - min(gaps) <= 2
-    assert [start.whole[-1] for start in starts] == [48, 49, 47, 49]
-    assert (len(middles.whole), middles.partial) == (10, None)
-    assert all(place % 2 for place in middles.whole[1:])
+def gaps_of(places):
+    return [after - before for before, after in itertools.pairwise(places)]
+
+
+def test_what_is_whole_is_spread_evenly_or_denser_at_an_end():
+    starts = spread(50, 50 * COSTS.rest + 10 * sum(COSTS.layers), COSTS)
+    assert all((len(start.whole), start.partial) == (10, None) for start in starts)
+    even, middles, to_the_end, early, even_middles, late = (gaps_of(start.whole) for start in starts)
+    assert max(even) - min(even) <= 1
+    assert max(to_the_end) - min(to_the_end) <= 1
+    assert [start.whole[-1] for start in starts] == [48, 49, 49, 49, 49, 49]
+    assert sum(early[:3]) + 5 < sum(early[-3:])
+    assert sum(late[:3]) > sum(late[-3:]) + 5
+    for start in (starts[1], starts[4]):
+        assert all(place % 2 for place in start.whole[1:])
+    assert sum(middles[1:4]) < sum(even_middles[1:4])
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8, 1.0, 1.25, 3.0])
+def test_places_along_a_grid_never_coincide(power):
+    for size in range(1, 30):
+        for count in range(1, size + 1):
+            places = masks._along(range(size), count, power)
+            assert len(set(places)) == len(places) == count
+            assert places == sorted(places)
+            assert 0 == places[0] <= places[-1] < size
 
 
 def test_middles_of_two_evaluation_steps_come_first_and_then_starts():
-    middles = spread(50, 50 * COSTS.rest + 40 * sum(COSTS.layers), COSTS)[-1].whole
+    middles = spread(50, 50 * COSTS.rest + 40 * sum(COSTS.layers), COSTS)[4].whole
     assert set(range(1, 50, 2)) <= set(middles)
-    starts = [place for place in middles[1:] if place % 2 == 0]
-    gaps = [after - before for before, after in itertools.pairwise(starts)]
-    assert len(starts) == 14
+    gaps = gaps_of([place for place in middles[1:] if place % 2 == 0])
+    assert len(gaps) == 13
     assert max(gaps) - min(gaps) <= 2
 
 
@@ -97,10 +115,19 @@ def test_moves_change_one_thing_and_leave_the_first_evaluation():
     assert start not in found
     assert {p.fill for p in found if p.whole == start.whole and p.partial == 4} == {"last", "middle"}
     assert {p.partial for p in found if p.whole == start.whole} == {4, 2, 5}  # 3 and 6 are whole
-    assert {p.whole for p in found if p.partial == 4} == {(0, 3, 6), (0, 2, 6), (0, 3, 5), (0, 3, 7)}
+    shifted = {(0, 1, 6), (0, 2, 6), (0, 5, 6), (0, 3, 5), (0, 3, 7), (0, 3, 8)}
+    assert {p.whole for p in found if p.partial == 4} == {(0, 3, 6), *shifted}
     swapped = {Placement((0, 4, 6), 3), Placement((0, 3, 4), 6)}  # a whole and the partial one change places
     assert {p for p in found if p.whole != start.whole and p.partial != 4} == swapped
     assert list(moves(Placement((0,), None), EVALUATIONS)) == []
+    assert {p.order for p in found} == {2}
+
+
+def test_far_moves_put_one_whole_evaluation_anywhere_else():
+    found = set(far_moves(Placement((0, 3, 6), 8, order=1), EVALUATIONS))
+    assert {p.whole for p in found if p.partial == 8} == {(0, 1, 3), (0, 2, 3), (0, 6, 7)}
+    assert {p for p in found if p.partial != 8} == {Placement((0, 6, 8), 3, order=1)}
+    assert list(far_moves(Placement((0,), None), EVALUATIONS)) == []
 
 
 def distance_to(planted, budget):
@@ -128,14 +155,14 @@ STARTS = spread(EVALUATIONS, BUDGET, COSTS)
 
 
 def judge(error_of, trials, seed=0, on_trial=None, starts=STARTS):
-    """Searches; returns what was found and the masks that were judged."""
+    """Searches; returns what was found and the placements that were judged."""
     judged = []
 
-    def error(compute):
-        judged.append(compute)
-        return error_of(compute)
+    def error(placement):
+        judged.append(placement)
+        return error_of(mask_of(placement, BUDGET))
 
-    found = search(starts, lambda p: mask_of(p, BUDGET), error, EVALUATIONS, trials, seed, on_trial)
+    found = search(starts, error, EVALUATIONS, trials, seed, on_trial)
     return found, judged
 
 
@@ -154,7 +181,21 @@ def test_search_begins_at_the_best_of_its_starts():
         wanted = mask_of(best, BUDGET)
         found, judged = judge(lambda compute, wanted=wanted: float(not compute.equal(wanted)), len(STARTS))
         assert found == best
-        assert all(map(torch.equal, judged, [mask_of(start, BUDGET) for start in STARTS]))
+        assert judged == STARTS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_search_tries_the_other_orders_with_the_best_start_and_later_on(seed):
+    judged, near = [], next(moves(STARTS[0], EVALUATIONS)).whole
+
+    def error(placement):
+        judged.append(placement)
+        return 2.0 - (placement.whole == near) * (1 + (placement.order == 1))
+
+    assert search(STARTS, error, EVALUATIONS, len(STARTS) + 1, seed) == STARTS[0]
+    assert judged[len(STARTS)] == replace(STARTS[0], order=1)
+    found = search(STARTS, error, EVALUATIONS, 500, seed)
+    assert (found.order, found.whole) == (1, near)
 
 
 def test_search_judges_as_many_masks_as_it_may_and_keeps_the_best():
@@ -167,7 +208,7 @@ def test_search_judges_as_many_masks_as_it_may_and_keeps_the_best():
 
     found, judged = judge(lambda _: next(remaining), 8, on_trial=report)
     assert len(judged) == 8
-    assert torch.equal(mask_of(found, BUDGET), judged[4])
+    assert found == judged[4]
     assert reports == [(1, 5.0), (2, 5.0), (3, 3.0), (4, 3.0), (5, 2.0), (6, 2.0), (7, 2.0)]
 
 
@@ -175,20 +216,20 @@ def test_search_stops_when_it_is_told_to():
     falling = iter(range(50, 0, -1))
     found, judged = judge(lambda _: next(falling), 50, on_trial=lambda trial, _: trial == 7)
     assert len(judged) == 7
-    assert torch.equal(mask_of(found, BUDGET), judged[-1])
+    assert found == judged[-1]
 
 
 def test_search_depends_on_its_seed_alone():
     def path(seed):
         falling = iter(range(50, 0, -1))
-        return torch.stack(judge(lambda _: next(falling), 12, seed)[1])
+        return judge(lambda _: next(falling), 16, seed)[1]
 
-    assert torch.equal(path(0), path(0))
-    assert not torch.equal(path(0), path(1))
+    assert path(0) == path(0)
+    assert path(0) != path(1)
 
 
 def test_search_ends_where_there_is_nothing_to_move():
     only = Placement((0,), None)
     found, judged = judge(lambda _: 1.0, 50, starts=[only])
     assert found == only
-    assert len(judged) == 1
+    assert judged == [only, replace(only, order=1)]

@@ -14,14 +14,15 @@ from l2c.cache.predictors import Predictor, StandInPlan, lagrange_weights, plan_
 class Coefficients(nn.Module):
     """What is added to the weights that stand-ins begin with.
 
-    With the parameters at zero, reused layers follow the polynomial through their last `depth` computed values over
-    half log-SNR, or copy the last one where a solver evaluates a noise level twice.
+    With the parameters at zero, reused layers follow the polynomial through their last `order + 1` computed values
+    over half log-SNR, or copy the last one where a solver evaluates a noise level twice.
 
     Args:
         compute: Where to compute, bool (evaluations, layers).
         log_snrs: Half log-SNRs of the evaluations.
         depth: How many computed values a stand-in reads at most.
         device: Where to learn.
+        order: Of the polynomial; `depth - 1` if not given.
         start: Learned coefficients to begin with instead; their depth is kept.
 
     Attributes:
@@ -40,12 +41,14 @@ class Coefficients(nn.Module):
         log_snrs: Sequence[float],
         depth: int,
         device: torch.device,
+        order: int | None = None,
         start: Predictor | None = None,
     ) -> None:
         super().__init__()
         self.compute = compute
+        self._order = depth - 1 if order is None else min(order, depth - 1)
         if start is None or start.coefficients is None:
-            start = _polynomial(compute, log_snrs, depth)
+            start = Predictor("linear", coefficients=_polynomial(compute, log_snrs, depth, self._order))
         self._start = plan_stand_ins(compute, start, log_snrs)
         self._differences = difference_weights(start.depth).to(device)
         self.added = nn.Parameter(torch.zeros(*compute.shape, start.depth, device=device))
@@ -60,11 +63,10 @@ class Coefficients(nn.Module):
         plan: StandInPlan = {}
         for (evaluation, layer), terms in self._start.items():
             sources = [source for source, _ in terms]
-            start = (
-                [weight for _, weight in terms]
-                if log_snrs is None
-                else lagrange_weights(log_snrs[evaluation], [log_snrs[source] for source in sources])
-            )
+            start = [weight for _, weight in terms]
+            if log_snrs is not None:
+                nodes = [log_snrs[source] for source in sources[: self._order + 1]]
+                start[: len(nodes)] = lagrange_weights(log_snrs[evaluation], nodes)
             plan[evaluation, layer] = tuple(
                 (source, (start[index] + added[evaluation, layer, index]).float())
                 for index, source in enumerate(sources)
@@ -83,12 +85,14 @@ class Coefficients(nn.Module):
         return Predictor("linear", coefficients=weights)
 
 
-def _polynomial(compute: Tensor, log_snrs: Sequence[float], depth: int) -> Predictor:
-    if depth > 1 and len(set(log_snrs)) == len(log_snrs):
-        return Predictor("taylor", depth - 1)
-    copies = torch.zeros(*compute.shape, depth)
-    copies[..., 0] = 1
-    return Predictor("linear", coefficients=copies)
+def _polynomial(compute: Tensor, log_snrs: Sequence[float], depth: int, order: int) -> Tensor:
+    """Weights (evaluations, layers, depth) of a polynomial, 0 on the values that it does not go through."""
+    weights = torch.zeros(*compute.shape, depth, dtype=torch.float64)
+    weights[..., 0] = 1
+    if order and len(set(log_snrs)) == len(log_snrs):
+        for place, terms in plan_stand_ins(compute, Predictor("taylor", order), log_snrs).items():
+            weights[place][: len(terms)] = torch.tensor([weight for _, weight in terms], dtype=torch.float64)
+    return weights
 
 
 def difference_weights(depth: int) -> Tensor:

@@ -154,17 +154,20 @@ class ClosedLoop:
             self.trainer.kept[name] = torch.tensor(self.error(student))
         return self.trainer.kept[name].item()
 
-    def student(self, compute: Tensor, *, free_solver: bool = False) -> Student:
-        """A student with a mask, nothing learned yet."""
-        return self.student_of(self.sampler, compute, free_solver=free_solver)
+    def student(self, compute: Tensor, order: int | None = None, *, free_solver: bool = False) -> Student:
+        """A student with a mask, nothing learned yet; for the order see `Student`."""
+        return self.student_of(self.sampler, compute, order, free_solver=free_solver)
 
-    def student_of(self, sampler: Sampler, compute: Tensor, *, free_solver: bool = False) -> Student:
+    def student_of(
+        self, sampler: Sampler, compute: Tensor, order: int | None = None, *, free_solver: bool = False
+    ) -> Student:
         """A student of another run of the model."""
         settings = self.settings
         return Student(
             sampler,
             compute,
             settings.depth,
+            order=order,
             free_solver=free_solver,
             bf16=settings.bf16,
             recompute=settings.recompute,
@@ -175,6 +178,7 @@ class ClosedLoop:
         compute: Tensor,
         provenance: dict[str, Any],
         *,
+        order: int | None = None,
         free_solver: bool = False,
         stage: str = "",
     ) -> tuple[CacheSchedule, Outcome]:
@@ -183,10 +187,11 @@ class ClosedLoop:
         Args:
             compute: The mask, bool (evaluations, layers).
             provenance: What to record beside the figures of learning.
+            order: See `Student`.
             free_solver: Learn the solver, too.
             stage: See `Trainer.run`.
         """
-        student = self.student(compute, free_solver=free_solver)
+        student = self.student(compute, order, free_solver=free_solver)
         start = CacheSchedule(compute, self._table, self._contract(self.sampler.run))
         before = self.kept_error(f"error before {stage}", student)
         task = StudentTask(student, start.cost.fraction, self.settings, self.training, self.trainer.rows)

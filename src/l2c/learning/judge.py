@@ -33,37 +33,46 @@ def check_budget(budget: float, evaluations: int, costs: CostTable, scale: float
 
 def find_mask(
     trainer: Trainer,
-    error_of: Callable[[Tensor], float],
+    error_of: Callable[[Tensor, int], float],
     evaluations: int,
     budget: float,
     costs: CostTable,
     trials: int,
+    *,
+    depth: int,
     stage: str = "",
-) -> Tensor:
-    """The mask that a search finds for a budget, or the checkpoint has: bool (evaluations, layers).
+) -> tuple[Tensor, int]:
+    """The mask that a search finds for a budget, or the checkpoint has.
 
     Args:
         trainer: Its seed, checkpoint and time limit are the search's, too.
-        error_of: Error of what a mask makes.
+        error_of: Error of what a mask makes, with stand-ins that follow a polynomial of an order.
         evaluations: Of the run.
         budget: What a run may cost, in the unit of the costs.
         costs: Cost of every layer.
         trials: Masks to judge at most.
+        depth: How many computed values stand-ins read at most: more than the order of a polynomial.
         stage: Tells it from other searches of the same checkpoint.
+
+    Returns:
+        Bool (evaluations, layers), and the order of the polynomial that stand-ins follow best with it.
     """
-    key = f"mask {stage}".rstrip()
+    key, order_key = f"mask {stage}".rstrip(), f"order {stage}".rstrip()
     if key not in trainer.kept:
+        orders = [order for order in (2, 1) if order < depth] or [0]
 
         def mask_of(placement: Placement) -> Tensor:
             return placement.mask(evaluations, budget, costs)
 
-        starts = spread(evaluations, budget, costs)
+        starts = spread(evaluations, budget, costs, orders[0])
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
-        judge = _Judge(trainer, error_of, trials, stage, fraction)
-        found = search(starts, mask_of, judge.error, evaluations, trials, trainer.settings.seed, judge.report)
+        judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction)
+        seed = trainer.settings.seed
+        found = search(starts, judge.error, evaluations, trials, seed, judge.report, orders)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
+        trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()
-    return trainer.kept[key].bool()
+    return trainer.kept[key].bool(), int(trainer.kept[order_key])
 
 
 class _Judge:
@@ -75,7 +84,7 @@ class _Judge:
     def __init__(
         self,
         trainer: Trainer,
-        error_of: Callable[[Tensor], float],
+        error_of: Callable[[Placement], float],
         trials: int,
         stage: str,
         fraction: float,
@@ -87,11 +96,11 @@ class _Judge:
         self._known = iter(trainer.kept.get(self._key, _NONE).tolist())
         self._began_s = trainer.elapsed_s
 
-    def error(self, compute: Tensor) -> float:
-        """Error of what a mask makes."""
+    def error(self, placement: Placement) -> float:
+        """Error of what a placement makes."""
         if (recorded := next(self._known, None)) is not None:
             return float(recorded)
-        trainer, error = self._trainer, self._error_of(compute)
+        trainer, error = self._trainer, self._error_of(placement)
         trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
         trainer.save(if_due=True)
         return error

@@ -151,7 +151,7 @@ def learn_family(
         stage = f"{budget:g}" if len(budgets) > 1 else ""
         trainer.allow(1 / (len(budgets) - index))
         try:
-            compute = _find_mask(loop, budget * scale, unit, stage)
+            compute, order = _find_mask(loop, budget * scale, unit, stage)
         except KeyboardInterrupt:
             if schedules and trainer.processes.count == 1:
                 break
@@ -165,6 +165,7 @@ def learn_family(
                 "budget_cost": unit.of(compute) / scale,
                 "held_out_error_of_everything": round(everything, 5),
             },
+            order=order,
             stage=f"at {stage}" if stage else "",
         )
         schedules.append(schedule)
@@ -286,15 +287,16 @@ def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
     return replace(costs, layers=tuple(layers), rest=rest)
 
 
-def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str) -> Tensor:
+def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str) -> tuple[Tensor, int]:
     settings = loop.settings
     pictures = loop.training.rows(slice(0, settings.trial_pictures))
     return find_mask(
         loop.trainer,
-        lambda compute: loop.error(loop.student(compute), pictures),
+        lambda compute, order: loop.error(loop.student(compute, order), pictures),
         len(loop.sampler.run.timesteps),
         budget,
         costs,
         settings.trials,
-        stage,
+        depth=settings.depth,
+        stage=stage,
     )

@@ -2,13 +2,14 @@
 
 What reusing a layer costs in quality cannot be added up over layers and evaluations, since their errors are correlated
 and feed back (measured: masks of the smallest summed sensitivities are worse than a fixed interval). So every mask is
-judged in the closed loop, by the error of the final pictures of whole runs, without gradients. Moves shift, one by one,
-the evaluations that compute, and a part of the network at one more evaluation takes up what is left of the budget.
+judged in the closed loop, by the error of the final pictures of whole runs, without gradients. Moves change one by one
+the evaluations that compute, and a part of the network at one more evaluation takes up what is left of the budget. The
+order of the polynomial that stand-ins follow is searched with the mask, since the best mask depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,17 +23,19 @@ FILLS = ("first", "last", "middle")
 
 @dataclass(frozen=True)
 class Placement:
-    """A mask by its whole and its partial evaluations.
+    """A mask by its whole and its partial evaluations, and how to continue what is stored.
 
     Attributes:
         whole: Evaluations that compute every layer, rising; the first is 0.
         partial: Evaluation that computes some layers; None where nothing is left for one.
         fill: Which layers those are: the `first` ones, the `last`, or those in the `middle`.
+        order: Of the polynomial through stored values that stand-ins follow before they are learned.
     """
 
     whole: tuple[int, ...]
     partial: int | None
     fill: str = "first"
+    order: int = 2
 
     def mask(self, evaluations: int, budget: float, costs: CostTable) -> Tensor:
         """Bool (evaluations, layers); the partial evaluation computes as many layers as the budget allows."""
@@ -51,53 +54,69 @@ def _fill_order(fill: str, count: int) -> list[int]:
     return list(range(count)) if fill == "first" else list(reversed(range(count)))
 
 
-def spread(evaluations: int, budget: float, costs: CostTable) -> list[Placement]:
-    """Placements to start from: whole evaluations evenly over a run, as many as a budget allows.
+def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) -> list[Placement]:
+    """Placements to start from: as many whole evaluations as a budget allows, spread over a run.
 
-    What is left computes a part of one more evaluation: of one of the even places where it is more than half of one,
-    otherwise in the widest gap. The placements differ in how late the last one is, and in a shift of all but the first
-    by one. The last placement has its evaluations in the middle of the steps of a solver with two evaluations per step,
+    What is left computes a part of one more evaluation: of one of the places where it is more than half of one,
+    otherwise in the widest gap. The first placement is even; the others end later, are denser at the beginning or at
+    the end of the run, or have their evaluations in the middle of the steps of a solver with two evaluations per step,
     before any at their start, where stand-ins cost least (measured on DPM-Solver singlestep).
+
+    Args:
+        evaluations: Of the run.
+        budget: What a run may cost, in the unit of the costs.
+        costs: Cost of every layer.
+        order: See `Placement`.
     """
     layers = costs.full - costs.rest
     spent = (budget - evaluations * costs.rest) / layers + 1e-6
     if spent >= evaluations:
-        return [Placement(tuple(range(evaluations)), None)]
+        return [Placement(tuple(range(evaluations)), None, order=order)]
     count = max(1, int(spent))
     left = (spent - count) * layers
     fits = left >= min(costs.layers)
     total = count + (2 * left > layers)
     starts: list[Placement] = []
-    candidates: list[list[int]] = []
-    for last, shift in (
-        (evaluations - 2, 0),
-        (evaluations - 1, 0),
-        (evaluations - 2, -1),
-        (evaluations - 2, 1),
+    every, all_but_last = range(evaluations), range(max(1, evaluations - 1))
+    for places in (
+        _along(all_but_last, total, 1.0),
+        _middles_first(evaluations, total, 1.25),
+        _along(every, total, 1.0),
+        _along(every, total, 1.25),
+        _middles_first(evaluations, total, 1.0),
+        _along(every, total, 0.8),
     ):
-        even = [round(index * last / max(1, total - 1)) for index in range(total)]
-        candidates.append(sorted({0, *(place + shift for place in even[1:])}))
-    candidates.append(_middles_first(evaluations, total))
-    for places in candidates:
-        if len(places) < total or places[0] < 0 or places[-1] >= evaluations:
+        if len(places) < total:
             continue
         partial = None
         if total > count:
             partial = places.pop(total // 2)
         elif fits and total < evaluations:
             partial = _widest_gap(places, evaluations)
-        start = Placement(tuple(places), partial)
+        start = Placement(tuple(places), partial, order=order)
         starts += [] if start in starts else [start]
-    return starts or [Placement(tuple(range(count)), None)]
+    return starts or [Placement(tuple(range(count)), None, order=order)]
 
 
-def _middles_first(evaluations: int, total: int) -> list[int]:
-    """The first evaluation, then of the odd ones evenly as many as there may be, and then of the even ones."""
-    odd, even = list(range(1, evaluations, 2)), list(range(2, evaluations, 2))
+def _along(grid: Sequence[int], count: int, power: float) -> list[int]:
+    """So many places of a grid from its first to its last: evenly, denser where it begins with a power above 1."""
+    places: list[int] = []
+    for index in range(count):
+        place = round((len(grid) - 1) * (index / max(1, count - 1)) ** power)
+        places.append(max(place, places[-1] + 1) if places else place)
+    room = range(len(grid) - count, len(grid))
+    return (
+        [grid[min(place, most)] for place, most in zip(places, room, strict=True)]
+        if count <= len(grid)
+        else []
+    )
+
+
+def _middles_first(evaluations: int, total: int, power: float) -> list[int]:
+    """The first evaluation, then of the odd ones as many as there may be, and then of the even ones; see `_along`."""
     chosen = [0]
-    for grid in (odd, even):
-        count = min(total - len(chosen), len(grid))
-        chosen += [grid[round(index * (len(grid) - 1) / max(1, count - 1))] for index in range(count)]
+    for grid in (range(1, evaluations, 2), range(2, evaluations, 2)):
+        chosen += _along(grid, min(total - len(chosen), len(grid)), power)
     return sorted(chosen)
 
 
@@ -109,13 +128,11 @@ def _widest_gap(whole: Sequence[int], evaluations: int) -> int:
 
 
 def moves(placement: Placement, evaluations: int) -> Iterator[Placement]:
-    """Placements that differ in where one evaluation is, or in which layers the partial one computes."""
+    """Placements nearby: one evaluation is a little earlier or later, or the partial one computes other layers."""
     whole, partial = placement.whole, placement.partial
     for index in range(len(whole) - 1, 0, -1):
-        for target in (whole[index] - 1, whole[index] + 1):
-            if 0 < target < evaluations and target not in whole:
-                moved = tuple(sorted({*whole, target} - {whole[index]}))
-                yield replace(placement, whole=moved, partial=whole[index] if target == partial else partial)
+        for step in (-2, -1, 1, 2):
+            yield from _moved(placement, index, whole[index] + step, evaluations)
     if partial is None:
         return
     for fill in FILLS:
@@ -128,41 +145,71 @@ def moves(placement: Placement, evaluations: int) -> Iterator[Placement]:
             yield replace(placement, partial=target)
 
 
+def far_moves(placement: Placement, evaluations: int) -> Iterator[Placement]:
+    """Placements in which one whole evaluation is anywhere else."""
+    for index in range(len(placement.whole) - 1, 0, -1):
+        for target in range(1, evaluations):
+            if abs(target - placement.whole[index]) > 2:
+                yield from _moved(placement, index, target, evaluations)
+
+
+def _moved(placement: Placement, index: int, target: int, evaluations: int) -> Iterator[Placement]:
+    """One whole evaluation at another place, if that is free; the partial one changes places with it."""
+    whole, partial = placement.whole, placement.partial
+    if 0 < target < evaluations and target not in whole:
+        moved = tuple(sorted({*whole, target} - {whole[index]}))
+        yield replace(placement, whole=moved, partial=whole[index] if target == partial else partial)
+
+
 def search(
     starts: Sequence[Placement],
-    mask_of: Callable[[Placement], Tensor],
-    error_of: Callable[[Tensor], float],
+    error_of: Callable[[Placement], float],
     evaluations: int,
     trials: int,
     seed: int,
     on_trial: Callable[[int, float], bool] | None = None,
+    orders: Sequence[int] = (2, 1),
 ) -> Placement:
     """The best placement that a local search finds.
 
-    Every move that makes the pictures better is taken at once. Of the possible moves the next is drawn at random.
+    The starts are judged first, then the best of them with the other orders. After that every move that makes the
+    pictures better is taken at once; the next one is drawn at random, as often from `moves` as from `far_moves` and
+    now and then another order.
 
     Args:
         starts: Where to begin: the best of them.
-        mask_of: Mask of a placement.
-        error_of: Error of the pictures that a mask makes.
+        error_of: Error of the pictures that a placement makes.
         evaluations: Of the run.
-        trials: Masks to judge at most.
+        trials: Placements to judge at most.
         seed: Of the order of the moves.
-        on_trial: Called with the number of masks judged and the least error after each; True ends the search.
+        on_trial: Called with the number of placements judged and the least error after each; True ends the search.
+        orders: Of polynomials to try.
     """
-    best, least = starts[0], error_of(mask_of(starts[0]))
+    best, least = starts[0], error_of(starts[0])
     seen = {best}
     for trial in range(1, trials):
         if on_trial is not None and on_trial(trial, least):
             break
-        ahead = list(starts[trial : trial + 1]) or [
-            placement for placement in moves(best, evaluations) if placement not in seen
-        ]
+        reordered = [replace(best, order=order) for order in orders]
+        ahead = [*starts[trial : trial + 1]]
+        if not ahead and trial < len(starts) + len(orders) - 1:
+            ahead = _unseen(reordered, seen)[:1]
+        if not ahead:
+            drawn = torch.rand(2, generator=draw(seed, "move", trial)).tolist()
+            ways = [moves(best, evaluations), far_moves(best, evaluations), iter(reordered)]
+            first = 0 if drawn[0] < 0.5 else 1 if drawn[0] < 0.92 else 2
+            for way in (ways[first], *ways[:first], *ways[first + 1 :]):
+                if found := _unseen(way, seen):
+                    ahead = [found[int(drawn[1] * len(found))]]
+                    break
         if not ahead:
             break
-        chosen = ahead[int(torch.randint(len(ahead), (), generator=draw(seed, "move", trial)))]
-        seen.add(chosen)
-        error = error_of(mask_of(chosen))
+        seen.add(ahead[0])
+        error = error_of(ahead[0])
         if error < least:
-            best, least = chosen, error
+            best, least = ahead[0], error
     return best
+
+
+def _unseen(placements: Iterable[Placement], seen: set[Placement]) -> list[Placement]:
+    return [placement for placement in placements if placement not in seen]

@@ -47,13 +47,14 @@ class _LearnedGates(HardGates):
 class Student(nn.Module):
     """A run with a fixed mask and learned stand-ins.
 
-    With all parameters at zero, reused layers follow the polynomial through their last `depth` computed values over
-    half log-SNR, and a solver that is free is DPM-Solver++(2M) at the noise levels of the sampler.
+    With all parameters at zero, reused layers follow the polynomial through their last computed values over half
+    log-SNR, and a solver that is free is DPM-Solver++(2M) at the noise levels of the sampler.
 
     Args:
         sampler: The frozen model and its run.
         compute: Where to compute, bool (evaluations, layers).
         depth: How many computed values a stand-in reads at most.
+        order: Of the polynomial; `depth - 1` if not given.
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
         bf16: Run the network in bfloat16.
         recompute: Keep only the inputs of computed layers for the backward pass.
@@ -74,6 +75,7 @@ class Student(nn.Module):
         compute: Tensor,
         depth: int,
         *,
+        order: int | None = None,
         free_solver: bool = False,
         bf16: bool = False,
         recompute: bool = False,
@@ -84,7 +86,7 @@ class Student(nn.Module):
         self._table = find_layers(sampler.denoiser.model)
         self.compute = compute
         device, count = sampler.denoiser.device, len(compute)
-        self.stand_ins = Coefficients(compute, self._start.log_snrs, depth, device)
+        self.stand_ins = Coefficients(compute, self._start.log_snrs, depth, device, order)
         self._log_snrs = torch.tensor(self._start.log_snrs, dtype=torch.float64, device=device)
         self._room = _room(self._log_snrs)
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None

@@ -170,20 +170,21 @@ class PipelineLoop:
             targets.append(trainer.kept[key].to(self._device))
         return targets
 
-    def blank(self, compute: Tensor, contract: Contract) -> CacheSchedule:
-        """A schedule with a mask, nothing learned yet."""
-        predictor = self.coefficients(compute).predictor()
+    def blank(self, compute: Tensor, order: int, contract: Contract) -> CacheSchedule:
+        """A schedule with a mask, nothing learned yet: stand-ins follow a polynomial of an order."""
+        log_snrs = self._run.log_snrs
+        predictor = Coefficients(compute, log_snrs, self.settings.depth, self._device, order).predictor()
         return CacheSchedule(compute, self._table, contract, predictor)
 
-    def coefficients(self, compute: Tensor, start: CacheSchedule | None = None) -> Coefficients:
-        """The coefficients of a mask, those of a schedule to begin with."""
-        predictor = None if start is None else start.predictor
-        return Coefficients(compute, self._run.log_snrs, self.settings.depth, self._device, predictor)
+    def coefficients(self, schedule: CacheSchedule) -> Coefficients:
+        """Coefficients that begin with those of a schedule, or with a polynomial if it has none."""
+        log_snrs, depth = self._run.log_snrs, self.settings.depth
+        return Coefficients(schedule.compute, log_snrs, depth, self._device, start=schedule.predictor)
 
-    def mask_error(self, compute: Tensor, contract: Contract) -> float:
+    def mask_error(self, compute: Tensor, order: int, contract: Contract) -> float:
         """Root mean square error of some of the runs that are learned on, with nothing learned yet."""
         first = self.settings.num_held_out
-        with self._trajectory.cached(self.blank(compute, contract)):
+        with self._trajectory.cached(self.blank(compute, order, contract)):
             return self._error(range(first, first + min(self.settings.trial_runs, self.settings.num_runs)))
 
     @torch.no_grad()
@@ -203,7 +204,7 @@ class PipelineLoop:
             schedule: Where to compute; coefficients that it has learned are where learning begins.
             provenance: What to record beside the figures of learning.
         """
-        coefficients, kept = self.coefficients(schedule.compute, schedule), self.trainer.kept
+        coefficients, kept = self.coefficients(schedule), self.trainer.kept
         held_out = range(self.settings.num_held_out)
         begun = replace(schedule, predictor=coefficients.predictor())
         with self._trajectory.cached(begun, recompute=self.settings.recompute) as cache:

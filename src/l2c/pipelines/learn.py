@@ -87,13 +87,14 @@ def learn(
             "schedule", pipe, run, table, conditions, call, settings, session, on_progress, budget=budget
         )
         contract = Contract(run, prediction_type=prediction_of(pipe))
-        compute = find_mask(
+        compute, order = find_mask(
             loop.trainer,
-            lambda mask: loop.mask_error(mask, contract),
+            lambda mask, order: loop.mask_error(mask, order, contract),
             evaluations,
             budget * scale,
             costs,
             settings.trials,
+            depth=settings.depth,
         )
         provenance = {
             "method": "l2c, closed loop",
@@ -103,7 +104,7 @@ def learn(
             "conditions": len(conditions),
             **provenance_of(pipe, call),
         }
-        return loop.fit(loop.blank(compute, contract), provenance)
+        return loop.fit(loop.blank(compute, order, contract), provenance)
 
 
 def _read(prompts: Sequence[str] | str | Path | None) -> list[str]:
