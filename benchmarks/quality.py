@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
+from l2c.learning.checkpoint import digest
 from l2c.records import RunRecord, describe_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +49,10 @@ GUIDANCE = 1.5
 REFERENCE = {"solver": "dpmsolver++3", "spacing": "logsnr", "steps": 150}
 DIT, UVIT = "dit-mini-cifar10", "uvit-mini-cifar10"
 BUDGETS = (0.9, 0.7, 0.5, 0.35, 0.25)
+CURVE = (
+    0.3,
+    0.9,
+)  # shares of the MACs between which a learned schedule must beat every rival that costs no less
 RIVALS = [
     ("unipc", "logsnr"),
     ("unipc", "linspace"),
@@ -94,7 +100,8 @@ class Way:
         kind: What it is compared as.
         name: Unique in its part.
         cost: In full evaluations.
-        sample: From labels and seeds to pictures.
+        model: Name of the model.
+        options: Of `l2c.sample`.
     """
 
     part: str
@@ -103,6 +110,21 @@ class Way:
     cost: float
     model: str
     options: dict[str, Any]
+
+    @property
+    def schedule(self) -> str:
+        """Tells its schedule from others of the same name; empty where there is none."""
+        if "schedule" not in self.options:
+            return ""
+        tensors, header = self.options["schedule"].pack()
+        return digest(
+            header["contract"]["run"], header["predictor"], *(tensors[name] for name in sorted(tensors))
+        )
+
+    def is_in(self, point: dict[str, Any]) -> bool:
+        """Whether a point is of this way."""
+        mine = (self.part, self.name, self.schedule)
+        return mine == (point["part"], point["name"], point["schedule"])
 
 
 def curve(pair: Pair) -> Iterator[Way]:
@@ -164,20 +186,32 @@ class Benchmark:
 
     def measure(self, way: Way) -> None:
         """Error and cost of one way, unless the record has them."""
-        if any((point["part"], point["name"]) == (way.part, way.name) for point in self.points):
+        if any(map(way.is_in, self.points)):
             return
         errors = rmse(self._sample(way.model, way.options), self._solution(way.model))
-        self.points.append(
-            {
-                "part": way.part,
-                "kind": way.kind,
-                "name": way.name,
-                "cost": way.cost,
-                "error": errors.mean().item(),
-                "standard_error": (errors.std() / len(errors) ** 0.5).item(),
-            }
-        )
+        point = {
+            "part": way.part,
+            "kind": way.kind,
+            "name": way.name,
+            "schedule": way.schedule,
+            "cost": way.cost,
+            "error": errors.mean().item(),
+            "standard_error": (errors.std() / len(errors) ** 0.5).item(),
+        }
         self._read()
+        self.points.append(point)
+        self._save()
+        print(f"{way.part:45} {way.name:40} {way.cost:6.2f}  {errors.mean():.4f}", flush=True)
+
+    def forget(self, part: str, ways: Sequence[Way]) -> None:
+        """Drops points of a part that are of none of these ways: of schedules that are no longer there."""
+        self._read()
+        kept = [p for p in self.points if p["part"] != part or any(way.is_in(p) for way in ways)]
+        if kept != self.points:
+            self.points = kept
+            self._save()
+
+    def _save(self) -> None:
         RunRecord(
             command="benchmarks/quality.py",
             config=self.config,
@@ -185,16 +219,12 @@ class Benchmark:
             results={"points": self.points},
             device=describe_device("cpu"),
         ).save(self.out)
-        print(f"{way.part:45} {way.name:40} {way.cost:6.2f}  {errors.mean():.4f}", flush=True)
 
     def _read(self) -> None:
-        """Takes over what the record has, also from another process that measures other parts."""
+        """What the record has by now, also from another process that measures other parts."""
         if self.out.is_file():
             record = RunRecord.load(self.out)
-            known = {(point["part"], point["name"]) for point in self.points}
-            if record.config == self.config:
-                points = record.results["points"]
-                self.points += [point for point in points if (point["part"], point["name"]) not in known]
+            self.points = record.results["points"] if record.config == self.config else []
 
     def _solution(self, model: str) -> torch.Tensor:
         """The pictures in fine steps, kept beside the record since they take as long as many ways together."""
@@ -241,6 +271,7 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
                     f"  learned at cost {best['cost'] / pair.steps:.3f}: {best['error']:.4f} +- "
                     f"{best['standard_error']:.4f}, {best['error'] / full['error']:.2f} of that (target {target:.2f})"
                 )
+        lines.append(_beaten(pair, own))
     own = [point for point in points if point["part"] == "solvers"]
     for cost in COSTS:
         rivals = [p for p in own if p["kind"] == "fewer steps" and p["cost"] == cost]
@@ -256,6 +287,25 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
                     f"{point['standard_error']:.4f}, {point['error'] / best['error']:.2f} of that{target}"
                 )
     return "\n".join(lines)
+
+
+def _beaten(pair: Pair, points: Sequence[dict[str, Any]]) -> str:
+    """Which rivals a learned schedule of at most their cost does not beat."""
+    learned = [point for point in points if point["kind"] == "learned"]
+    rivals = [
+        point
+        for point in points
+        if point["kind"] not in ("learned", "everything")
+        and CURVE[0] <= point["cost"] / pair.steps <= 1.01 * CURVE[1]
+    ]
+    ahead = [
+        rival["name"]
+        for rival in rivals
+        if rival["error"]
+        <= min((p["error"] for p in learned if p["cost"] <= rival["cost"]), default=math.inf)
+    ]
+    of = f"of {len(rivals)} rivals from cost {CURVE[0]} to {CURVE[1]}"
+    return f"  {of}, closer than learned at no more cost: {', '.join(ahead) or 'none'}"
 
 
 STYLES = {
@@ -328,7 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         benchmark = Benchmark(options.images, options.batch_size, options.out)
         for part in [] if options.show else options.part or parts:
-            for way in list(parts[part]())[: options.limit]:
+            ways = list(parts[part]())
+            benchmark.forget(part, ways)
+            for way in ways[: options.limit]:
                 benchmark.measure(way)
     except L2CError as error:
         print(f"quality: {error}", file=sys.stderr)

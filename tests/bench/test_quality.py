@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,37 @@ def test_quality_goes_on_where_it_was(quality, tmp_path, capsys):
     }  # fmt: skip
     assert f"{first[1]['error'] / first[0]['error']:.2f} of that (target 2.00)" in capsys.readouterr().out
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_quality_measures_a_schedule_anew_that_has_changed(quality, tmp_path, dit):
+    out, path = tmp_path / "quality.json", tmp_path / "dit-mini-cifar10-ddim-4.safetensors"
+    command = ["--images", "2", "--out", str(out), "--part", "dit-mini-cifar10-ddim-4", "--limit", "2"]
+    assert quality.main(command) == 0
+    everything, before = RunRecord.load(out).results["points"]
+    copies = l2c.methods.interval(dit, "ddim", 4, 2)
+    ScheduleFamily([replace(copies, provenance={"budget": 0.5})]).save(path)
+    assert quality.main(command) == 0
+    kept, after = RunRecord.load(out).results["points"]
+    assert kept == everything
+    assert (after["name"], after["cost"]) == (before["name"], before["cost"])
+    assert after["schedule"] != before["schedule"]
+    assert after["error"] > before["error"]
+
+
+def rival(cost, error, kind="fewer steps"):
+    return {"kind": kind, "name": f"at {cost:g}", "cost": cost, "error": error}
+
+
+def test_quality_says_which_rivals_are_not_beaten(quality):
+    pair = quality.Pair("dit-mini-cifar10", "ddim", 10, {})
+    learned = [rival(5, 0.02, "learned"), rival(8, 0.03, "learned")]
+    beaten = [rival(5, 0.021), rival(9, 0.021), rival(10, 0.001, "everything"), rival(2, 0.001)]
+    line = quality._beaten(pair, [*learned, *beaten])
+    assert line.endswith("of 2 rivals from cost 0.3 to 0.9, closer than learned at no more cost: none")
+    assert quality._beaten(pair, [*learned, rival(6, 0.019)]).endswith(": at 6")
+    assert quality._beaten(pair, [*learned, rival(4, 0.5)]).endswith(
+        ": at 4"
+    )  # nothing learned costs so little
 
 
 def test_quality_compares_with_the_best_rival(quality, tmp_path, capsys):
