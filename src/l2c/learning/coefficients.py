@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Coefficients(nn.Module):
         depth: How many computed values a stand-in reads at most.
         device: Where to learn.
         start: Learned coefficients to begin with instead; their depth is kept.
+        begins: Evaluations, rising and from 0 on, at which a model takes over from another. Its stand-ins read values
+            of its own only.
 
     Attributes:
         compute: The mask.
@@ -41,12 +44,15 @@ class Coefficients(nn.Module):
         depth: int,
         device: torch.device,
         start: Predictor | None = None,
+        begins: Sequence[int] = (0,),
     ) -> None:
         super().__init__()
         self.compute = compute
         if start is None or start.coefficients is None:
             start = _polynomial(compute, log_snrs, depth)
-        self._start = plan_stand_ins(compute, start, log_snrs)
+        self._start: StandInPlan = {}
+        for first, end in zip(begins, [*begins[1:], len(compute)], strict=True):
+            self._start |= _plan_of_part(compute, start, log_snrs, first, end)
         self._differences = difference_weights(start.depth).to(device)
         self.added = nn.Parameter(torch.zeros(*compute.shape, start.depth, device=device))
 
@@ -81,6 +87,19 @@ class Coefficients(nn.Module):
             for index, (_, weight) in enumerate(terms):
                 weights[evaluation, layer, index] = float(weight)
         return Predictor("linear", coefficients=weights)
+
+
+def _plan_of_part(
+    compute: Tensor, predictor: Predictor, log_snrs: Sequence[float], first: int, end: int
+) -> StandInPlan:
+    """The plan of the evaluations from `first` to `end`, as if nothing had been computed before."""
+    if predictor.coefficients is not None:
+        predictor = replace(predictor, coefficients=predictor.coefficients[first:end])
+    plan = plan_stand_ins(compute[first:end], predictor, log_snrs[first:end])
+    return {
+        (first + evaluation, layer): tuple((first + source, weight) for source, weight in terms)
+        for (evaluation, layer), terms in plan.items()
+    }
 
 
 def _polynomial(compute: Tensor, log_snrs: Sequence[float], depth: int) -> Predictor:
