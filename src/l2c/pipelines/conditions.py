@@ -24,22 +24,25 @@ def conditions_of(
     """
     if (conditions is None) == (prompts is None):
         raise ConfigError("learning on a pipeline takes either prompts or conditions")
-    if conditions is None:
-        conditions = [{"prompt": prompt} for prompt in _read(prompts)]
+    if prompts is not None:
+        texts = read_prompts(prompts) if isinstance(prompts, (str, Path)) else prompts
+        conditions = [{"prompt": text} for text in texts]
     if not conditions:
         raise ConfigError("learning takes at least one prompt or label")
     return conditions
 
 
-def _read(prompts: Sequence[str] | str | Path | None) -> list[str]:
-    """Prompts of a file without empty lines, or those that are given."""
-    if not isinstance(prompts, (str, Path)):
-        return list(prompts or ())
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a text file, one in each line; empty lines are none.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
     try:
-        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"'{prompts}' is no text file with prompts; give a file with one in each line, or a list of prompts"
+            f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
         ) from error
     return [line.strip() for line in lines if line.strip()]
 
