@@ -9,6 +9,7 @@ from typing import Any
 
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
+from l2c.layers import find_layers
 from l2c.learning.checkpoint import digest
 from l2c.learning.session import OnProgress, Session
 from l2c.pipelines.conditions import Condition, conditions_of
@@ -16,6 +17,7 @@ from l2c.pipelines.enable import transformers_of
 from l2c.pipelines.lean import lean
 from l2c.pipelines.loop import PipelineLoop
 from l2c.pipelines.rehearsal import rehearse
+from l2c.pipelines.runs import run_problem
 from l2c.pipelines.settings import FitSettings
 
 
@@ -58,10 +60,12 @@ def fit_predictor(
     """
     settings = settings or FitSettings()
     conditions = conditions_of(conditions, prompts)
-    begins: tuple[int, ...] = (0,)
-    if len(transformers_of(pipe)) > 1:
-        begins = rehearse(pipe, **{**call, **conditions[0]}).begins
-        schedule = _whole_at(schedule, begins)
+    for model in transformers_of(pipe).values():
+        schedule.check_layers(find_layers(model).with_sizes_of(schedule.layers))
+    rehearsal = rehearse(pipe, **{**call, **conditions[0]})
+    if problem := run_problem(schedule.contract, rehearsal.run):
+        raise problem
+    schedule = _whole_at(schedule, rehearsal.begins)
     if schedule.compute.all():
         raise ConfigError("the schedule computes everything; a predictor needs layers that are reused")
     coefficients = schedule.predictor.coefficients
@@ -71,7 +75,7 @@ def fit_predictor(
             pipe,
             schedule.contract.run,
             schedule.layers,
-            begins,
+            rehearsal.begins,
             conditions,
             call,
             settings,
@@ -84,7 +88,7 @@ def fit_predictor(
 
 
 def _whole_at(schedule: CacheSchedule, begins: Sequence[int]) -> CacheSchedule:
-    """The schedule with everything computed where transformers begin; `ContractError` is for whoever enables it."""
+    """The schedule with everything computed where transformers begin."""
     compute = schedule.compute.clone()
-    compute[[begin for begin in begins if begin < len(compute)]] = True
+    compute[list(begins)] = True
     return replace(schedule, compute=compute)
