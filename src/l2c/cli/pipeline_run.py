@@ -129,6 +129,11 @@ def _run(
     out = request.out
     for path in (out, session.checkpoint):
         check_output_file(path)
+    needed = settings.num_runs + settings.num_held_out
+    if len(request.conditions) > needed and is_main():
+        note(
+            f"learning takes the first {needed} of {len(request.conditions)} prompts; a larger --runs takes more"
+        )
     pipe = load_pipeline(request.pipeline, own_device(request.device), request.dtype, request.lora)
     began = perf_counter()
     with (
