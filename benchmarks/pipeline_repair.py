@@ -32,7 +32,7 @@ from l2c.records import RunRecord, describe_device
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, GUIDANCE = "dit-mini-cifar10", 1.5
 JUDGED, LEARNED = (0, 1, 2, 3), (4, 5, 6, 7, 8, 9)
-SEEDS = range(1_000_000, 1_000_004)  # of the runs that are judged; learning draws from seeds far below
+SEEDS = range(1_000_000, 1_000_002)  # of the runs that are judged; learning draws from seeds far below
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Plan:
         strength: Size of its change, in units of the weights that it changes.
     """
 
-    steps: int = 12
+    steps: int = 8
     budget: float = 0.5
-    iterations: int = 24
-    runs: int = 6
-    trials: int = 10
-    repair_iterations: int = 8
-    repair_runs: int = 4
+    iterations: int = 16
+    runs: int = 4
+    trials: int = 6
+    repair_iterations: int = 4
+    repair_runs: int = 2
     rank: int = 4
     strength: float = 0.1
 

@@ -100,6 +100,7 @@ def test_learning_with_weights_that_come_layer_by_layer_is_the_same(flux):
     made = pipelines.fit_predictor(flux, schedule, [{}], **call)
     torch.testing.assert_close(made.predictor.coefficients, expected.predictor.coefficients)
     assert next(flux.transformer.parameters()).is_meta
+    assert made.contract.fingerprint == expected.contract.fingerprint
 
 
 def test_group_offloading_is_refused(flux):

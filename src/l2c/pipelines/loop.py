@@ -87,7 +87,7 @@ class PipelineLoop:
         )
         self._draw = Draw.of(conditions, settings)
         self._held_out = range(settings.num_held_out)
-        own = settings.reference_steps is None
+        own = settings.reference_steps is None or not self._trajectory.puts_out_latents
         changes = self._trajectory.with_steps(settings.reference_steps)
         with self._trajectory.finely_solved(settings.reference_solver is not None):
             self._targets = self._solve("uncached runs", len(self._draw.runs), changes)

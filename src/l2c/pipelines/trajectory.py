@@ -138,7 +138,8 @@ class PipelineTrajectory:
             return original(*args, **kwargs)
         key = repr((args, sorted(kwargs.items(), key=lambda item: item[0])))
         if key not in self._encoded:
-            with torch.no_grad():
+            kind = execution_device(self.pipe).type
+            with torch.no_grad(), torch.autocast(kind, enabled=False):
                 self._encoded[key] = original(*args, **kwargs)
         return self._encoded[key]
 
