@@ -3,7 +3,7 @@
     python benchmarks/pipeline_repair.py
 
 The trained weights are a `DiTTransformer2DModel` in a class-conditional diffusers pipeline. A schedule is learned for
-it at half of the multiply-accumulates. Then a LoRA of random directions is added to every attention, and three
+it at half of the multiply-accumulates. Then a LoRA of random directions is fused into every attention, and three
 schedules are judged with it on the same runs, with labels that nothing was learned on: that schedule as it is, repaired
 by a few iterations (as `l2c repair` does), and one that is learned anew. Errors are
 root mean square distances to what the pipeline makes with everything computed, relative.
@@ -75,22 +75,15 @@ def build(plan: Plan) -> tuple[Any, dict[str, Any]]:
     return pipe, {"num_inference_steps": plan.steps, "guidance_scale": GUIDANCE}
 
 
-def add_lora(transformer: Any, plan: Plan) -> None:
-    """Adds a LoRA of random directions to the attentions, each as large as `strength` says."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    names = ["to_q", "to_k", "to_v", "to_out.0"]
-    inject_adapter_in_model(LoraConfig(r=plan.rank, lora_alpha=plan.rank, target_modules=names), transformer)
+@torch.no_grad()
+def fuse_lora(transformer: Any, plan: Plan) -> None:
+    """Adds a LoRA of random directions to the attentions' weights, each as large as `strength` says."""
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for module in transformer.modules():
-            if not hasattr(module, "lora_A"):
-                continue
-            down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
-            for weight in (down, up):
-                weight.copy_(torch.randn(weight.shape, generator=generator))
-            up.mul_(plan.strength * module.base_layer.weight.norm() / (up @ down).norm())
-    transformer.requires_grad_(False)
+    for name, weight in transformer.named_parameters():
+        if ".attn1." in name and weight.ndim == 2:
+            up, down = (torch.randn(size, plan.rank, generator=generator) for size in weight.shape)
+            change = up @ down.T
+            weight.add_(change, alpha=(plan.strength * weight.norm() / change.norm()).item())
 
 
 def measure(plan: Plan) -> RunRecord:
@@ -117,7 +110,7 @@ def measure(plan: Plan) -> RunRecord:
     learned = learn("learned")
     errors = {"without the LoRA": error(learned)}
     bare = _sample(pipe, judged)
-    add_lora(pipe.transformer, plan)
+    fuse_lora(pipe.transformer, plan)
     moved = _sample(pipe, judged) - bare
     errors["with the LoRA"] = error(learned)
     began = time.perf_counter()

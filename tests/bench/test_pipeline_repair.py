@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("peft", reason="the benchmark adds a LoRA")
+pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
 from l2c.records import RunRecord
 
