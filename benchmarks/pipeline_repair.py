@@ -5,8 +5,8 @@
 The trained weights are a `DiTTransformer2DModel` in a class-conditional diffusers pipeline. A schedule is learned for
 it at half of the multiply-accumulates. Then a LoRA of random directions is fused into every attention, and three
 schedules are judged with it on the same runs, with labels that nothing was learned on: that schedule as it is, repaired
-by a few iterations (as `l2c repair` does), and one that is learned anew. Errors are
-root mean square distances to what the pipeline makes with everything computed, relative.
+by a few iterations (as `l2c repair` does), and one that is learned anew. Errors are root mean square distances to what
+the pipeline makes with everything computed, relative.
 """
 
 from __future__ import annotations
