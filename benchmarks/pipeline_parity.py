@@ -5,7 +5,9 @@
 The trained weights are sampled with DPM-Solver++ in two ways: by l2c, and as a `DiTTransformer2DModel` in a
 class-conditional diffusers pipeline. The stand-ins of one mask, which computes everything at every second evaluation,
 are learned in both, with the same settings: `l2c.fit_predictor` and `l2c.pipelines.fit_predictor`. Each draws its own
-noise and labels; both come close to DPM-Solver++(3M), evenly spaced in log-SNR.
+noise and labels; both come close to DPM-Solver++(3M), evenly spaced in log-SNR. Through the pipeline they are also
+learned to come close to what its own scheduler makes, in as fine steps and, which is what learning does unasked, in as
+many steps as the schedule is for.
 
 Both are judged by the same pictures, which neither has learned on: a picture's error is its root mean square distance
 to a solution in fine steps from the same noise, after clamping. What was learned through the pipeline is sampled by the
@@ -122,17 +124,18 @@ class Benchmark:
         )
 
     def learn_through_pipeline(
-        self, seed: int, reference_solver: str | None = FINE["solver"]
+        self, seed: int, reference_solver: str | None = FINE["solver"], *, finely: bool = True
     ) -> CacheSchedule:
         """Stand-ins that were learned through the pipeline.
 
         Args:
             seed: Of learning.
             reference_solver: What makes the reference; None for the pipeline's own scheduler.
+            finely: In `reference_steps`, not in as many steps as the schedule is for.
         """
         conditions = [{"class_labels": [label]} for label in range(CLASSES)]
         settings = l2c.pipelines.FitSettings(
-            **self.plan.common,
+            **{**self.plan.common, **({} if finely else {"reference_steps": None})},
             num_runs=self.plan.pictures,
             num_held_out=1,
             reference_solver=reference_solver,
@@ -190,6 +193,9 @@ def ways(benchmark: Benchmark, seed: int) -> Iterator[tuple[str, Tensor]]:
         benchmark.sample(solver=SOLVER, steps=benchmark.plan.steps, schedule=moved),
     )
     yield "pipeline", benchmark.sample_by_pipeline(piped)
+    for finely, name in ((True, "its own scheduler in fine steps"), (False, "its own run")):
+        other = benchmark.learn_through_pipeline(seed, None, finely=finely)
+        yield f"pipeline, close to {name}", benchmark.sample_by_pipeline(other)
 
 
 def measure(plan: Plan, learning_seeds: Sequence[int], work: Path) -> RunRecord:

@@ -1,9 +1,10 @@
-"""Learn a schedule for a diffusers pipeline on your own prompts, and keep it.
+"""Learn a schedule for a diffusers pipeline on your own prompts, or repair one for a LoRA, and keep it.
 
     python examples/learn_for_pipeline.py --pipeline ./pixart --prompts prompts.txt --budget 0.5 --out fast
+    python examples/learn_for_pipeline.py --pipeline ./pixart --lora ./style --repair fast --prompts prompts.txt
 
 Writes the schedule with its card into the folder `--out`, and the first prompt's picture without and with it. Called
-again after it was killed, it goes on where it was.
+again after it was killed, it goes on where it was. `l2c learn-pipeline` and `l2c repair` do the same without pictures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffusers import DiffusionPipeline
 import l2c
 from l2c.errors import L2CError
 from l2c.learning.session import Progress
+from l2c.pipelines.conditions import read_prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,26 +31,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipe.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": options.steps}
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
+    if options.lora is not None:
+        pipe.load_lora_weights(options.lora)
     settings = l2c.pipelines.FitSettings(
         iterations=options.iterations, trials=options.trials, num_runs=options.runs, recompute=True
     )
-    if options.prompts is None:
-        conditions = [{"class_labels": [label]} for label in options.labels]
-    else:
-        lines = options.prompts.read_text(encoding="utf-8").splitlines()
-        conditions = [{"prompt": line} for line in lines if line]
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "learning.pt"
+    how = {
+        "settings": settings,
+        "session": l2c.Session(checkpoint=checkpoint, time_limit_s=options.time_limit),
+        "on_progress": _show,
+        **call,
+    }
     try:
-        schedule = l2c.learn(
-            pipe,
-            conditions,
-            budget=options.budget,
-            settings=settings,
-            session=l2c.Session(checkpoint=checkpoint, time_limit_s=options.time_limit),
-            on_progress=_show,
-            **call,
-        )
+        if options.prompts is None:
+            conditions = [{"class_labels": [label]} for label in options.labels]
+        else:
+            conditions = [{"prompt": prompt} for prompt in read_prompts(options.prompts)]
+        if options.repair is None:
+            schedule = l2c.learn(pipe, conditions, budget=options.budget, **how)
+        else:
+            schedule = l2c.CacheSchedule.from_pretrained(options.repair)
+            schedule = l2c.pipelines.fit_predictor(pipe, schedule, conditions, **how)
         schedule.save_pretrained(options.out)
         checkpoint.unlink(missing_ok=True)
         _sample(pipe, schedule, {**call, **conditions[0]}, options.out)
@@ -58,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = schedule.provenance
     print(
         f"{schedule.cost.fraction:.1%} of the multiply-accumulates; held-out error "
-        f"{made['held_out_error_before']:.4f} before and {made['held_out_error']:.4f} after learning"
+        f"{made['held_out_error_before']:.4f} before and {made['held_out_error']:.4f} after learning, on "
+        f"{made['held_out_conditions']} prompts or labels that it has not seen"
     )
     return 0
 
@@ -82,6 +88,8 @@ def _show(progress: Progress) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pipeline", required=True, help="folder or repository of a diffusers pipeline")
+    parser.add_argument("--lora", help="folder or repository of a LoRA to load")
+    parser.add_argument("--repair", help="folder or file of a learned schedule to go on from")
     parser.add_argument("--prompts", type=Path, help="text file with a prompt in each line")
     parser.add_argument("--labels", type=int, nargs="+", default=[1], help="classes, if there are no prompts")
     parser.add_argument("--budget", type=float, default=0.5, help="fraction of the multiply-accumulates")

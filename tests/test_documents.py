@@ -36,6 +36,7 @@ FOREIGN = {
     "MACs",
     "max_steps",
     "cache_context",
+    "enable_sequential_cpu_offload",
     "proj_out",
     *FAMILIES,
 }

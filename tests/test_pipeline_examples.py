@@ -52,9 +52,15 @@ def test_learn_for_pipeline(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "learning: 2 of 2, error 0." in captured.err
     assert "of the multiply-accumulates; held-out error" in captured.out
+    assert "on 1 prompts or labels that it has not seen" in captured.out
     assert l2c.CacheSchedule.from_pretrained(out).cost.fraction <= 0.5
     assert {path.name for path in out.iterdir()} >= {"bare.png", "cached.png"}
     assert not (out / "learning.pt").exists()
+    again = [*arguments, "--repair", str(out), "--out", str(tmp_path / "repaired")]
+    assert example.main(again) == 0
+    learned, repaired = map(l2c.CacheSchedule.from_pretrained, (out, tmp_path / "repaired"))
+    assert learned.compute.equal(repaired.compute)
+    assert repaired.provenance["held_out_error_before"] == learned.provenance["held_out_error"]
     assert example.main([*arguments, "--budget", "0"]) == 1
     assert "a fraction of the MACs" in capsys.readouterr().err
 

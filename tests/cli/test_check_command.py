@@ -43,8 +43,13 @@ def test_check_says_what_is_wrong(invoke, folder, tmp_path):
         ((pipe, schedule), 2, "give either prompts, with --prompt or --prompts, or --labels"),
         ((pipe, schedule, "--labels", "1", "--set", "height"), 2, "--set takes KEY=VALUE"),
         ((pipe, schedule, "--labels", "1", "--limit", "0"), 2, "--limit must be positive"),
-        ((pipe, schedule, "--prompts", tmp_path / "no"), 2, "there is no file"),
+        ((pipe, schedule, "--prompts", tmp_path / "no"), 2, "is no text file with prompts"),
         ((tmp_path, schedule, "--labels", "1"), 1, "cannot load the pipeline"),
+        (
+            (pipe, schedule, "--labels", "1", "--set", "guidance=4"),
+            2,
+            "takes no guidance; did you mean guidance_scale?",
+        ),
         ((pipe, schedule, "--labels", "1", "--set", "num_inference_steps=4"), 1, "covers 6 evaluations but"),
     ):
         finished = invoke("check", *arguments)

@@ -4,7 +4,7 @@ import torch
 import l2c
 from l2c import pipelines
 from l2c.errors import ConfigError
-from l2c.pipelines.fit import FitSettings
+from l2c.pipelines.settings import FitSettings
 from l2c.pipelines.trajectory import PipelineTrajectory
 from l2c.testing import tiny_call, tiny_interval, tiny_pipeline, tiny_run
 
@@ -78,8 +78,8 @@ def test_learning_refuses_what_it_cannot_learn_on(pixart):
         FitSettings(depth=6)
     with pytest.raises(ConfigError, match="trials must be at least 1, got 0"):
         FitSettings(trials=0)
-    with pytest.raises(ConfigError, match="load it with torch_dtype=torch.bfloat16"):
-        FitSettings(bf16=True)
+    with pytest.raises(ConfigError, match="either prompts or conditions"):
+        pipelines.fit_predictor(pixart, schedule, **call)
 
 
 def test_weights_that_require_gradients_get_none_and_require_them_afterwards(pixart):

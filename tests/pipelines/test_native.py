@@ -10,7 +10,7 @@ import torch
 import l2c
 from l2c import pipelines
 from l2c.models.conversion import to_diffusers
-from l2c.pipelines.fit import FitSettings
+from l2c.pipelines.settings import FitSettings
 from l2c.pipelines.trajectory import PipelineTrajectory
 from l2c.sampling import seeded_noise
 from l2c.testing.class_pipeline import ClassPipeline

@@ -155,6 +155,20 @@ def plan_stand_ins(compute: Tensor, predictor: Predictor, log_snrs: Sequence[flo
     return plan
 
 
+def without_zeros(plan: StandInPlan) -> StandInPlan:
+    """A plan without the values that have no weight: they need not be there, nor be stored.
+
+    So stand-ins of a model that takes over in the middle of a run, whose weights on earlier values are 0, do not wait
+    for values that were another model's.
+
+    >>> without_zeros({(2, 0): ((1, 0.5), (0, 0.0))})
+    {(2, 0): ((1, 0.5),)}
+    """
+    return {
+        place: tuple(term for term in terms if term[1] != 0) or terms[:1] for place, terms in plan.items()
+    }
+
+
 def combine(values: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
     """Weighted sum of equally shaped tensors; a single weight of 1 returns the value itself."""
     if len(values) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2c.cache import sharing
-from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins
+from l2c.cache.predictors import Predictor, StandInPlan, plan_stand_ins, without_zeros
 from l2c.cache.schedule_file import malformed, read_tensors, write_tensors
 from l2c.cache.summary import summarize
 from l2c.errors import ConfigError, ContractError, ScheduleError
@@ -62,7 +62,8 @@ class Contract:
     Attributes:
         run: Solver, timesteps and guidance.
         model: Name or file of the model, for people.
-        fingerprint: Of the weights (`l2c.layers.fingerprint`); empty fits any weights of the architecture.
+        fingerprint: Of the weights (`l2c.layers.fingerprint`), of several models that share a schedule one after
+            another; empty fits any weights of the architecture.
         prediction_type: What the network predicts: `epsilon`.
     """
 
@@ -119,13 +120,17 @@ class Contract:
         """The error to raise when a model's fingerprint is not the one learned on; None when they agree."""
         if not self.fingerprint or not other:
             return None
-        gaps = [abs(a - b) for a, b in zip(self.fingerprint, other, strict=True)]
-        differing = sum(not gap <= FINGERPRINT_TOLERANCE for gap in gaps)
+        size = len(other)
+        known = [self.fingerprint[at : at + size] for at in range(0, len(self.fingerprint), size)]
+        differing = min(
+            sum(not abs(a - b) <= FINGERPRINT_TOLERANCE for a, b in zip(one, other, strict=True))
+            for one in known
+        )
         if not differing:
             return None
         return ContractError(
             f"the schedule was learned on other weights ({self.model or 'unnamed model'}): {differing} of "
-            f"{len(gaps)} layers differ; learn one for these weights with l2c learn, or accept the difference "
+            f"{size} layers differ; learn one for these weights with l2c learn, or accept the difference "
             "with any_weights=True (--any-weights)"
         )
 
@@ -195,7 +200,7 @@ class CacheSchedule:
     @cached_property
     def plan(self) -> StandInPlan:
         """For every reused (evaluation, layer): which computed values are read, with which weights."""
-        return plan_stand_ins(self.compute, self.predictor, self.contract.run.log_snrs)
+        return without_zeros(plan_stand_ins(self.compute, self.predictor, self.contract.run.log_snrs))
 
     @cached_property
     def cost(self) -> Cost:

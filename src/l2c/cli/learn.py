@@ -9,7 +9,6 @@ import typer
 
 from l2c.cli.options import (
     GUIDANCE_HELP,
-    OUTPUT,
     RUN,
     SOLVER_HELP,
     SPACING_HELP,
@@ -20,13 +19,23 @@ from l2c.cli.options import (
     Model,
     check_suffix,
 )
+from l2c.cli.session import (
+    BF16,
+    LEARNING,
+    CheckpointFile,
+    LogDir,
+    MaxMinutes,
+    Out,
+    Restart,
+    SaveEvery,
+    Seed,
+    session_of,
+)
 from l2c.errors import ConfigError
 
-LEARNING = "Learning"
 BUDGET = "Budget, one of them"
 CLOSED = "Only with --pattern any"
 ALTERNATE = "Only with --pattern alternate"
-SESSION = "Long runs"
 
 AUTO = "auto"
 PATTERNS = ("any", "alternate")
@@ -181,17 +190,8 @@ def learn(
             show_default=False,
         ),
     ] = None,
-    bf16: Annotated[
-        bool,
-        typer.Option(
-            "--bf16",
-            help="Run the network in bfloat16, faster on a GPU. What is learned stays in float32.",
-            rich_help_panel=LEARNING,
-        ),
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed of noise and labels.", rich_help_panel=LEARNING)
-    ] = 0,
+    bf16: BF16 = False,
+    seed: Seed = 0,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -259,56 +259,14 @@ def learn(
             rich_help_panel=CLOSED,
         ),
     ] = False,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MINUTES",
-            help="End before this time is over, with what has been learned by then.",
-            rich_help_panel=SESSION,
-            show_default=False,
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Where to save, now and then, what is needed to go on: by default beside --out, with "
-            ".checkpoint after its name. It is removed when learning is done.",
-            rich_help_panel=SESSION,
-            show_default=False,
-        ),
-    ] = None,
-    save_every: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS", help="Least time between two saves of the checkpoint.", rich_help_panel=SESSION
-        ),
-    ] = 30.0,
-    restart: Annotated[
-        bool,
-        typer.Option("--restart", help="Begin anew, whatever checkpoint there is.", rich_help_panel=SESSION),
-    ] = False,
-    log_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write a log of loss, error and work for TensorBoard.",
-            rich_help_panel=SESSION,
-            show_default=False,
-        ),
-    ] = None,
+    max_minutes: MaxMinutes = None,
+    checkpoint: CheckpointFile = None,
+    save_every: SaveEvery = 30.0,
+    restart: Restart = False,
+    log_dir: LogDir = None,
     device: Device = "auto",
     dtype: DType = "float32",
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="The schedule file to write (.safetensors).",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = Path("router.safetensors"),
+    out: Out = Path("router.safetensors"),
     as_json: JsonOutput = False,
 ) -> None:
     """Learn which layers to compute at which evaluation, for one model, one sampling run and a budget.
@@ -322,7 +280,7 @@ def learn(
 
     Ctrl-C ends learning early and keeps what has been learned so far. A run that ended early or was killed goes
     on where it was when the same command is given again. `accelerate launch -m l2c learn ...` shares the work
-    among GPUs or machines.
+    among GPUs or machines. For a diffusers pipeline, see `l2c learn-pipeline`.
 
     For example:
 
@@ -340,7 +298,6 @@ def learn(
     from l2c.cli.learn_run import LearnRequest, run_learn
     from l2c.learning.end_to_end import LearnSettings
     from l2c.learning.paper import RouterSettings
-    from l2c.learning.session import Session
 
     settings: LearnSettings | RouterSettings
     if pattern == "any":
@@ -369,13 +326,7 @@ def learn(
     allowed = Budget.parse(
         budget, macs, latency_ms, latency_batch, budget_evals, engine, costs, auto=solver == AUTO
     )
-    session = Session(
-        checkpoint=out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint,
-        save_every_s=save_every,
-        restart=restart,
-        time_limit_s=None if max_minutes is None else 60 * max_minutes,
-        log_dir=log_dir,
-    )
+    session = session_of(out, checkpoint, save_every, restart, max_minutes, log_dir)
     request = LearnRequest(
         model, solver, steps, spacing, guidance, allowed, per_computed, data, device, dtype
     )

@@ -8,22 +8,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rich.progress import Progress as Bar
 from torch import nn
 
 from l2c.cache.family import ScheduleFamily
 from l2c.cli.budgets import Budget
 from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
+from l2c.cli.learning import shower, tell_end, write_learned
 from l2c.cli.options import resolve_dtype
 from l2c.cli.processes import own_device, part
 from l2c.cli.schedules import print_family, print_schedule
-from l2c.errors import ConfigError, OutputError
-from l2c.files import check_output_file, remove_partial
+from l2c.errors import ConfigError
+from l2c.files import check_output_file
 from l2c.learning.data import ImageData, load_images
 from l2c.learning.end_to_end import LearnSettings
 from l2c.learning.learn import learn_family, learn_solver
 from l2c.learning.paper import RouterSettings, learn_router
-from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
+from l2c.learning.session import OnProgress, Session
 from l2c.models import load_model
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
@@ -66,7 +66,7 @@ def run_learn(
     began = perf_counter()
     with progress_bar("figure", "computed") as bar:
         name = "loss" if isinstance(settings, RouterSettings) else "error"
-        family = _learn(model, request, settings, session, _shower(bar, name))
+        family = _learn(model, request, settings, session, shower(bar, name))
     took_s = perf_counter() - began
     asked = len(request.budget.amounts) if isinstance(settings, LearnSettings) else 1
     done = [int(schedule.provenance["iterations"]) for schedule in family]
@@ -74,17 +74,14 @@ def run_learn(
     if not any(done):
         raise Interrupted("interrupted before anything was learned")
     if is_main():
-        _write(family, out, session.checkpoint, finished=finished)
+        write_learned(family, out, session.checkpoint, finished=finished)
         _print(family, out, took_s, as_json)
     part()
     progress = f"{done[-1]} of {settings.iterations} iterations"
     if asked > 1:
         progress = f"{sum(d == settings.iterations for d in done)} of {asked} budgets"
-    ending = f"after {progress}; {out} has what was learned, and the same command goes on from there"
-    if any(schedule.provenance["interrupted"] for schedule in family) or len(family) < asked:
-        raise Interrupted(f"interrupted {ending}")
-    if not finished and is_main():
-        note(f"the time was up {ending}")
+    interrupted = any(schedule.provenance["interrupted"] for schedule in family) or len(family) < asked
+    tell_end(progress, out, interrupted=interrupted, finished=finished)
 
 
 def _learn(
@@ -141,46 +138,6 @@ def _load_images(path: Path, denoiser: Denoiser) -> ImageData:
         raise ConfigError("--data takes pictures but the model works on latents; leave it out")
     channels, height, _ = denoiser.sample_shape
     return load_images(path, height, channels, num_classes=denoiser.num_classes)
-
-
-def _shower(bar: Bar, name: str) -> OnProgress:
-    """Shows progress on the bar, or where there is none, such as in log files, in a line now and then."""
-    task = bar.add_task("preparing", total=None, figure="", computed="")
-    stage = ""
-
-    def show(progress: Progress) -> None:
-        nonlocal stage
-        done, total = progress.iteration, progress.iterations
-        learning = progress.stage.startswith((LEARNING, SEARCHING))
-        figure = f"{name} {progress.loss if name == 'loss' else progress.error:.3g}" if learning else ""
-        fields: dict[str, Any] = {"figure": figure, "computed": f"{progress.fraction:.0%} of MACs"}
-        if progress.stage != stage:  # a run that goes on does not begin at 0, which is not speed
-            stage = progress.stage
-            bar.reset(task, description=stage, total=total, completed=done, **fields)
-        bar.update(task, completed=done, **fields)
-        if bar.disable and (done % max(1, total // 10) == 0 or done == total):
-            left = f"{seconds(progress.left_s)} left"
-            note(" ".join(filter(None, (stage, f"{done}/{total}", figure, fields["computed"], left))))
-
-    return show
-
-
-def _write(family: ScheduleFamily, out: Path, checkpoint: Path, *, finished: bool) -> None:
-    """Writes the schedules, and only then removes the checkpoint."""
-    try:
-        remove_partial(out)
-        if len(family) == 1:
-            next(iter(family)).save(out)
-        else:
-            family.save(out)
-    except OutputError as error:
-        if not checkpoint.exists():
-            raise
-        raise OutputError(
-            f"{error}, and add --checkpoint {checkpoint}, which has what was learned"
-        ) from error
-    if finished:
-        checkpoint.unlink(missing_ok=True)
 
 
 def _print(family: ScheduleFamily, out: Path, took_s: float, as_json: bool) -> None:

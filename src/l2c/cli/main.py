@@ -17,6 +17,7 @@ from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
+from l2c.cli.learn_pipeline import learn_pipeline, repair
 from l2c.cli.profile import profile
 from l2c.cli.report import report
 from l2c.cli.sample import sample
@@ -33,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (demo, learn, sample, inspect, bench, profile, check, compare, report):
+for command in (
+    demo, learn, sample, inspect, bench, profile, learn_pipeline, check, repair, compare, report,
+):  # fmt: skip
     app.command()(command)
 
 
@@ -58,7 +61,8 @@ def overview(
     small file, a *schedule*.
 
     Start with `l2c demo`, which shows the whole way on a small model in a few minutes. Then, for a model of
-    yours: `l2c learn` makes a schedule, `l2c sample --schedule` uses it, `l2c inspect` shows what is in it.
+    yours: `l2c learn` makes a schedule, `l2c sample --schedule` uses it, `l2c inspect` shows what is in it. For a
+    diffusers pipeline: `l2c learn-pipeline`, and `l2c check` and `l2c repair` when it has changed since.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

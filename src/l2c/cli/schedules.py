@@ -147,6 +147,10 @@ def _facts(summary: dict[str, Any], title: str) -> Table:
             f"{summary['evaluations']} evaluations"
         ),
     )
+    if sizes := summary["provenance"].get("resolution"):
+        grid.add_row(
+            "resolution", Text(", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items()))
+        )
     grid.add_row("reuse", Text(f"{stand_in}: a reused layer {_STAND_INS[stand_in.partition('-')[0]]}"))
     made = ", ".join(f"{key} {value}" for key, value in summary["provenance"].items() if _is_plain(value))
     if made:

@@ -173,16 +173,29 @@ def fingerprint(model: nn.Module, table: LayerTable) -> tuple[float, ...]:
     """
     values = []
     for layer in table.layers:
-        matrices = [p for p in model.get_submodule(layer.module_path).parameters() if p.ndim >= 2]
-        if not matrices or matrices[-1].is_meta:
+        module = model.get_submodule(layer.module_path)
+        matrices = [name for name, weight in module.named_parameters() if weight.ndim >= 2]
+        matrix = _weight(module, matrices[-1]) if matrices else None
+        if matrix is None or matrix.is_meta:
             return ()
-        flat = matrices[-1].detach().flatten()
+        flat = matrix.detach().flatten()
         sampled = flat[:: math.ceil(flat.numel() / MAX_PROBED)]
         weights = sampled.to(device="cpu", dtype=torch.float64)
         scale = weights.square().sum().sqrt().item() or 1.0
         value = (weights @ _probe(weights.numel())).item() * math.sqrt(2.0) / scale
         values.append(round(value, 4) if math.isfinite(value) else math.nan)
     return tuple(values)
+
+
+def _weight(module: nn.Module, name: str) -> Tensor:
+    """A weight, or where accelerate has offloaded it, what will be loaded for it."""
+    weight = module.get_parameter(name)
+    owner, _, last = name.rpartition(".")
+    offloaded = getattr(getattr(module.get_submodule(owner), "_hf_hook", None), "weights_map", None)
+    if weight.is_meta and offloaded is not None:
+        kept: Tensor = offloaded[last]
+        return kept
+    return weight
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,9 @@ class Coefficients(nn.Module):
         depth: How many computed values a stand-in reads at most.
         device: Where to learn.
         order: Of the polynomial; `depth - 1` if not given.
-        start: Learned coefficients to begin with instead; their depth is kept.
+        start: Weights (evaluations, layers, depth) to begin with instead; their depth is kept.
+        begins: Evaluations, rising and from 0 on, at which a model takes over from another. Its stand-ins read values
+            of its own only.
 
     Attributes:
         compute: The mask.
@@ -42,16 +44,24 @@ class Coefficients(nn.Module):
         depth: int,
         device: torch.device,
         order: int | None = None,
-        start: Predictor | None = None,
+        start: Tensor | None = None,
+        begins: Sequence[int] = (0,),
     ) -> None:
         super().__init__()
         self.compute = compute
+        depth = depth if start is None else start.shape[-1]
         self._order = depth - 1 if order is None else min(order, depth - 1)
-        if start is None or start.coefficients is None:
-            start = Predictor("linear", coefficients=_polynomial(compute, log_snrs, depth, self._order))
-        self._start = plan_stand_ins(compute, start, log_snrs)
-        self._differences = difference_weights(start.depth).to(device)
-        self.added = nn.Parameter(torch.zeros(*compute.shape, start.depth, device=device))
+        self._start: StandInPlan = {}
+        for first, end in zip(begins, [*begins[1:], len(compute)], strict=True):
+            part = compute[first:end]
+            weights = (
+                _polynomial(part, log_snrs[first:end], depth, self._order)
+                if start is None
+                else start[first:end]
+            )
+            self._start |= _plan_of_part(part, weights, first)
+        self._differences = difference_weights(depth).to(device)
+        self.added = nn.Parameter(torch.zeros(*compute.shape, depth, device=device))
 
     def plan(self, log_snrs: Tensor | None = None) -> StandInPlan:
         """The stand-in plan with the weights as they are, tensors with a graph.
@@ -83,6 +93,15 @@ class Coefficients(nn.Module):
             for index, (_, weight) in enumerate(terms):
                 weights[evaluation, layer, index] = float(weight)
         return Predictor("linear", coefficients=weights)
+
+
+def _plan_of_part(compute: Tensor, weights: Tensor, first: int) -> StandInPlan:
+    """The plan of a part of the run that begins at evaluation `first`, as if nothing had been computed before."""
+    plan = plan_stand_ins(compute, Predictor("linear", coefficients=weights), None)
+    return {
+        (first + evaluation, layer): tuple((first + source, weight) for source, weight in terms)
+        for (evaluation, layer), terms in plan.items()
+    }
 
 
 def _polynomial(compute: Tensor, log_snrs: Sequence[float], depth: int, order: int) -> Tensor:

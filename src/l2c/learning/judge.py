@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from l2c.cache.cost import CostTable
+from l2c.cache.cost import BUDGET_TOLERANCE, CostTable
 from l2c.errors import ConfigError
 from l2c.learning.masks import Placement, search, spread
 from l2c.learning.session import SEARCHING, Progress
 from l2c.learning.trainer import Trainer
 
 
-def check_budget(budget: float, evaluations: int, costs: CostTable, scale: float) -> None:
+def check_budget(
+    budget: float, evaluations: int, costs: CostTable, scale: float, always: Sequence[int] = ()
+) -> None:
     """Refuses a budget that no mask can meet, or that needs none.
 
     Args:
@@ -22,12 +24,22 @@ def check_budget(budget: float, evaluations: int, costs: CostTable, scale: float
         evaluations: Of the run.
         costs: Cost of every layer.
         scale: In the unit of the costs.
+        always: Evaluations besides the first that have to compute everything.
 
     Raises:
         ConfigError: If it is too small or too large.
     """
     costs.check_budget(budget * scale, evaluations)
-    if spread(evaluations, budget * scale, costs)[0].mask(evaluations, budget * scale, costs).all():
+    others, left = evaluations - len(always), budget * scale - len(always) * costs.full
+    least = torch.zeros(evaluations, len(costs.layers), dtype=torch.bool)
+    least[[0, *always]] = True
+    if always and costs.of(least) > budget * scale * (1 + BUDGET_TOLERANCE):
+        raise ConfigError(
+            f"a budget of {budget:g} cannot be met: the first evaluation of each of the {1 + len(always)} models that "
+            f"share the run has to compute every layer, so that it takes at least {costs.of(least) / scale:.1%} of the "
+            "work; allow more, or take more steps"
+        )
+    if spread(others, left, costs)[0].mask(others, left, costs).all():
         raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
 
 
@@ -41,6 +53,7 @@ def find_mask(
     *,
     depth: int,
     stage: str = "",
+    always: Sequence[int] = (),
 ) -> tuple[Tensor, int]:
     """The mask that a search finds for a budget, or the checkpoint has.
 
@@ -53,6 +66,7 @@ def find_mask(
         trials: Masks to judge at most.
         depth: How many computed values stand-ins read at most: more than the order of a polynomial.
         stage: Tells it from other searches of the same checkpoint.
+        always: Evaluations besides the first that have to compute everything; the search is for the others.
 
     Returns:
         Bool (evaluations, layers), and the order of the polynomial that stand-ins follow best with it.
@@ -60,15 +74,20 @@ def find_mask(
     key, order_key = f"mask {stage}".rstrip(), f"order {stage}".rstrip()
     if key not in trainer.kept:
         orders = [order for order in (2, 1) if order < depth] or [0]
+        whole = torch.zeros(evaluations, dtype=torch.bool)
+        whole[list(always)] = True
+        others, left = evaluations - len(always), budget - len(always) * costs.full
 
         def mask_of(placement: Placement) -> Tensor:
-            return placement.mask(evaluations, budget, costs)
+            mask = torch.ones(evaluations, len(costs.layers), dtype=torch.bool)
+            mask[~whole] = placement.mask(others, left, costs)
+            return mask
 
-        starts = spread(evaluations, budget, costs, orders[0])
+        starts = spread(others, left, costs, orders[0])
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
         judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction)
         seed = trainer.settings.seed
-        found = search(starts, judge.error, evaluations, trials, seed, judge.report, orders)
+        found = search(starts, judge.error, others, trials, seed, judge.report, orders)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()

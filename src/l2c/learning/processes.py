@@ -94,6 +94,13 @@ class Processes:
         """Whether a flag is set in one of the processes."""
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
+    def each(self, values: Tensor) -> Tensor:
+        """Equally shaped tensors of all processes (count, ...), in their order."""
+        if self.count == 1:
+            return values[None]
+        every: Tensor = self.accelerator.gather(values[None].contiguous())
+        return every
+
     def in_rounds(
         self,
         function: Callable[[Tensor, Tensor], Tensor],

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from l2c.cache.clock import Clock
 from l2c.cache.predictors import Predictor, StandInPlan
@@ -19,6 +18,7 @@ from l2c.cache.schedule import Run
 from l2c.cache.values import Value
 from l2c.layers import find_layers
 from l2c.learning.coefficients import Coefficients
+from l2c.learning.recompute import again_in_backward
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.solvers import Solver
@@ -39,9 +39,9 @@ class _LearnedGates(HardGates):
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `Gating.output`."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        if not self.recompute:
             return super().output(clock, layer, compute)
-        return super().output(clock, layer, lambda: checkpoint(compute, use_reentrant=False))
+        return super().output(clock, layer, lambda: again_in_backward(compute))
 
 
 class Student(nn.Module):

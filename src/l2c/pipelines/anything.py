@@ -13,8 +13,8 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.learning.end_to_end import LearnSettings
 from l2c.learning.learn import learn as learn_for_model
 from l2c.learning.session import OnProgress, Session
-from l2c.pipelines.fit import FitSettings
 from l2c.pipelines.learn import learn as learn_for_pipeline
+from l2c.pipelines.settings import FitSettings
 
 
 @overload
@@ -43,6 +43,7 @@ def learn(
     budget: float = 0.5,
     settings: FitSettings | None = None,
     session: Session | None = None,
+    model_name: str = "",
     on_progress: OnProgress | None = None,
     **call: Any,
 ) -> CacheSchedule: ...

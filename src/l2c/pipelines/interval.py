@@ -10,7 +10,7 @@ import torch
 from l2c.cache.predictors import Predictor
 from l2c.cache.schedule import CacheSchedule, Contract
 from l2c.errors import ConfigError
-from l2c.pipelines.rehearsal import rehearse
+from l2c.pipelines.rehearsal import Rehearsal, rehearse
 
 
 def interval(
@@ -26,8 +26,8 @@ def interval(
         call: What it will be called with, by name: prompt, number of steps, resolution.
 
     Raises:
-        ConfigError: If an argument is out of range, or a `taylor` predictor is asked for under a solver that
-            evaluates a noise level twice.
+        ConfigError: If an argument is out of range, a `taylor` predictor is asked for under a solver that evaluates a
+            noise level twice, or the pipeline has transformers with different layers.
 
     Source: with `copy`, FORA (arXiv 2407.01425); with `taylor`, TaylorSeer (arXiv 2503.06923).
     """
@@ -40,21 +40,19 @@ def interval(
         raise ConfigError(
             f"{run.solver} evaluates a noise level twice, so that no polynomial goes through its values; use copy"
         )
-    tables = list(rehearsal.tables.values())
-    if any(table.names != tables[0].names for table in tables):
-        raise ConfigError("the transformers of this pipeline have different layers; make a schedule for each")
-    compute = torch.zeros(len(run.timesteps), len(tables[0]), dtype=torch.bool)
+    table = rehearsal.table
+    compute = torch.zeros(len(run.timesteps), len(table), dtype=torch.bool)
     compute[::every] = True
-    provenance = {"method": "interval", "every": every, **provenance_of(pipe, call)}
+    provenance = {"method": "interval", "every": every, **provenance_of(pipe, call, rehearsal)}
     return CacheSchedule(
-        compute, tables[0], Contract(run, prediction_type=prediction_of(pipe)), chosen, None, provenance
+        compute, table, Contract(run, prediction_type=prediction_of(pipe)), chosen, None, provenance
     )
 
 
-def provenance_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_of(pipe: Any, call: Mapping[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
     """What a schedule records of the pipeline that it was made with, so that a check can call it alike."""
     plain = {key: value for key, value in call.items() if type(value) in (int, float, bool) and key != "seed"}
-    return {"pipeline": type(pipe).__name__, "call": plain}
+    return {"pipeline": type(pipe).__name__, "call": plain, "resolution": rehearsal.resolution}
 
 
 def prediction_of(pipe: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,23 @@ from l2c.cache.schedule import CacheSchedule, Contract
 from l2c.errors import ConfigError
 from l2c.learning.judge import check_budget, find_mask
 from l2c.learning.session import OnProgress, Session
-from l2c.pipelines.fit import FitSettings, PipelineLoop
+from l2c.pipelines.conditions import Condition, conditions_of
 from l2c.pipelines.interval import prediction_of, provenance_of
+from l2c.pipelines.lean import lean
+from l2c.pipelines.loop import PipelineLoop
 from l2c.pipelines.rehearsal import rehearse
-from l2c.pipelines.trajectory import frozen
+from l2c.pipelines.settings import FitSettings
 
 
 def learn(
     pipe: Any,
-    conditions: Sequence[Mapping[str, Any]] | None = None,
+    conditions: Sequence[Condition] | None = None,
     *,
     prompts: Sequence[str] | str | Path | None = None,
     budget: float = 0.5,
     settings: FitSettings | None = None,
     session: Session | None = None,
+    model_name: str = "",
     on_progress: OnProgress | None = None,
     **call: Any,
 ) -> CacheSchedule:
@@ -32,16 +35,19 @@ def learn(
 
     The call is rehearsed, which tells its run and what its layers cost. A mask is then searched by what runs with it
     make, and its stand-ins are learned by gradients through whole runs, all of it on the given prompts or labels.
-    Ctrl-C ends learning with the stand-ins so far.
+    Where two transformers share a run, as in Wan 2.2, so do they the budget and the schedule, each with its own
+    evaluations. Ctrl-C ends learning with the stand-ins so far. Started by `accelerate launch`, each process with the
+    pipeline on its own device, the processes share the runs, and all return the schedule.
 
     Args:
-        pipe: A diffusers pipeline with one transformer, without a cache enabled; it is not changed.
+        pipe: A diffusers pipeline without a cache enabled; it is not changed.
         conditions: What tells runs apart, by the pipeline's names: `{"class_labels": [3]}`. They take turns.
         prompts: Instead of conditions: prompts, or a text file with one in each line.
-        budget: What a run may cost: a fraction of the multiply-accumulates of its transformer.
+        budget: What a run may cost: a fraction of the multiply-accumulates of its transformer, or of all of them.
         settings: Everything else that decides the result.
         session: Checkpoint, time limit and log.
-        on_progress: Called as work goes on.
+        model_name: Recorded in the schedule, for people.
+        on_progress: Called in the main process as work goes on.
         call: What the pipeline is called with besides, by name: number of steps, resolution, guidance scale.
 
     Returns:
@@ -63,30 +69,29 @@ def learn(
         True
     """
     settings = settings or FitSettings()
-    if (conditions is None) == (prompts is None):
-        raise ConfigError("learning on a pipeline takes either prompts or conditions")
-    if conditions is None:
-        conditions = [{"prompt": prompt} for prompt in _read(prompts)]
-    if not conditions:
-        raise ConfigError("learning takes at least one prompt or label")
+    conditions = conditions_of(conditions, prompts)
     if not 0 < budget <= 1:
         raise ConfigError(f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}")
     rehearsal = rehearse(pipe, **{**call, **conditions[0]})
-    if len(rehearsal.tables) > 1:
-        raise ConfigError(
-            f"this pipeline has {len(rehearsal.tables)} transformers, and a budget is met for one; make a schedule "
-            "with l2c.pipelines.interval and learn its stand-ins with l2c.pipelines.fit_predictor"
-        )
-    ((_, table),) = rehearsal.tables.items()
-    run, costs = rehearsal.run, CostTable.macs(table)
-    evaluations = len(run.timesteps)
+    run, table, begins = rehearsal.run, rehearsal.table, rehearsal.begins
+    costs, evaluations = CostTable.macs(table), len(run.timesteps)
     scale = evaluations * costs.full
-    check_budget(budget, evaluations, costs, scale)
-    with frozen(pipe):
+    check_budget(budget, evaluations, costs, scale, begins[1:])
+    with lean(pipe):
         loop = PipelineLoop(
-            "schedule", pipe, run, table, conditions, call, settings, session, on_progress, budget=budget
+            "schedule",
+            pipe,
+            run,
+            table,
+            begins,
+            conditions,
+            call,
+            settings,
+            session,
+            on_progress,
+            budget=budget,
         )
-        contract = Contract(run, prediction_type=prediction_of(pipe))
+        contract = Contract(run, model_name, prediction_type=prediction_of(pipe))
         compute, order = find_mask(
             loop.trainer,
             lambda mask, order: loop.mask_error(mask, order, contract),
@@ -95,6 +100,7 @@ def learn(
             costs,
             settings.trials,
             depth=settings.depth,
+            always=begins[1:],
         )
         provenance = {
             "method": "l2c, closed loop",
@@ -102,19 +108,8 @@ def learn(
             "budget_unit": "fraction of MACs",
             "budget_cost": costs.of(compute) / scale,
             "conditions": len(conditions),
-            **provenance_of(pipe, call),
+            **provenance_of(pipe, call, rehearsal),
         }
+        if len(begins) > 1:
+            provenance["transformers_begin"] = dict(zip(rehearsal.order, begins, strict=True))
         return loop.fit(loop.blank(compute, order, contract), provenance)
-
-
-def _read(prompts: Sequence[str] | str | Path | None) -> list[str]:
-    """Prompts of a file without empty lines, or those that are given."""
-    if not isinstance(prompts, (str, Path)):
-        return list(prompts or ())
-    try:
-        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"'{prompts}' is no text file with prompts; give a file with one in each line, or a list of prompts"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,12 +30,49 @@ class Rehearsal:
         tables: Layers of each transformer, with their sizes in this call, by name of the component.
         evaluations: At which evaluations each transformer is called.
         calls_per_evaluation: Calls of a transformer in its first evaluation: 2 for guidance in two calls.
+        resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
     """
 
     run: Run
     tables: dict[str, LayerTable]
     evaluations: dict[str, list[int]]
     calls_per_evaluation: dict[str, int]
+    resolution: dict[str, int]
+
+    @property
+    def table(self) -> LayerTable:
+        """The layers, which all transformers have.
+
+        Raises:
+            ConfigError: If they differ.
+        """
+        first, *others = self.tables.values()
+        if any(table != first for table in others):
+            raise ConfigError(
+                f"the transformers of this pipeline ({', '.join(self.tables)}) have different layers, and a schedule "
+                "is for one kind"
+            )
+        return first
+
+    @property
+    def order(self) -> list[str]:
+        """Names of the transformers in the order in which they begin."""
+        return sorted(self.evaluations, key=lambda name: min(self.evaluations[name]))
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Evaluations at which a transformer begins, which are its own until the next one takes over.
+
+        Raises:
+            ConfigError: If several of them are called in turns.
+        """
+        spans = sorted((min(called), max(called)) for called in self.evaluations.values())
+        if any(last >= begin for (_, last), (begin, _) in pairwise(spans)):
+            raise ConfigError(
+                f"the transformers of this pipeline ({', '.join(self.tables)}) are called in turns, and a schedule is "
+                "for one after another"
+            )
+        return (0, *(begin for begin, _ in spans[1:]))
 
 
 class _Rehearsed:
@@ -107,6 +145,9 @@ def rehearse(pipe: Any, /, *args: Any, **call: Any) -> Rehearsal:
             stack.callback(Shadow(models[name], "forward", actor.forward).remove)
         quiet = Shadow(pipe, "progress_bar", _quiet)
         stack.callback(quiet.remove)
+        resolution: dict[str, int] = {}
+        if hasattr(pipe, "prepare_latents"):
+            stack.callback(Shadow(pipe, "prepare_latents", _noting(resolution)).remove)
         pipe(*args, **call)
         run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call))
     tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
@@ -114,13 +155,28 @@ def rehearse(pipe: Any, /, *args: Any, **call: Any) -> Rehearsal:
         raise ConfigError(f"{type(pipe).__name__} called no transformer in its scheduler's run")
     evaluations = {name: sorted(set(actors[name].evaluations)) for name in tables}
     calls = {name: actors[name].evaluations.count(evaluations[name][0]) for name in tables}
-    return Rehearsal(run, tables, evaluations, calls)
+    return Rehearsal(run, tables, evaluations, calls, resolution)
 
 
 def takes_latent_output(pipe: Any) -> bool:
     """Whether a pipeline can be asked for latents, so that nothing has to be decoded."""
     call = type(pipe).__call__
     return "output_type" in inspect.signature(call).parameters and '"latent"' in inspect.getsource(call)
+
+
+def _noting(resolution: dict[str, int]) -> Callable[..., Any]:
+    """Notes the resolution that latents are asked for."""
+
+    def prepare(original: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind(*args, **kwargs)
+        given.apply_defaults()
+        sizes = {key: given.arguments.get(key) for key in ("height", "width", "num_frames")}
+        resolution.update(
+            {key: int(value) for key, value in sizes.items() if isinstance(value, (int, float))}
+        )
+        return original(*args, **kwargs)
+
+    return prepare
 
 
 def _quiet(original: Any, *args: Any, **kwargs: Any) -> Any:

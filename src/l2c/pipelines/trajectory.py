@@ -9,15 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from l2c.cache.predictors import StandInPlan
 from l2c.cache.schedule import CacheSchedule
 from l2c.cache.shadows import Shadow
+from l2c.cache.store import last_reads
 from l2c.errors import ConfigError
+from l2c.learning.recompute import again_in_backward
 from l2c.pipelines.enable import enable_cache
 from l2c.pipelines.handle import PipelineCache
+from l2c.pipelines.lean import execution_device
 from l2c.pipelines.rehearsal import takes_latent_output
 from l2c.pipelines.runs import is_flow
 
@@ -45,7 +47,7 @@ class PipelineTrajectory:
     is stopped where it would decode them.
 
     Args:
-        pipe: A diffusers pipeline with latents, `frozen` where gradients are taken.
+        pipe: A diffusers pipeline with latents, `lean` where gradients are taken.
         call: What it is called with besides prompt or labels, by name, without a generator.
 
     Attributes:
@@ -63,12 +65,23 @@ class PipelineTrajectory:
         self.call = {**call, "output_type": "latent", "return_dict": False}
         self._encoded: dict[str, Any] = {}
 
-    def sample(self, condition: Mapping[str, Any], seed: int, **changes: Any) -> Tensor:
-        """Final latents (1, ...) from the noise of a seed; with a graph where gradients are enabled."""
+    def sample(
+        self, condition: Mapping[str, Any], seed: int, *, bf16: bool = False, **changes: Any
+    ) -> Tensor:
+        """Final latents (1, ...) from the noise of a seed; with a graph where gradients are enabled.
+
+        Args:
+            condition: Prompt or label.
+            seed: Of the noise.
+            bf16: Let matrix products be in bfloat16.
+            changes: What else is called otherwise.
+        """
         inner = inspect.unwrap(type(self.pipe).__call__)
         generator = torch.Generator().manual_seed(seed)
         given = {**self.call, **condition, **changes, "generator": generator}
         with ExitStack() as stack:
+            kind = execution_device(self.pipe).type
+            stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=bf16))
             if hasattr(self.pipe, "encode_prompt"):
                 stack.callback(Shadow(self.pipe, "encode_prompt", self._encode).remove)
             if not self.puts_out_latents:
@@ -125,7 +138,8 @@ class PipelineTrajectory:
             return original(*args, **kwargs)
         key = repr((args, sorted(kwargs.items(), key=lambda item: item[0])))
         if key not in self._encoded:
-            with torch.no_grad():
+            kind = execution_device(self.pipe).type
+            with torch.no_grad(), torch.autocast(kind, enabled=False):
                 self._encoded[key] = original(*args, **kwargs)
         return self._encoded[key]
 
@@ -142,28 +156,16 @@ class PipelineTrajectory:
         with cache:
             if recompute:
                 for transformer in cache.transformers.values():
-                    transformer.gates.around = _again_in_backward
+                    transformer.gates.around = again_in_backward
             yield cache
 
 
-@contextmanager
-def frozen(pipe: Any) -> Iterator[None]:
-    """Lets no weight of a pipeline require gradients, until it ends."""
-    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    weights = [weight for model in models for weight in model.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-
-
 def use_plan(cache: PipelineCache, plan: StandInPlan) -> None:
-    """Lets a cache stand in with other weights on the same values."""
+    """Lets a cache stand in with other weights."""
+    reads = last_reads(plan)
     for transformer in cache.transformers.values():
         transformer.gates.plan = plan
+        transformer.gates.store.reads = reads
 
 
 class _ReachedLatents(Exception):  # noqa: N818 (it is no error)
@@ -174,7 +176,3 @@ class _ReachedLatents(Exception):  # noqa: N818 (it is no error)
 
 def _stop(_decode: Any, latents: Tensor, *_: Any, **__: Any) -> None:
     raise _ReachedLatents(latents)
-
-
-def _again_in_backward(compute: Any) -> Any:
-    return checkpoint(compute, use_reentrant=False) if torch.is_grad_enabled() else compute()

@@ -61,6 +61,7 @@ class CachedTransformer:
 
     def begin_run(self) -> None:
         """Starts from nothing."""
+        self._cover_anew()
         self.gates.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
@@ -76,6 +77,13 @@ class CachedTransformer:
             shadow.remove()
         self._shadows.clear()
         self.cache.restore()
+
+    def _cover_anew(self) -> None:
+        """Covers what offloading has put back in place of a method, as it does after every call of a pipeline."""
+        for index, shadow in enumerate(self._shadows):
+            if not (shadow.uppermost or vars(self.model).get("_old_forward") is shadow):
+                shadow.remove()
+                self._shadows[index] = Shadow(self.model, shadow.name, getattr(self, f"_{shadow.name}"))
 
     def _cache_context(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
         return _NamedCall(self, name, original(name, *args, **kwargs))

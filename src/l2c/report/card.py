@@ -20,6 +20,7 @@ def schedule_card(
     cost, cached = summary["cost"], summary["cached"]
     facts = {
         "For": f"{summary['model'] or summary['family']}, {summary['layers']} layers",
+        **_origin(summary["provenance"]),
         "Samples of": " x ".join(map(str, summary["sample_shape"])) or "any shape",
         "Run": f"{summary['solver']} ({summary['spacing']}), {summary['steps']} steps, "
         f"{summary['evaluations']} evaluations",
@@ -69,6 +70,16 @@ def _front_matter(summary: Mapping[str, Any]) -> str:
     if owner and name and "/" not in name and " " not in model:
         lines.append(f"base_model: {model}")
     return "\n".join(lines) + "\n"
+
+
+def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The pipeline that it was made with, and at which resolution, if it says."""
+    found = {}
+    if isinstance(name := provenance.get("pipeline"), str):
+        found["Pipeline"] = name
+    if isinstance(sizes := provenance.get("resolution"), Mapping) and sizes:
+        found["Resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
+    return found
 
 
 def _quality(provenance: Mapping[str, Any]) -> dict[str, str]:

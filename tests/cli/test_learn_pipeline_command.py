@@ -1,0 +1,238 @@
+"""`l2c learn-pipeline` and `l2c repair`."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
+
+from l2c.cache.schedule import CacheSchedule
+from l2c.testing import tiny_interval, tiny_pipeline
+
+PROMPTS = ("a photo of a cat", "a painting of the green house", "a bird and a boat", "a dog")
+SMALL = ("--set", "height=16", "--set", "width=16", "--set", "use_resolution_binning=false")
+CALL = (*SMALL, "--set", "clean_caption=false", "--set", "max_sequence_length=8", "--steps", "6")
+QUICK = ("--iterations", "4", "--runs", "2", "--held-out", "1", "--trials", "3", "--lr", "0.01")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved pipeline and a file with prompts."""
+    folder = tmp_path_factory.mktemp("pixart")
+    tiny_pipeline("pixart").save_pretrained(folder / "pipe")
+    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned(folder):
+    """A schedule that the command has learned, and the command."""
+    from l2c.cli.main import run
+
+    out = folder / "learned.safetensors"
+    command = [
+        "learn-pipeline",
+        str(folder / "pipe"),
+        "--prompts",
+        str(folder / "prompts.txt"),
+        *CALL,
+        *QUICK,
+    ]
+    assert run([*command, "-o", str(out)]) == 0
+    return out, command
+
+
+def test_a_schedule_is_learned_for_the_prompts_of_a_file(invoke, folder, learned):
+    path, command = learned
+    schedule = CacheSchedule.load(path)
+    assert schedule.cost.fraction <= 0.5
+    assert schedule.contract.model == "pipe"
+    made = schedule.provenance
+    assert (made["conditions"], made["held_out_conditions"], made["iterations"]) == (4, 1, 4)
+    assert made["resolution"] == {"height": 16, "width": 16}
+    assert not path.with_name(f"{path.name}.checkpoint").exists()
+    again = folder / "again.safetensors"
+    finished = invoke(*command, "-o", again)
+    assert finished.code == 0, finished.err
+    assert again.read_bytes() == path.read_bytes()
+    text = " ".join(finished.out.split())
+    assert f"Error of runs that were not learned on: {made['held_out_error']:.4f}" in text
+    for line in ("uncached runs 3/3", "judging masks 2/3", "learning 4/4"):
+        assert line in finished.err
+    checked = invoke("check", folder / "pipe", path, "--prompt", PROMPTS[0], "--seeds", "0", *SMALL, "--json")
+    assert checked.code == 0, checked.err
+    assert json.loads(checked.out)["ratio"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_labels_and_json(invoke, tmp_path):
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    out = tmp_path / "schedule.safetensors"
+    options = ("--labels", "1,4,7", "--steps", "4", "--budget", "0.7", "--bf16", "--recompute", "--json")
+    finished = invoke("learn-pipeline", tmp_path / "pipe", *options, *QUICK, "-o", out)
+    assert finished.code == 0, finished.err
+    data = json.loads(finished.out)
+    assert data["file"] == str(out)
+    assert data["seconds"] > 0
+    assert data["provenance"]["settings"]["bf16"] is True
+    assert data["cost"]["fraction"] <= 0.7
+
+
+def test_repair_tells_the_error_before_and_after(invoke, folder, learned, tmp_path):
+    pipe = tiny_pipeline("pixart")
+    with torch.no_grad():
+        for index, weight in enumerate(pipe.transformer.parameters()):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(index))
+            weight.add_(noise, alpha=0.5 * weight.abs().mean().item())
+    pipe.save_pretrained(tmp_path / "tuned")
+    out, (path, _) = tmp_path / "repaired.safetensors", learned
+    options = ("--prompts", folder / "prompts.txt", "--iterations", "8", "--lr", "0.01", "-o", out)
+    finished = invoke("repair", tmp_path / "tuned", path, *options)
+    assert finished.code == 0, finished.err
+    before, after = CacheSchedule.load(path), CacheSchedule.load(out)
+    made = after.provenance
+    assert made["held_out_error"] < made["held_out_error_before"]
+    assert torch.equal(after.compute, before.compute)
+    assert after.contract.model == "tuned"
+    assert after.contract.fingerprint != before.contract.fingerprint
+    for words in (
+        f"{made['held_out_error_before']:.4f} before and {made['held_out_error']:.4f} after the repair",
+        f"it was {before.provenance['drift']['error']:.4f} when the schedule was made",
+    ):
+        assert words in finished.out
+    data = json.loads(invoke("repair", tmp_path / "tuned", path, *options, "--json").out)
+    assert data["error_when_made"] == before.provenance["drift"]["error"]
+    assert data["provenance"]["held_out_error"] == made["held_out_error"]
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_left(invoke, folder, learned, tmp_path):
+    pipe, prompt, out = folder / "pipe", ("--prompt", "a cat"), tmp_path / "out.safetensors"
+    interval = tmp_path / "interval"
+    tiny_interval(tiny_pipeline("pixart"), "pixart").save_pretrained(interval)
+    for arguments, code, said in (
+        (("learn-pipeline", pipe), 2, "give either prompts, with --prompt or --prompts, or --labels"),
+        (("learn-pipeline", pipe, *prompt, "--labels", "1"), 2, "give either prompts"),
+        (("learn-pipeline", pipe, "--prompts", tmp_path / "no.txt"), 2, "is no text file with prompts"),
+        (("learn-pipeline", pipe, *prompt, "--budget", "2"), 2, "a budget is a fraction of the MACs"),
+        (("learn-pipeline", pipe, *prompt, "--runs", "0"), 2, "num_runs must be at least 1"),
+        (("learn-pipeline", pipe, *prompt, "--max-minutes", "0"), 2, "the time limit must be more than 0"),
+        (("learn-pipeline", pipe, *prompt, "--set", "hight=16"), 2, "takes no hight; did you mean height?"),
+        (("learn-pipeline", pipe, *prompt, "--set", "height=17"), 2, "PixArtAlphaPipeline refuses the call"),
+        (("learn-pipeline", pipe, *prompt, "--set", "height"), 2, "--set takes KEY=VALUE"),
+        (("learn-pipeline", tmp_path, *prompt), 1, "cannot load the pipeline"),
+        (("learn-pipeline", pipe, *prompt, "--lora", tmp_path), 1, "with the LoRA"),
+        (("repair", pipe, interval, *prompt), 2, "the schedule was not learned (copy)"),
+        (("repair", pipe, tmp_path / "no", *prompt), 1, "there is no folder"),
+        (
+            ("repair", pipe, learned[0], *prompt, "--set", "num_inference_steps=4"),
+            1,
+            "covers 6 evaluations but",
+        ),
+    ):
+        finished = invoke(*arguments, "-o", out)
+        assert (finished.code, said in finished.err) == (code, True), (arguments, finished.err)
+        assert finished.out == ""
+        assert len(finished.err.splitlines()) == 1, finished.err
+    assert invoke("learn-pipeline", pipe, *prompt, "-o", "schedule.pt").code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["interval"]
+
+
+CHILD = """
+import os, sys
+os.environ.update({environment})
+sys.stdout, sys.stderr = (open(path, "w", buffering=1) for path in {streams})
+from l2c.cli.main import run
+sys.exit(run({arguments}))
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts `l2c` in processes that have everything imported, alone or as `torchrun` starts several."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["l2c.cli.main", "l2c.cli.pipeline_run", "accelerate", "diffusers", "transformers"]
+    )
+    streams = tmp_path_factory.mktemp("streams")
+    started = []
+
+    def begin(*arguments, count=1):
+        port = 29500 + os.getpid() % 1000
+        for rank in range(count):
+            several = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+            several |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+            paths = [str(streams / f"{len(started)}.{kind}") for kind in ("out", "err")]
+            code = CHILD.format(
+                environment={"OMP_NUM_THREADS": "1", **(several if count > 1 else {})},
+                streams=paths,
+                arguments=[str(argument) for argument in arguments],
+            )
+            process = context.Process(target=exec, args=(code,))
+            process.start()
+            started.append((process, [Path(path) for path in paths]))
+        return started[-count:]
+
+    yield begin
+    for process, _ in started:
+        process.kill()
+        process.join()
+
+
+def finish(processes):
+    """What they wrote, on stdout and on stderr, one after the other."""
+    for process, (_, said) in processes:
+        process.join(120)
+        assert process.exitcode == 0, said.read_text()
+    return ["".join(paths[index].read_text() for _, paths in processes) for index in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_run_that_is_killed_ends_with_the_same_bytes(start, learned, tmp_path):
+    whole, command = learned
+    out = tmp_path / "out.safetensors"
+    checkpoint = tmp_path / "out.safetensors.checkpoint"
+    for least in (0, 2):
+        ((killed, _),) = start(*command, "--save-every", "0", "-o", out)
+        while not (checkpoint.exists() and torch.load(checkpoint)["state"]["iteration"] >= least):
+            assert killed.is_alive()
+            time.sleep(0.002)
+        killed.kill()
+        killed.join()
+        assert not out.exists()
+    _, said = finish(start(*command, "-o", out))
+    assert "learning 1/4" not in said
+    assert "uncached runs" not in said
+    assert out.read_bytes() == whole.read_bytes()
+    assert not checkpoint.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_two_processes_learn_what_one_does(start, folder, tmp_path):
+    """With the same number of runs per step in all."""
+    schedules, outputs = [], []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.safetensors"
+        command = ["learn-pipeline", folder / "pipe", "--prompts", folder / "prompts.txt", *CALL, *QUICK]
+        output, said = finish(
+            start(*command, "--batch-size", "2", "--held-out", "2", "--json", "-o", out, count=count)
+        )
+        schedules.append(CacheSchedule.load(out))
+        outputs.append(json.loads(output))  # printed once, by the main process
+        assert "learning 4/4" in said
+    alone, together = schedules
+    assert torch.equal(alone.compute, together.compute)
+    torch.testing.assert_close(
+        alone.predictor.coefficients, together.predictor.coefficients, atol=1e-5, rtol=0.0
+    )
+    for name in ("held_out_error_before", "held_out_error"):
+        assert together.provenance[name] == pytest.approx(alone.provenance[name], abs=1e-4)
+    assert outputs[0]["rows"] == outputs[1]["rows"]
+    assert {path.name for path in tmp_path.iterdir()} == {"1.safetensors", "2.safetensors"}
