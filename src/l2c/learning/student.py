@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from l2c.cache.clock import Clock
 from l2c.cache.predictors import Predictor, StandInPlan
-from l2c.cache.runtime import Compute, HardGates, attach
+from l2c.cache.gates import Compute, HardGates
+from l2c.cache.runtime import attach
 from l2c.cache.schedule import Run
 from l2c.cache.values import Value
 from l2c.layers import find_layers
@@ -38,7 +39,7 @@ class _LearnedGates(HardGates):
         self.recompute = recompute
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """See `Gating.output`."""
+        """See `HardGates.output`."""
         if not (self.recompute and torch.is_grad_enabled()):
             return super().output(clock, layer, compute)
         return super().output(clock, layer, lambda: checkpoint(compute, use_reentrant=False))
