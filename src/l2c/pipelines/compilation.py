@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from l2c.cache.schedule import CacheSchedule
+from l2c.cache.shadows import covered
 
+IN_PLACE = "_compiled_call_impl"
+"""Attribute of a module where `module.compile()` puts what is called instead of it."""
 MANY_GRAPHS = 8
 """Graphs of a whole transformer from which on compiling them takes so long that it is told."""
 
@@ -70,7 +73,7 @@ def find_compilation(model: nn.Module, component: Any) -> Compilation:
         return Compilation()
     entries = []
     if model._compiled_call_impl is not None:
-        entries.append((model, "_compiled_call_impl"))
+        entries.append((model, IN_PLACE))
     if getattr(component, "_orig_mod", None) is model:
         entries.append((component, "forward"))
     if hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):
@@ -80,20 +83,20 @@ def find_compilation(model: nn.Module, component: Any) -> Compilation:
         for path, module in model.named_modules()
         if path and module._compiled_call_impl is not None
     ]
-    calls = [*(vars(owner)[name] for owner, name in entries), *(block._compiled_call_impl for _, block in blocks)]
+    calls = [vars(owner)[name] for owner, name in [*entries, *((block, IN_PLACE) for _, block in blocks)]]
     return Compilation(
         tuple(entries),
         tuple((path, type(block).__name__) for path, block in blocks),
-        any(map(_replays, calls)),
+        any(_replays(covered(call)) for call in calls),
     )
 
 
-def leave_to_python(method: Any) -> None:
-    """Keeps a compiler out of a function, but not out of what it calls."""
+def leave_to_python(method: Any, reason: str) -> None:
+    """Keeps a compiler out of a function, but not out of what it calls; it tells the reason if it may not break."""
     if "torch._dynamo" in sys.modules:
         from torch._dynamo.decorators import skip
 
-        skip(method)
+        skip(method)._torchdynamo_disable_msg = reason
 
 
 def eagerly() -> AbstractContextManager[Any]:

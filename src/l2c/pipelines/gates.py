@@ -75,16 +75,15 @@ class Cell:
     def output(self, compute: Compute) -> Value:
         """See `LayerGate.output`."""
         time, self.times = self.times, self.times + 1
-        compiling = torch.compiler.is_compiling()
         if time < len(self.history):
             values = self.history[time]
-            if compiling and self.row is not None:
-                return weigh_values(values, self.row)
-            if not compiling:
+            if not torch.compiler.is_compiling():
                 self.history[time] = ()  # so that what the store has let go of is freed here
+            elif self.row is not None:
+                return weigh_values(values, self.row)
             return combine_values(values, self.weights)
         fresh = self.gates.around(compute)
-        if compiling or self.keeps:  # compiled, there is one way to compute: what is not kept is dropped after it
+        if self.keeps or torch.compiler.is_compiling():  # compiled, what is not kept is dropped after the call
             self.fresh = (*self.fresh, fresh)
         return fresh
 

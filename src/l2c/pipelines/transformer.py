@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from l2c.cache.clock import DEFAULT_BRANCH
 from l2c.cache.runtime import CachedModel, attach
 from l2c.cache.schedule import CacheSchedule
-from l2c.cache.shadows import Shadow
+from l2c.cache.shadows import Shadow, shadow_of
 from l2c.errors import CacheStateError
 from l2c.layers import find_layers, fingerprint
 from l2c.pipelines.clock import SchedulerClock
 from l2c.pipelines.compilation import Compilation, find_compilation, leave_to_python
 from l2c.pipelines.gates import PipelineGates
+
+_UNKNOWN_WRAPPER = (
+    "a compiled transformer is called that its l2c cache does not know; enable the cache on what torch.compile has "
+    "returned, or compile in place with transformer.compile()"
+)
 
 
 class Owner(Protocol):
@@ -95,9 +100,9 @@ class CachedTransformer:
             self._compilation, self._graphs = found, found.num_graphs(self.schedule)
             self.gates.replayed = found.replayed
         for owner, name in self._compilation.entries:
-            if not isinstance(vars(owner)[name], Shadow):
+            if shadow_of(vars(owner)[name]) is None:
                 self._shadows.append(Shadow(owner, name, self._enter))
-        leave_to_python(type(self)._enter)
+        leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
 
     def compile_note(self) -> str | None:
         """What to tell whoever compiled the model as a whole for a schedule of many different rows."""
