@@ -36,6 +36,7 @@ FOREIGN = {
     "MACs",
     "max_steps",
     "cache_context",
+    "compile_repeated_blocks",
     "proj_out",
     *FAMILIES,
 }

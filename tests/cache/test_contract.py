@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.predictors import Predictor
 from l2c.cache.gates import HardGates, SoftGates
+from l2c.cache.predictors import Predictor
 from l2c.cache.runtime import attach
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import CacheStateError

@@ -38,7 +38,9 @@ class Shadow:
     def _method(self) -> MethodType:
         def call(shadow: Shadow, *args: Any, **kwargs: Any) -> Any:
             original, replacement = shadow._original, shadow._replacement
-            return original(*args, **kwargs) if replacement is None else replacement(original, *args, **kwargs)
+            return (
+                original(*args, **kwargs) if replacement is None else replacement(original, *args, **kwargs)
+            )
 
         original = self._original
         if isinstance(original, MethodType):

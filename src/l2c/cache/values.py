@@ -77,7 +77,8 @@ class Blank:
     def zeros(self) -> Value:
         """Zeros of that shape."""
         if torch.compiler.is_compiling():
-            return _zeros(self._form)
+            zeros: Value = _zeros(self._form)
+            return zeros
         if self._zeros is None:
             self._zeros = _zeros(self._form)
         return self._zeros

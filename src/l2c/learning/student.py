@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l2c.cache.clock import Clock
-from l2c.cache.predictors import Predictor, StandInPlan
 from l2c.cache.gates import Compute, HardGates
+from l2c.cache.predictors import Predictor, StandInPlan
 from l2c.cache.runtime import attach
 from l2c.cache.schedule import Run
 from l2c.cache.values import Value

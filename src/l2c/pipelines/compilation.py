@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,9 @@ class Compilation:
         if not self.entries or graphs <= MANY_GRAPHS:
             return None
         return (
-            f"the transformer is compiled as a whole, and the schedule has {graphs} different evaluations, each of which "
-            "is compiled for itself; transformer.compile_repeated_blocks() compiles a block once for each of its variants"
+            f"the transformer is compiled as a whole, and the schedule has {graphs} different evaluations, each of "
+            "which is compiled for itself; transformer.compile_repeated_blocks() compiles a block once for each of its "
+            "variants"
         )
 
     def room(self, graphs: int) -> AbstractContextManager[Any]:
@@ -59,7 +60,8 @@ class Compilation:
         needed = 2 * graphs + 8  # without the cache, or with other strides, there are more
         if settings.recompile_limit >= needed:
             return nullcontext()
-        return settings.patch(recompile_limit=needed)
+        patched: AbstractContextManager[Any] = settings.patch(recompile_limit=needed)
+        return patched
 
 
 def find_compilation(model: nn.Module, component: Any) -> Compilation:
@@ -96,7 +98,8 @@ def leave_to_python(method: Any, reason: str) -> None:
     if "torch._dynamo" in sys.modules:
         from torch._dynamo.decorators import skip
 
-        skip(method)._torchdynamo_disable_msg = reason
+        skip(method)
+        method._torchdynamo_disable_msg = reason
 
 
 def eagerly() -> AbstractContextManager[Any]:

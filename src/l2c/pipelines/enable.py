@@ -108,7 +108,9 @@ def enable_cache(
         raise ConfigError(
             f"the pipeline has no transformer called {', '.join(sorted(unknown))}; it has {', '.join(models)}"
         )
-    return PipelineCache(target, chosen, models, schedules, any_weights, any_run, wrapper if wrapper is not target else None)
+    return PipelineCache(
+        target, chosen, models, schedules, any_weights, any_run, wrapper if wrapper is not target else None
+    )
 
 
 def disable_cache(target: Any) -> None:

@@ -1,8 +1,8 @@
 """Hard gates for pipelines, whose calls come and go: a call without a history computes what it cannot reuse.
 
-Everything that depends on the evaluation or the branch is decided before the transformer is called, and what was computed
-is taken to the store after it. In between, a layer only looks at a `Cell`. So a compiler that follows the call meets the
-same program at every evaluation of the same structure, in every branch, with other tensors.
+Everything that depends on the evaluation or the branch is decided before the transformer is called, and what was
+computed is taken to the store after it. In between, a layer only looks at a `Cell`. So a compiler that follows the call
+meets the same program at every evaluation of the same structure, in every branch, with other tensors.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Cell:
                 return weigh_values(values, self.row)
             return combine_values(values, self.weights)
         fresh = self.gates.around(compute)
-        if self.keeps or torch.compiler.is_compiling():  # compiled, what is not kept is dropped after the call
+        if (
+            torch.compiler.is_compiling() or self.keeps
+        ):  # in this order: a compiler makes no variant for what it keeps
             self.fresh = (*self.fresh, fresh)
         return fresh
 
@@ -168,7 +170,9 @@ class PipelineGates(HardGates):
             rows = [[weight for _, weight in pairs] for pairs in terms]
             if any(isinstance(weight, Tensor) for row in rows for weight in row):
                 return None
-            width = -(-max(map(len, rows)) // 4) * 4  # rows of 16 bytes, which compiled code need not copy to align
+            width = (
+                -(-max(map(len, rows)) // 4) * 4
+            )  # rows of 16 bytes, which compiled code need not copy to align
             padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
             with torch.inference_mode(False):
                 self._rows[key] = torch.tensor(padded, dtype=torch.float32, device=device).unbind()
