@@ -37,6 +37,7 @@ FOREIGN = {
     "max_steps",
     "cache_context",
     "enable_sequential_cpu_offload",
+    "compile_repeated_blocks",
     "proj_out",
     *FAMILIES,
 }

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import l2c
+from l2c.cache.gates import HardGates, SoftGates
 from l2c.cache.predictors import Predictor
-from l2c.cache.runtime import HardGates, SoftGates, attach
+from l2c.cache.runtime import attach
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import CacheStateError
 from l2c.layers import find_layers

@@ -181,50 +181,6 @@ def test_crash_when_feed_forward_is_chunked(pixart):
         torch.testing.assert_close(run(pixart, "pixart"), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script_method. is deprecated"
-)  # the compiler, when it is loaded
-def test_graph_breaks_under_compile():
-    """The compiler goes through the cache without a break, once for every evaluation, and reuses what it made."""
-    import torch._dynamo as dynamo
-
-    pipe = tiny_pipeline("pixart")
-    del pipe.transformer.transformer_blocks[1]
-    schedule = interval(pipe, "pixart", num_inference_steps=3)
-    with l2c.enable_cache(pipe, schedule):
-        expected = run(pipe, "pixart", steps=3)
-    dynamo.reset()
-    pipe.transformer.compile(backend="eager")
-    with l2c.enable_cache(pipe, schedule):
-        with pytest.warns(
-            UserWarning, match=r"compiled for itself; set torch._dynamo.config.recompile_limit = 14"
-        ):
-            assert torch.equal(run(pipe, "pixart", steps=3), expected)
-        with dynamo.config.patch(recompile_limit=14):
-            run(pipe, "pixart", steps=3)  # the first run met empty counters
-            made = dynamo.utils.counters["stats"]["unique_graphs"]
-            assert torch.equal(run(pipe, "pixart", steps=3), expected)
-        assert dynamo.utils.counters["stats"]["unique_graphs"] == made
-    breaks = [reason for reason in dynamo.utils.counters["graph_break"] if "l2c" in reason]
-    assert breaks == []
-    dynamo.reset()
-
-
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script_method. is deprecated"
-)  # the compiler, when it is loaded
-def test_recompilation_under_compile_is_told_for_every_way_of_compiling():
-    from l2c.pipelines.transformer import compile_note
-
-    model = tiny_pipeline("pixart").transformer
-    assert compile_note(model, 20) is None
-    assert "recompile_limit = 48" in compile_note(model, 20, wrapped=True)
-    for block in model.transformer_blocks:
-        block.compile()
-    assert "recompile_limit = 88" in compile_note(model, 20)
-
-
 def adapter(pipe, rank=2, scale=1.0):
     from peft import LoraConfig
 

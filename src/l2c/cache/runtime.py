@@ -1,9 +1,4 @@
-"""The cached forward: replaces the forwards of a model's layers while a cache is enabled.
-
-Two sources of gates share it. A `CacheSchedule` gives hard gates, resolved beforehand into a stand-in plan, for
-sampling. `SoftGates` give a tensor in [0, 1] per (evaluation, layer), for learning. Soft gates at 0 and 1 do
-what hard ones do.
-"""
+"""The cached forward: replaces the forwards of a model's layers while a cache is enabled."""
 
 from __future__ import annotations
 
@@ -11,147 +6,20 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from l2c.cache.clock import Clock
-from l2c.cache.predictors import Predictor, StandInPlan
+from l2c.cache.gates import Gating, HardGates, LayerGate
 from l2c.cache.schedule import CacheSchedule, Run
 from l2c.cache.shadows import Shadow
-from l2c.cache.store import FeatureStore, last_reads, peak_bytes
-from l2c.cache.values import Value, combine_values, mix_values, placeholder
+from l2c.cache.store import peak_bytes
+from l2c.cache.values import Blank, Value
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable, find_layers, fingerprint
-
-Compute = Callable[[], Any]
-"""Runs a layer; returns its `Value`."""
-
-
-class Gating(Protocol):
-    """Decides, per layer and evaluation, between computing and standing in; owns the stored features."""
-
-    @property
-    def num_evaluations(self) -> int:
-        """How many evaluations it covers."""
-        ...
-
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """Output of a layer at the clock's evaluation and branch; calls `compute` only if it must."""
-        ...
-
-    def computes(self, clock: Clock, layer: int) -> bool:
-        """Whether `output` would call `compute`."""
-        ...
-
-    def clear(self) -> None:
-        """Forgets all features."""
-        ...
-
-
-class HardGates:
-    """Gates of a static schedule: a reused layer is not called."""
-
-    def __init__(self, plan: StandInPlan, num_evaluations: int) -> None:
-        self.num_evaluations = num_evaluations
-        self.plan = plan
-        self.store = FeatureStore(last_reads(plan))
-
-    def computes(self, clock: Clock, layer: int) -> bool:
-        """See `Gating.computes`."""
-        return (clock.evaluation, layer) not in self.plan
-
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """See `Gating.output`."""
-        evaluation, branch = clock.evaluation, clock.branch
-        terms = self.plan.get((evaluation, layer))
-        if terms is None:
-            fresh: Value = compute()
-            self.store.put(branch, evaluation, layer, fresh)
-            return fresh
-        values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
-        return combine_values(values, [weight for _, weight in terms])
-
-    def clear(self) -> None:
-        """See `Gating.clear`."""
-        self.store.clear()
-
-
-@dataclass
-class SoftGates:
-    """Gates of a router that is being learned, differentiable in the gates.
-
-    A layer's output is `g * fresh + (1 - g) * stand_in`, and its history moves on by the same share: after a
-    gate of 1 it starts with the fresh value, after a gate of 0 it is what it was. `True` stands for 1 and
-    computes without mixing; `False` for 0, and the layer is not called.
-
-    Attributes:
-        gates: Function (evaluation, layer) -> bool or tensor () in [0, 1].
-        predictor: Stand-in for what is not computed; the first `predictor.depth` evaluations must have gate
-            True where a tensor gate follows.
-        log_snrs: Half log-SNR of every evaluation.
-
-    Source: the mix is equation 6 of arXiv 2406.01733; the moving history is ours.
-    """
-
-    gates: Callable[[int, int], bool | Tensor]
-    predictor: Predictor
-    log_snrs: tuple[float, ...]
-    _history: dict[tuple[str, int], tuple[list[Value], list[float | Tensor]]] = field(default_factory=dict)
-
-    @property
-    def num_evaluations(self) -> int:
-        """See `Gating.num_evaluations`."""
-        return len(self.log_snrs)
-
-    def computes(self, clock: Clock, layer: int) -> bool:
-        """See `Gating.computes`."""
-        return self.gates(clock.evaluation, layer) is not False
-
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """See `Gating.output`."""
-        now = self.log_snrs[clock.evaluation]
-        gate = self.gates(clock.evaluation, layer)
-        values, times = self._history.get((clock.branch, layer), ([], []))
-        if gate is True:
-            fresh: Value = compute()
-            depth = self.predictor.depth
-            self._history[clock.branch, layer] = ([fresh, *values][:depth], [now, *times][:depth])
-            return fresh
-        stand_in = self._stand_in(clock.evaluation, layer, values, times)
-        if gate is False:
-            return stand_in
-        if len(values) < self.predictor.depth:
-            raise CacheStateError(
-                f"layer {layer} has a soft gate at evaluation {clock.evaluation} after {len(values)} computed "
-                f"values, but the {self.predictor.name} predictor reads {self.predictor.depth}; "
-                "let the evaluations before compute"
-            )
-        fresh = compute()
-        output = mix_values(gate, fresh, stand_in)
-        self._history[clock.branch, layer] = (
-            [mix_values(gate, new, old) for new, old in zip([fresh, *values], values, strict=False)],
-            [gate * new + (1 - gate) * old for new, old in zip([now, *times], times, strict=False)],
-        )
-        return output
-
-    def _stand_in(
-        self, evaluation: int, layer: int, values: list[Value], times: list[float | Tensor]
-    ) -> Value:
-        if not values:
-            raise CacheStateError(
-                f"layer {layer} is reused at evaluation {evaluation} before it was ever computed"
-            )
-        weights = self.predictor.weights_at(evaluation, layer, self.log_snrs[evaluation], times)
-        return combine_values(values, weights)
-
-    def clear(self) -> None:
-        """See `Gating.clear`."""
-        self._history.clear()
-
 
 _ENABLED: weakref.WeakKeyDictionary[nn.Module, CachedModel] = weakref.WeakKeyDictionary()
 
@@ -170,6 +38,7 @@ class CachedModel:
         self.gating = gating
         self.schedule = schedule
         self.clock = Clock(gating.num_evaluations)
+        self._gates = [gating.layer_gate(self.clock, index) for index in range(len(table.layers))]
         self._model = weakref.ref(model)
         self._shadows: list[Shadow] = []
         self._cover(model)
@@ -177,13 +46,15 @@ class CachedModel:
     def _cover(self, model: nn.Module) -> None:
         """Shadows the forwards of all layers and of what only feeds them."""
         targets = [
-            (model.get_submodule(path), index, feeds)
-            for index, layer in enumerate(self.table.layers)
-            for path, feeds in ((layer.module_path, False), *((path, True) for path in layer.feeders))
+            (model.get_submodule(path), gate, make)
+            for layer, gate in zip(self.table.layers, self._gates, strict=True)
+            for path, make in (
+                (layer.module_path, self._layer_forward),
+                *((path, self._feeder_forward) for path in layer.feeders),
+            )
         ]
-        for module, index, feeds in targets:
-            make = self._feeder_forward if feeds else self._layer_forward
-            self._shadows.append(Shadow(module, "forward", make(index)))
+        for module, gate, make in targets:
+            self._shadows.append(Shadow(module, "forward", make(gate)))
 
     def follow(self) -> bool:
         """Covers submodules that have taken the place of others since, as loading a LoRA does.
@@ -207,8 +78,8 @@ class CachedModel:
             shadow.remove()
         self._shadows.clear()
 
-    def _layer_forward(self, layer: int) -> Callable[..., Value]:
-        clock, gating = self.clock, self.gating
+    def _layer_forward(self, gate: LayerGate) -> Callable[..., Value]:
+        clock = self.clock
 
         def forward(original: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
             if not clock.entered:
@@ -217,20 +88,18 @@ class CachedModel:
                     "pipeline that it was enabled on, or wrap your own loop in `with cache.run():` and call "
                     "`cache.clock.tick(i)` at each evaluation"
                 )
-            return gating.output(clock, layer, lambda: original(*args, **kwargs))
+            return gate.output(lambda: original(*args, **kwargs))
 
         return forward
 
-    def _feeder_forward(self, layer: int) -> Callable[..., Value]:
-        clock, gating = self.clock, self.gating
-        blank: Value | None = None
+    def _feeder_forward(self, gate: LayerGate) -> Callable[..., Value]:
+        clock, blank = self.clock, Blank()
 
         def forward(original: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
-            nonlocal blank
-            if blank is not None and clock.entered and not gating.computes(clock, layer):
-                return blank
+            if clock.entered and not gate.computes() and blank.known:
+                return blank.zeros()
             output = original(*args, **kwargs)
-            blank = placeholder(output)
+            blank.note(output)
             return output
 
         return forward

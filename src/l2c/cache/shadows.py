@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -15,47 +16,78 @@ class Shadow:
     """A method of one object, covered by an instance attribute.
 
     If something else covered it in the meantime, as offloading hooks do, it stays where it is and only passes calls
-    on. A deep copy of the owner gets its class's own method back.
+    on. A deep copy of the owner does what its class's own method does.
+
+    What stands in the attribute is a bound method with the signature of what it covers. Compilers guard the code of
+    such a method, which all shadows share, but the identity of any other object: so what was compiled under one shadow
+    serves under all.
 
     Args:
         owner: The object.
         name: Name of the method.
-        replacement: Called as `replacement(original, *args, **kwargs)`.
+        replacement: Called as `replacement(original, *args, **kwargs)`; None only passes calls on.
     """
 
-    def __init__(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+    def __init__(self, owner: Any, name: str, replacement: Callable[..., Any] | None) -> None:
         self.owner, self.name = owner, name
         self._before = vars(owner).get(name, _MISSING)
-        self._replacement: Callable[..., Any] | None = replacement
-        functools.update_wrapper(self, getattr(owner, name), updated=())  # so that its signature is found
-        setattr(owner, name, self)
+        self._original: Callable[..., Any] = getattr(owner, name)
+        self.replacement = replacement
+        setattr(owner, name, self._method())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the replacement, or after `remove` the original."""
-        original: Callable[..., Any] = self.__dict__["__wrapped__"]
-        if self._replacement is None:
-            return original(*args, **kwargs)
-        return self._replacement(original, *args, **kwargs)
+    def _method(self) -> MethodType:
+        def call(shadow: Shadow, *args: Any, **kwargs: Any) -> Any:
+            original, replacement = shadow._original, shadow.replacement
+            return (
+                original(*args, **kwargs) if replacement is None else replacement(original, *args, **kwargs)
+            )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = memo.get(id(self.owner))
-        if twin is None:  # the method is copied without its owner
-            return self.__dict__["__wrapped__"]
-        if self._before is not _MISSING:
-            return copy.deepcopy(self._before, memo)
-        return MethodType(getattr(type(self.owner), self.name), twin)
+        original = self._original
+        if isinstance(original, MethodType):
+            functools.update_wrapper(call, original.__func__, updated=())  # so that its signature is found
+        else:
+            signature = inspect.signature(original)
+            first = inspect.Parameter("shadow", inspect.Parameter.POSITIONAL_ONLY)
+            call.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
+        return MethodType(call, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shadow:
+        twin = copy.copy(self)
+        twin.replacement = None
+        owner = memo.get(id(self.owner))
+        if owner is None:  # the method is copied without its owner
+            return twin
+        twin.owner = owner
+        if self._before is _MISSING:
+            twin._original = MethodType(getattr(type(self.owner), self.name), owner)
+        else:
+            twin._original = twin._before = copy.deepcopy(self._before, memo)
+        return twin
 
     @property
     def uppermost(self) -> bool:
         """Whether nothing else has covered it."""
-        return vars(self.owner).get(self.name) is self
+        return shadow_of(vars(self.owner).get(self.name)) is self
 
     def remove(self) -> None:
         """Uncovers what was there before; doing it twice does nothing."""
-        self._replacement = None
+        self.replacement = None
         if not self.uppermost:
             return
         if self._before is _MISSING:
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, self._before)
+
+
+def shadow_of(method: Any) -> Shadow | None:
+    """The shadow behind a method, if it is covered."""
+    owner = getattr(method, "__self__", None)
+    return owner if isinstance(owner, Shadow) else None
+
+
+def covered(method: Any) -> Any:
+    """What is under a method that is covered, and any other method itself."""
+    while (shadow := shadow_of(method)) is not None:
+        method = shadow._original
+    return method

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from l2c.cache.predictors import combine
@@ -22,15 +24,77 @@ def mix_values(share: Tensor, new: Value, old: Value) -> Value:
     return _each(lambda a, b: share * a + (1 - share) * b, new, old)
 
 
+def copy_value(value: Value) -> Value:
+    """The same numbers in memory of their own."""
+    return _each(Tensor.clone, value)
+
+
 def value_bytes(value: Value) -> int:
     """Bytes that it occupies."""
     parts = (value,) if isinstance(value, Tensor) else value
     return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
-def placeholder(value: Value) -> Value:
-    """Zeros of the same shape that occupy no memory, for an output that nobody will read."""
-    return _each(lambda part: part.new_zeros(()).expand(part.shape), value)
+def weigh_values(values: Sequence[Value], row: Tensor) -> Value:
+    """`combine_values` with weights that a compiler does not see as constants.
+
+    Args:
+        values: What to combine.
+        row: Weights (at least as many as there are values), the further ones without meaning.
+    """
+    return _each(lambda *parts: _weigh(parts, row), *values)
+
+
+def _weigh(parts: Sequence[Tensor], row: Tensor) -> Tensor:
+    precise = torch.promote_types(parts[0].dtype, torch.float32)  # a weight must not be rounded to bfloat16
+    total = parts[0].to(precise) * row[0]
+    for index, part in enumerate(parts[1:], start=1):
+        total = total + part.to(precise) * row[index]
+    return total.to(parts[0].dtype)
+
+
+class Blank:
+    """Zeros that occupy no memory, in the shape of an output that nobody will read.
+
+    A compiled region only notes the shape and makes its zeros itself: as an output of it they would be stored.
+    """
+
+    def __init__(self) -> None:
+        self._form: Any = None
+        self._zeros: Value | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether an output has been noted."""
+        return self._form is not None
+
+    def note(self, value: Value) -> None:
+        """Notes the shape of an output."""
+        form = _form(value)
+        if torch.compiler.is_compiling() or form != self._form:  # a compiler would guard what it compares
+            self._form, self._zeros = form, None
+
+    def zeros(self) -> Value:
+        """Zeros of that shape."""
+        if torch.compiler.is_compiling():
+            zeros: Value = _zeros(self._form)
+            return zeros
+        if self._zeros is None:
+            self._zeros = _zeros(self._form)
+        return self._zeros
+
+
+def _form(value: Value) -> Any:
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.dtype, value.device)
+    return [None if part is None else _form(part) for part in value]
+
+
+def _zeros(form: Any) -> Any:
+    if isinstance(form, list):
+        return tuple(None if part is None else _zeros(part) for part in form)
+    shape, dtype, device = form
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
 
 
 def _each(function: Callable[..., Tensor], *values: Value) -> Value:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
+from l2c.cache.gates import Compute, HardGates
 from l2c.cache.predictors import Predictor, StandInPlan
-from l2c.cache.runtime import Compute, HardGates, attach
+from l2c.cache.runtime import attach
 from l2c.cache.schedule import Run
 from l2c.cache.values import Value
 from l2c.layers import find_layers
@@ -38,7 +39,7 @@ class _LearnedGates(HardGates):
         self.recompute = recompute
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """See `Gating.output`."""
+        """See `HardGates.output`."""
         if not self.recompute:
             return super().output(clock, layer, compute)
         return super().output(clock, layer, lambda: again_in_backward(compute))

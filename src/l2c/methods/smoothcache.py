@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
-from l2c.cache.runtime import Compute, attach
+from l2c.cache.gates import AskedGate, Compute, LayerGate
+from l2c.cache.runtime import attach
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable
@@ -180,12 +181,16 @@ class _Recorder:
             for j in range(self.lookahead):
                 table[j, max(0, self.num_evaluations - j - 1) :] = torch.inf
 
+    def layer_gate(self, clock: Clock, layer: int) -> LayerGate:
+        """See `Gating.layer_gate`."""
+        return AskedGate(self, clock, layer)
+
     def computes(self, clock: Clock, layer: int) -> bool:
-        """See `Gating.computes`."""
+        """Always."""
         return True
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
-        """See `Gating.output`."""
+        """Output of a layer, compared with those before it."""
         fresh: Tensor = compute()
         kind = self.table.layers[layer].kind
         size = sum(other.kind == kind for other in self.table.layers)

@@ -25,17 +25,18 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
         ConfigError: If it has none.
     """
     found = {name: getattr(pipe, name, None) for name in _NAMES}
-    models = {
-        name: getattr(model, "_orig_mod", model)
-        for name, model in found.items()
-        if isinstance(model, nn.Module)
-    }
+    models = {name: _unwrapped(model) for name, model in found.items() if isinstance(model, nn.Module)}
     if not models:
         raise ConfigError(
             f"{type(pipe).__name__} has no component called {' or '.join(_NAMES)}; enable the cache on the model "
             "itself, with enable_cache(model, schedule, scheduler=...)"
         )
     return models
+
+
+def _unwrapped(target: Any) -> Any:
+    """A model without the wrapper of `torch.compile`."""
+    return getattr(target, "_orig_mod", target) if isinstance(target, nn.Module) else target
 
 
 @overload
@@ -85,6 +86,7 @@ def enable_cache(
             is called.
         ConfigError: If the target has no transformer or scheduler that could be used.
     """
+    wrapper, target = target, _unwrapped(target)
     if isinstance(target, nn.Module) and scheduler is None:
         if not isinstance(schedule, CacheSchedule):
             raise ConfigError("a model takes one schedule; several by name are for a pipeline")
@@ -106,7 +108,9 @@ def enable_cache(
         raise ConfigError(
             f"the pipeline has no transformer called {', '.join(sorted(unknown))}; it has {', '.join(models)}"
         )
-    return PipelineCache(target, chosen, models, schedules, any_weights, any_run)
+    return PipelineCache(
+        target, chosen, models, schedules, any_weights, any_run, wrapper if wrapper is not target else None
+    )
 
 
 def disable_cache(target: Any) -> None:
@@ -115,6 +119,7 @@ def disable_cache(target: Any) -> None:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
+    target = _unwrapped(target)
     cache = vars(target).get(HANDLE)
     if cache is not None:
         cache.restore()
@@ -133,7 +138,7 @@ def summary(target: Any) -> RunSummary:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
-    cache = vars(target).get(HANDLE)
+    cache = vars(_unwrapped(target)).get(HANDLE)
     if cache is None:
         raise CacheStateError(
             "no cache is enabled on this pipeline; its handle keeps the summary of the last run"

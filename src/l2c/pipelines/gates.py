@@ -1,15 +1,24 @@
-"""Hard gates for pipelines, whose calls come and go: a call without a history computes what it cannot reuse."""
+"""Hard gates for pipelines, whose calls come and go: a call without a history computes what it cannot reuse.
+
+Everything that depends on the evaluation or the branch is decided before the transformer is called, and what was
+computed is taken to the store after it. In between, a layer only looks at a `Cell`. So a compiler that follows the call
+meets the same program at every evaluation of the same structure, in every branch, with other tensors.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from l2c.cache.clock import Clock
+from l2c.cache.gates import Compute, HardGates, LayerGate
 from l2c.cache.predictors import StandInPlan
-from l2c.cache.runtime import Compute, HardGates
-from l2c.cache.values import Value, combine_values
+from l2c.cache.values import Value, combine_values, copy_value, weigh_values
 
 
 @dataclass
@@ -39,61 +48,162 @@ def _call(compute: Compute) -> Value:
     return value
 
 
+class Cell:
+    """What one layer does in the call that is being made; see `LayerGate`.
+
+    A layer that is called several times in a call, as with chunked feed-forward, has a history for each time.
+
+    Attributes:
+        gates: To which it belongs.
+        history: For each time that it will stand in for the layer: the stored values, the latest first.
+        weights: Weights of those values.
+        row: The weights as a tensor, for compiled calls; None where a value is copied.
+        keeps: Whether an output that is computed will be read.
+        fresh: What has been computed, to be kept.
+        times: How often the layer has been called.
+    """
+
+    def __init__(self, gates: PipelineGates) -> None:
+        self.gates = gates
+        self.history: list[tuple[Value, ...]] = []
+        self.weights: Sequence[float | Tensor] = ()
+        self.row: Tensor | None = None
+        self.keeps = False
+        self.fresh: tuple[Value, ...] = ()
+        self.times = 0
+
+    def output(self, compute: Compute) -> Value:
+        """See `LayerGate.output`."""
+        time, self.times = self.times, self.times + 1
+        if time < len(self.history):
+            values = self.history[time]
+            if not torch.compiler.is_compiling():
+                self.history[time] = ()  # so that what the store has let go of is freed here
+            elif self.row is not None:
+                return weigh_values(values, self.row)
+            return combine_values(values, self.weights)
+        fresh = self.gates.around(compute)
+        if (
+            torch.compiler.is_compiling() or self.keeps
+        ):  # in this order: a compiler makes no variant for what it keeps
+            self.fresh = (*self.fresh, fresh)
+        return fresh
+
+    def computes(self) -> bool:
+        """See `LayerGate.computes`."""
+        return not self.history
+
+    def clear(self) -> None:
+        """Forgets the call."""
+        self.history, self.fresh, self.row, self.times = [], (), None, 0
+
+
 class PipelineGates(HardGates):
     """Hard gates that compute whatever a branch has no history for, and count.
 
     So a run may begin in the middle, a second transformer may take over, guidance may set in or out, and the batch
-    may change: more is computed then, never something else reused. A layer that is called several times in a
-    call, as with chunked feed-forward, has a history for each.
+    may change: more is computed then, never something else reused.
 
     Attributes:
         counts: What was done in the last run.
         around: What computes a layer; learning computes it again in the backward pass.
+        cells: What each layer does in a call.
+        replayed: Whether calls are replayed as CUDA graphs, whose outputs the next replay overwrites.
     """
 
-    def __init__(self, plan: StandInPlan, num_evaluations: int) -> None:
+    def __init__(self, plan: StandInPlan, num_evaluations: int, num_layers: int) -> None:
         super().__init__(plan, num_evaluations)
         self.counts = CallCounts()
         self.around: Callable[[Compute], Value] = _call
-        self._times: Counter[int] = Counter()
+        self.cells = [Cell(self) for _ in range(num_layers)]
+        self.replayed = False
+        self._most_times = 1
+        self._rows: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
+        self._rows_of = plan
+        self._call = (0, "")
+
+    def layer_gate(self, clock: Clock, layer: int) -> LayerGate:
+        """See `Gating.layer_gate`."""
+        return self.cells[layer]
 
     def begin_run(self) -> None:
         """Forgets features and counts."""
         self.clear()
         self.counts = CallCounts()
 
+    def clear(self) -> None:
+        """See `Gating.clear`."""
+        super().clear()
+        for cell in self.cells:
+            cell.clear()
+
     def begin_call(self, evaluation: int, branch: str) -> None:
-        """Notes that the model is called."""
-        self._times.clear()
+        """Says what each layer will do in a call of the model."""
         self.counts.calls[branch] += 1
         if self.counts.evaluations[-1:] != [evaluation]:
             self.counts.evaluations.append(evaluation)
+        self._call = (evaluation, branch)
+        tracing = "torch._dynamo" in sys.modules  # else nothing is compiled
+        for layer, cell in enumerate(self.cells):
+            cell.keeps = (evaluation, layer) in self.store.reads
+            terms = self.plan.get((evaluation, layer))
+            if terms is None:
+                continue
+            for time in range(self._most_times):
+                name = _history_name(branch, time)
+                if not all(self.store.holds(name, source, layer) for source, _ in terms):
+                    break
+                values = [self.store.read(name, source, layer, evaluation) for source, _ in terms]
+                cell.history.append(tuple(values))
+            cell.weights = [weight for _, weight in terms]
+            if tracing and cell.history and not _copies(cell.weights):
+                cell.row = self._row(evaluation, layer, _device(cell.history[0][0]))
+
+    def _row(self, evaluation: int, layer: int, device: torch.device) -> Tensor | None:
+        """Weights of a layer as a tensor; None while they are being learned, when they are tensors themselves."""
+        if self._rows_of is not self.plan:  # learning gives it others
+            self._rows_of = self.plan
+            self._rows.clear()
+        key = (evaluation, device)
+        if key not in self._rows:
+            terms = [self.plan.get((evaluation, layer), ()) for layer in range(len(self.cells))]
+            rows = [[weight for _, weight in pairs] for pairs in terms]
+            if any(isinstance(weight, Tensor) for row in rows for weight in row):
+                return None
+            width = (
+                -(-max(map(len, rows)) // 4) * 4
+            )  # rows of 16 bytes, which compiled code need not copy to align
+            padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
+            with torch.inference_mode(False):
+                self._rows[key] = torch.tensor(padded, dtype=torch.float32, device=device).unbind()
+        return self._rows[key][layer]
 
     def end_call(self) -> None:
-        """Notes that the call is over."""
+        """Stores what was computed and is read later."""
+        evaluation, branch = self._call
+        for layer, cell in enumerate(self.cells):
+            reused = min(cell.times, len(cell.history))
+            computed = cell.times - reused
+            self.counts.reused[layer] += reused
+            self.counts.computed[layer] += computed
+            self.counts.unplanned += computed if (evaluation, layer) in self.plan else 0
+            self._most_times = max(self._most_times, cell.times)
+            if cell.keeps:
+                for time, value in enumerate(cell.fresh, start=reused):
+                    kept = copy_value(value) if self.replayed else value
+                    self.store.put(_history_name(branch, time), evaluation, layer, kept)
+            cell.clear()
         self.counts.peak_bytes = max(self.counts.peak_bytes, self.store.nbytes)
 
-    def computes(self, clock: Clock, layer: int) -> bool:
-        """See `Gating.computes`."""
-        return not self._reusable(clock.branch, clock.evaluation, layer)
 
-    def _reusable(self, branch: str, evaluation: int, layer: int) -> bool:
-        terms = self.plan.get((evaluation, layer))
-        return terms is not None and all(self.store.holds(branch, source, layer) for source, _ in terms)
+def _history_name(branch: str, time: int) -> str:
+    return f"{branch}#{time}" if time else branch
 
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """See `Gating.output`."""
-        evaluation, branch = clock.evaluation, clock.branch
-        if self._times[layer]:
-            branch = f"{branch}#{self._times[layer]}"
-        self._times[layer] += 1
-        if self._reusable(branch, evaluation, layer):
-            terms = self.plan[evaluation, layer]
-            self.counts.reused[layer] += 1
-            values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
-            return combine_values(values, [weight for _, weight in terms])
-        self.counts.computed[layer] += 1
-        self.counts.unplanned += (evaluation, layer) in self.plan
-        fresh: Value = self.around(compute)
-        self.store.put(branch, evaluation, layer, fresh)
-        return fresh
+
+def _copies(weights: Sequence[float | Tensor]) -> bool:
+    return len(weights) == 1 and isinstance(weights[0], float) and weights[0] == 1.0
+
+
+def _device(value: Value) -> torch.device:
+    parts = (value,) if isinstance(value, Tensor) else value
+    return next(part.device for part in parts if part is not None)

@@ -15,7 +15,7 @@ from l2c.cache.shadows import Shadow
 from l2c.pipelines.clock import SchedulerClock, WatchedBar
 from l2c.pipelines.runs import describe_run, run_problem
 from l2c.pipelines.summary import RunSummary, summarize_model
-from l2c.pipelines.transformer import CachedTransformer, compile_note, refuse_other_cache
+from l2c.pipelines.transformer import CachedTransformer, refuse_other_cache
 
 HANDLE = "_l2c_cache"
 """Attribute of a pipeline or model that holds the handle of its enabled cache."""
@@ -24,11 +24,20 @@ HANDLE = "_l2c_cache"
 class PipelineCache:
     """An enabled cache on a pipeline: the handle that `enable_cache` returns, also a context manager.
 
+    Args:
+        target: The pipeline, or a transformer alone.
+        scheduler: Its scheduler.
+        models: The transformers by name of the component.
+        schedules: What they compute and reuse, likewise.
+        any_weights: Whether other weights are accepted with a warning.
+        any_run: Whether other timesteps and resolutions are.
+        wrapper: What `torch.compile` has wrapped around a transformer alone.
+
     Attributes:
         clock: The scheduler's clock.
         transformers: The cached transformers by name of the component.
-        any_weights: Whether other weights are accepted with a warning.
-        any_run: Whether other timesteps and resolutions are.
+        any_weights: As given.
+        any_run: As given.
     """
 
     def __init__(
@@ -39,10 +48,11 @@ class PipelineCache:
         schedules: Mapping[str, CacheSchedule],
         any_weights: bool,
         any_run: bool,
+        wrapper: Any = None,
     ) -> None:
         self.any_weights, self.any_run = any_weights, any_run
         self.transformers: dict[str, CachedTransformer] = {}
-        self._target, self._bar = target, None
+        self._target, self._wrapper, self._bar = target, wrapper, None
         self._checked = False
         self._adapters: dict[str, int] = {}
         self.clock = SchedulerClock(scheduler, self._start, self._end)
@@ -59,8 +69,9 @@ class PipelineCache:
 
     def _start(self) -> None:
         self._checked = False
-        for transformer in self.transformers.values():
-            transformer.begin_run()
+        for name, transformer in self.transformers.items():
+            wrapper = self._wrapper
+            transformer.begin_run(wrapper if wrapper is not None else getattr(self._target, name, None))
 
     def _end(self) -> None:
         for transformer in self.transformers.values():
@@ -100,9 +111,7 @@ class PipelineCache:
             if note := contract.guidance_note(run):
                 warnings.warn(note, stacklevel=2)
             transformer.cache.follow()
-            component = getattr(self._target, transformer.name, transformer.model)
-            wrapped = component is not transformer.model  # by torch.compile
-            if note := compile_note(transformer.model, len(run.timesteps), wrapped):
+            if note := transformer.compile_note():
                 warnings.warn(note, stacklevel=2)
         self._note_adapters()
 

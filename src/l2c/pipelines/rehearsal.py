@@ -17,6 +17,7 @@ from l2c.cache.shadows import Shadow
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable, find_layers, measure_layers
 from l2c.pipelines.clock import SchedulerClock
+from l2c.pipelines.compilation import eagerly
 from l2c.pipelines.enable import transformers_of
 from l2c.pipelines.runs import describe_run
 
@@ -137,6 +138,7 @@ def rehearse(pipe: Any, /, *args: Any, **call: Any) -> Rehearsal:
     run: Run | None = None
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(eagerly())
         models = transformers_of(pipe)
         clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None)
         stack.callback(clock.restore)

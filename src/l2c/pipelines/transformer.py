@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from l2c.cache.clock import DEFAULT_BRANCH
 from l2c.cache.runtime import CachedModel, attach
 from l2c.cache.schedule import CacheSchedule
-from l2c.cache.shadows import Shadow
+from l2c.cache.shadows import Shadow, shadow_of
 from l2c.errors import CacheStateError
 from l2c.layers import find_layers, fingerprint
 from l2c.pipelines.clock import SchedulerClock
+from l2c.pipelines.compilation import Compilation, find_compilation, is_compiled, leave_to_python
 from l2c.pipelines.gates import PipelineGates
+
+_UNKNOWN_WRAPPER = (
+    "a compiled transformer is called that its l2c cache does not know; enable the cache on what torch.compile has "
+    "returned, or compile in place with transformer.compile()"
+)
 
 
 class Owner(Protocol):
@@ -49,19 +55,26 @@ class CachedTransformer:
         if problem:
             warnings.warn(problem.args[0], stacklevel=5)
         self.name, self.model, self.schedule = name, model, schedule
-        self.gates = PipelineGates(schedule.plan, schedule.num_evaluations)
+        self.gates = PipelineGates(schedule.plan, schedule.num_evaluations, len(table))
         self.cache: CachedModel = attach(model, table, self.gates, schedule)
         self._owner = owner
         self._context = DEFAULT_BRANCH
         self._shapes: dict[str, list[Any]] = {}
         self._calls: dict[str, int] = {}
+        self._compilation, self._graphs = Compilation(), 0
+        self._entered = False
         self._shadows = [Shadow(model, "forward", self._forward)]
         if hasattr(model, "cache_context"):
             self._shadows.append(Shadow(model, "cache_context", self._cache_context))
 
-    def begin_run(self) -> None:
-        """Starts from nothing."""
+    def begin_run(self, component: Any) -> None:
+        """Starts from nothing.
+
+        Args:
+            component: What the pipeline calls: the model, or what `torch.compile` has wrapped around it.
+        """
         self._cover_anew()
+        self._follow_compiler(component)
         self.gates.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
@@ -73,7 +86,7 @@ class CachedTransformer:
 
     def restore(self) -> None:
         """Gives the model its own methods back."""
-        for shadow in self._shadows:
+        for shadow in reversed(self._shadows):
             shadow.remove()
         self._shadows.clear()
         self.cache.restore()
@@ -81,14 +94,38 @@ class CachedTransformer:
     def _cover_anew(self) -> None:
         """Covers what offloading has put back in place of a method, as it does after every call of a pipeline."""
         for index, shadow in enumerate(self._shadows):
-            if not (shadow.uppermost or vars(self.model).get("_old_forward") is shadow):
+            method, hooked = vars(shadow.owner).get(shadow.name), vars(self.model).get("_old_forward")
+            known = shadow_of(method) in self._shadows or shadow_of(hooked) is shadow
+            if shadow.owner is self.model and not known and not is_compiled(method):
+                replacement = shadow.replacement
                 shadow.remove()
-                self._shadows[index] = Shadow(self.model, shadow.name, getattr(self, f"_{shadow.name}"))
+                self._shadows[index] = Shadow(self.model, shadow.name, replacement)
 
     def _cache_context(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
         return _NamedCall(self, name, original(name, *args, **kwargs))
 
+    def _follow_compiler(self, component: Any) -> None:
+        """Covers what has been compiled since, so that a call is entered before a compiler follows it."""
+        found = find_compilation(self.model, component)
+        if found != self._compilation:
+            self._compilation, self._graphs = found, found.num_graphs(self.schedule)
+            self.gates.replayed = found.replayed
+        for owner, name in self._compilation.entries:
+            if shadow_of(vars(owner)[name]) is None:
+                self._shadows.append(Shadow(owner, name, self._enter))
+        leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
+
+    def compile_note(self) -> str | None:
+        """What to tell whoever compiled the model as a whole for a schedule of many different rows."""
+        return self._compilation.note(self._graphs)
+
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._entered:
+            return original(*args, **kwargs)
+        return self._enter(original, *args, **kwargs)
+
+    def _enter(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of the model: tells the layers what they do in it, and takes what they have computed."""
         evaluation = self._owner.enter_evaluation()
         clock = self.cache.clock
         if not clock.running or clock.evaluation != evaluation:
@@ -97,14 +134,17 @@ class CachedTransformer:
             self._calls.clear()
         branch = self._branch(kwargs.get("hidden_states", args[0] if args else None), kwargs)
         self.gates.begin_call(evaluation, branch)
+        self._entered = True
         try:
-            with clock.in_branch(branch):
-                return original(*args, **kwargs)
+            with clock.in_branch(branch), self._compilation.room(self._graphs):
+                result = original(*args, **kwargs)
         except BaseException:
             self._owner.clock.end()
             raise
         finally:
-            self.gates.end_call()
+            self._entered = False
+        self.gates.end_call()
+        return result
 
     def _branch(self, sample: Any, kwargs: Mapping[str, Any]) -> str:
         """Name of a call: its `cache_context`, then its place among the calls of the evaluation, then its shape."""
@@ -148,26 +188,6 @@ class _NamedCall:
     def __exit__(self, *error: Any) -> Any:
         self._transformer._context = self._before
         return self._inner.__exit__(*error)
-
-
-def compile_note(model: nn.Module, evaluations: int, wrapped: bool = False) -> str | None:
-    """What to tell whoever compiled a model without room for the evaluations of a schedule.
-
-    The compiler follows the cache into its decisions, without graph breaks, and compiles what it finds: every
-    evaluation, in every branch, is a graph of its own. Beyond its limit it gives up.
-    """
-    parts = wrapped + sum(module._compiled_call_impl is not None for module in model.modules())
-    if not parts:
-        return None
-    import torch._dynamo.config as settings
-
-    needed, limit = 2 * evaluations * parts + 8, int(settings.recompile_limit)
-    if limit >= needed:
-        return None
-    return (
-        f"the {type(model).__name__} is compiled, and with a schedule every evaluation is compiled for itself; set "
-        f"torch._dynamo.config.recompile_limit = {needed}, or it runs without compiling after {limit} of them"
-    )
 
 
 def refuse_other_cache(model: nn.Module) -> None:
