@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 import l2c
 from l2c.bench.timing import interleave
+from l2c.cache.contract import Contract
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.layers import find_layers, measure_layers
 from l2c.pipelines import describe_run

@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 import l2c
-from l2c.cache.schedule import Contract
+from l2c.cache.contract import Contract
 from l2c.layers import find_layers, measure_layers, register_blocks
 from l2c.pipelines import describe_run
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from l2c.cache.contract import Contract, Run
 from l2c.cache.gates import HardGates, SoftGates
 from l2c.cache.predictors import Predictor
 from l2c.cache.runtime import attach, disable_cache, enable_cache
-from l2c.cache.schedule import CacheSchedule, Contract, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import Residual, find_layers, fingerprint, measure_layers, register_blocks
 from l2c.layers.diffusers import FAMILIES

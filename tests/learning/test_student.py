@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import l2c
+from l2c.cache.contract import Contract
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import CacheStateError
 from l2c.layers import find_layers
 from l2c.learning.coefficients import difference_weights

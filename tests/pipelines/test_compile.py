@@ -10,8 +10,9 @@ import torch._dynamo as dynamo
 from torch import nn
 
 import l2c
+from l2c.cache.contract import Contract
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.cache.shadows import Shadow, covered, shadow_of
 from l2c.layers import find_layers
 from l2c.pipelines import describe_run

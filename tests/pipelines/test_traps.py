@@ -44,7 +44,8 @@ def test_state_shared_between_calls_without_names():
             y = scheduler.step(first, t, y).prev_sample
         return y
 
-    from l2c.cache.schedule import CacheSchedule, Contract
+    from l2c.cache.contract import Contract
+    from l2c.cache.schedule import CacheSchedule
     from l2c.layers import find_layers
     from l2c.pipelines import describe_run
 

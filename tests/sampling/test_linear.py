@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.schedule import CacheSchedule, Contract, Run
+from l2c.cache.contract import Contract, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError, ContractError
 from l2c.layers import find_layers
 from l2c.sampling import NoiseSchedule, make_solver

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from l2c.bench.timing import Timing, interleave
+from l2c.cache.contract import Contract
 from l2c.cache.cost import CostTable
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError, DataError
 from l2c.layers import Layer, LayerTable, find_layers
 from l2c.records import RunRecord

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from l2c.cache.clock import Clock
+from l2c.cache.contract import Run
 from l2c.cache.gates import Gating, HardGates, LayerGate
-from l2c.cache.schedule import CacheSchedule, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.cache.shadows import Shadow
 from l2c.cache.store import peak_bytes
 from l2c.cache.values import Blank, Value

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.cache.contract import Run
 from l2c.cache.runtime import enable_cache
-from l2c.cache.schedule import CacheSchedule, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.compare.config import CompareConfig
 from l2c.compare.peers import PEERS, diffusers_copy, peer_sampler
 from l2c.compare.plan import FULL, Way

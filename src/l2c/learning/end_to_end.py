@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.schedule import CacheSchedule, Contract, Run
+from l2c.cache.contract import Contract, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.checkpoint import digest

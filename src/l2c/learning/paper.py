@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.cache.contract import Contract
 from l2c.cache.gates import SoftGates
 from l2c.cache.predictors import Predictor
 from l2c.cache.runtime import attach
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.data import ImageData

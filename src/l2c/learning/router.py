@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.schedule import Run
+from l2c.cache.contract import Run
 from l2c.sampling.solvers import evaluations_per_step
 
 MAX_LOGIT = 5.0

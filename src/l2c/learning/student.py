@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
+from l2c.cache.contract import Run
 from l2c.cache.gates import Compute, HardGates
 from l2c.cache.predictors import Predictor, StandInPlan
 from l2c.cache.runtime import attach
-from l2c.cache.schedule import Run
 from l2c.cache.values import Value
 from l2c.layers import find_layers
 from l2c.learning.coefficients import Coefficients

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.contract import Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.sampling.denoiser import Denoiser

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.contract import Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import CheckpointError, ConfigError, ScheduleError
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle

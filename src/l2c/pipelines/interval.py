@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from l2c.cache.contract import Contract
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.pipelines.rehearsal import Rehearsal, rehearse
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from l2c.cache.contract import Contract
 from l2c.cache.cost import CostTable
-from l2c.cache.schedule import CacheSchedule, Contract
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.learning.judge import check_budget, find_mask
 from l2c.learning.session import OnProgress, Session

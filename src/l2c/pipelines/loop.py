@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.schedule import CacheSchedule, Contract, Run
+from l2c.cache.contract import Contract, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.learning.checkpoint import digest

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.schedule import Run
+from l2c.cache.contract import Run
 from l2c.cache.shadows import Shadow
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable, find_layers, measure_layers

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from l2c.cache.schedule import LOG_SNR_TOLERANCE, TIMESTEP_TOLERANCE, Contract, Run
+from l2c.cache.contract import LOG_SNR_TOLERANCE, TIMESTEP_TOLERANCE, Contract, Run
 from l2c.errors import ConfigError, ContractError
 
 LARGEST_LOG_SNR = 7.0

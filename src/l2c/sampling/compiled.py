@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-from l2c.cache.schedule import CacheSchedule, Run
+from l2c.cache.contract import Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.engine.engine import MODES, Engine
 from l2c.engine.job import Job
 from l2c.engine.programs import has_program

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2c.cache.schedule import Run
+from l2c.cache.contract import Run
 from l2c.errors import ConfigError
 from l2c.sampling.solvers import Solver
 from l2c.sampling.walk import drive, solver_walk

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.clock import Clock
+from l2c.cache.contract import Run
 from l2c.cache.gates import HardGates
 from l2c.cache.runtime import CachedModel, active_cache, attach, check_model, enable_cache
-from l2c.cache.schedule import CacheSchedule, Run
+from l2c.cache.schedule import CacheSchedule
 from l2c.cache.store import peak_bytes
 from l2c.engine.graphs import held_elements, share_graphs
 from l2c.errors import CacheStateError, ConfigError, ContractError
