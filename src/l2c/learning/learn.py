@@ -164,6 +164,7 @@ def learn_family(
                 "budget_unit": "fraction of MACs" if costs is None else unit.unit,
                 "budget_cost": unit.of(compute) / scale,
                 "held_out_error_of_everything": round(everything, 5),
+                "polynomial_order": order,
             },
             order=order,
             stage=f"at {stage}" if stage else "",

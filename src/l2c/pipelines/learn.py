@@ -109,6 +109,7 @@ def learn(
             "budget_unit": "fraction of MACs",
             "budget_cost": costs.of(compute) / scale,
             "conditions": len(conditions),
+            "polynomial_order": order,
             **provenance_of(pipe, call, rehearsal),
         }
         if len(begins) > 1:
