@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import l2c
-from l2c.cli.sample_run import sampling_costs
+from l2c.cli.sample_plan import sampling_costs
 from l2c.learning.paper import RouterSettings, learn_router
 from l2c.models import load_model, save_model
 from l2c.records import RunRecord

@@ -220,8 +220,14 @@ def sample(
     - `accelerate launch -m l2c sample --num 50000 --batch-size 64 --npz --resume --out large`
     - `l2c sample -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`
     """
-    from l2c.cli.sample_run import SampleRequest, report, run_sample
+    from l2c.cli.processes import num_processes
+    from l2c.cli.sample_plan import SampleRequest
+    from l2c.cli.sample_run import report, run_sample
+    from l2c.cli.sample_set import run_sample_set
+    from l2c.errors import ConfigError
 
+    if budget is not None and schedule is None:
+        raise ConfigError("--budget chooses from a family of schedules; name its file with --schedule")
     request = SampleRequest(
         model=model,
         schedule=schedule,
@@ -245,6 +251,7 @@ def sample(
         npz=npz,
         resume=resume,
     )
-    record = run_sample(request, out)
-    if record is not None:
+    together = npz or resume or num_processes() > 1
+    record = run_sample_set(request, out) if together else run_sample(request, out)
+    if record is not None:  # as it is in the first process
         report(record, out, as_json=as_json)

@@ -24,7 +24,7 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import is_main, note, progress_bar
 from l2c.cli.options import parse_numbers, resolve_dtype
 from l2c.cli.processes import num_processes, own_device, part, wait_for_all
-from l2c.cli.sample_run import (
+from l2c.cli.sample_plan import (
     SampleRequest,
     assign_labels,
     make_sampler,
