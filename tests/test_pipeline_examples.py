@@ -65,6 +65,41 @@ def test_learn_for_pipeline(tmp_path, capsys):
     assert "a fraction of the MACs" in capsys.readouterr().err
 
 
+def test_compare_on_pipeline(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from l2c.testing import tiny_pipeline
+
+    pipe = tiny_pipeline("dit")
+    pipe.save_pretrained(tmp_path / "pipe")
+    call = {"class_labels": [1], "num_inference_steps": 6}
+    l2c.pipelines.interval(pipe, every=6, predictor="copy", **call).save_pretrained(tmp_path / "own")
+    arguments = [
+        "--pipeline",
+        str(tmp_path / "pipe"),
+        "--steps",
+        "6",
+        "--reference-steps",
+        "12",
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--seeds", "0", "1", "--repetitions", "1", "--schedule", str(tmp_path / "own")]
+    assert load("compare_on_pipeline").main(arguments) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["evaluations", "s/picture", "error"]
+    figures = {row[:44].strip(): [float(figure) for figure in row[44:].split()] for row in rows}
+    assert list(figures) == [
+        "everything computed", "fewer steps, 4", "fewer steps, 3", "fewer steps, 2", "every 2, copy",
+        "every 2, taylor", "every 3, copy", "every 3, taylor", "own",
+    ]  # fmt: skip
+    assert figures["everything computed"][0] == 6
+    assert figures["own"][0] < figures["every 3, copy"][0] < figures["every 2, copy"][0] < 6
+    assert 0 < figures["everything computed"][2] < figures["fewer steps, 2"][2]
+    arguments[-1] = str(tmp_path / "nothing")
+    assert load("compare_on_pipeline").main(arguments) == 1
+    assert "error: " in capsys.readouterr().err
+
+
 def test_add_a_model(capsys):
     assert load("add_a_model").main() == 0
     printed = capsys.readouterr().out

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2c import methods, pipelines
+    from l2c import layers, methods, models, pipelines, sampling, testing
     from l2c.bench.cost import measure_costs
     from l2c.cache.cost import CostTable
     from l2c.cache.family import ScheduleFamily
@@ -45,6 +45,7 @@ _HOMES = {
     "enable_cache": "l2c.pipelines.enable",
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
+    "layers": "l2c.layers",
     "learn": "l2c.pipelines.anything",
     "learn_family": "l2c.learning.learn",
     "learn_router": "l2c.learning.paper",
@@ -52,9 +53,12 @@ _HOMES = {
     "load_model": "l2c.models",
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
+    "models": "l2c.models",
     "pipelines": "l2c.pipelines",
     "sample": "l2c.sampling.sampler",
+    "sampling": "l2c.sampling",
     "summary": "l2c.pipelines.enable",
+    "testing": "l2c.testing",
 }
 
 __all__ = [
@@ -74,6 +78,7 @@ __all__ = [
     "enable_cache",
     "fit_predictor",
     "import_router",
+    "layers",
     "learn",
     "learn_family",
     "learn_router",
@@ -81,9 +86,12 @@ __all__ = [
     "load_model",
     "measure_costs",
     "methods",
+    "models",
     "pipelines",
     "sample",
+    "sampling",
     "summary",
+    "testing",
 ]
 
 

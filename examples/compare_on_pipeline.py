@@ -1,0 +1,100 @@
+"""Compare ways to make a diffusers pipeline faster: fewer steps, caches, and schedules that were learned for it.
+
+    python examples/compare_on_pipeline.py --pipeline ./pixart --prompt "a photo of a cat" --schedule fast
+
+All start from the same noise and are judged by how far their pictures are from those of `--reference-steps` steps, and
+by the seconds they take, in turn. A cache is worth its name where fewer steps in the same time are farther.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+import l2c
+from l2c.errors import L2CError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the example; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    pipe = DiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=getattr(torch, options.dtype))
+    pipe.to(options.device)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"class_labels": [options.label]} if options.prompt is None else {"prompt": options.prompt}
+    call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
+
+    def pictures(steps: int, schedule: l2c.CacheSchedule | None = None) -> tuple[np.ndarray, float]:
+        made, begin = [], time.perf_counter()
+        with nullcontext() if schedule is None else l2c.enable_cache(pipe, schedule):
+            for seed in options.seeds:
+                noise = torch.Generator().manual_seed(seed)
+                made.append(pipe(**call, num_inference_steps=steps, generator=noise, output_type="np").images)
+        return np.concatenate(made), time.perf_counter() - begin
+
+    try:
+        ways = _ways(pipe, options, call)
+        reference, _ = pictures(options.reference_steps)
+        errors: dict[str, float] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.repetitions):
+            for name, (steps, schedule) in ways.items():
+                made, taken = pictures(steps, schedule)
+                seconds[name].append(taken / len(options.seeds))
+                errors[name] = float(np.sqrt(np.square(made - reference).mean(axis=(1, 2, 3))).mean())
+    except L2CError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{'':44} {'evaluations':>11} {'s/picture':>10} {'error':>8}")
+    for name, (steps, schedule) in ways.items():
+        cost = steps * (1.0 if schedule is None else schedule.cost.fraction)
+        print(f"{name:44} {cost:11.2f} {statistics.median(seconds[name]):10.3f} {errors[name]:8.4f}")
+    return 0
+
+
+def _ways(
+    pipe: DiffusionPipeline, options: argparse.Namespace, call: dict[str, object]
+) -> dict[str, tuple[int, l2c.CacheSchedule | None]]:
+    """Number of steps and schedule of every way, by its name."""
+    steps, call = options.steps, {**call, "num_inference_steps": options.steps}
+    ways: dict[str, tuple[int, l2c.CacheSchedule | None]] = {"everything computed": (steps, None)}
+    for share in (0.75, 0.5, 0.35):
+        fewer = max(1, round(share * steps))
+        ways[f"fewer steps, {fewer}"] = (fewer, None)
+    for every in (2, 3):
+        for predictor in ("copy", "taylor"):
+            schedule = l2c.pipelines.interval(pipe, every=every, predictor=predictor, **call)
+            ways[f"every {every}, {predictor}"] = (steps, schedule)
+    for path in options.schedule:
+        ways[path.name] = (steps, l2c.CacheSchedule.from_pretrained(path))
+    return ways
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pipeline", required=True, help="folder or repository of a diffusers pipeline")
+    parser.add_argument("--prompt", help="what to draw; without it, a class label is used")
+    parser.add_argument("--label", type=int, default=1, help="class, for a class-conditional pipeline")
+    parser.add_argument("--schedule", type=Path, nargs="*", default=[], help="files or folders of schedules")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--reference-steps", type=int, default=100)
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--repetitions", type=int, default=3, help="rounds of timing")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
