@@ -125,6 +125,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_left(invoke, folder, learn
         (("learn-pipeline", pipe, *prompt, "--set", "hight=16"), 2, "takes no hight; did you mean height?"),
         (("learn-pipeline", pipe, *prompt, "--set", "height=17"), 2, "PixArtAlphaPipeline refuses the call"),
         (("learn-pipeline", pipe, *prompt, "--set", "height"), 2, "--set takes KEY=VALUE"),
+        (("learn-pipeline", "./nothing", *prompt), 1, "there is no folder './nothing'"),
         (("learn-pipeline", tmp_path, *prompt), 1, "cannot load the pipeline"),
         (("learn-pipeline", pipe, *prompt, "--lora", tmp_path), 1, "with the LoRA"),
         (("repair", pipe, interval, *prompt), 2, "the schedule was not learned (copy)"),

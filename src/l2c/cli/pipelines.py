@@ -78,6 +78,11 @@ def load_pipeline(name: str, device: str, dtype: str, lora: str | None = None) -
     """
     from diffusers import DiffusionPipeline
 
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise CheckpointError(
+            f"there is no folder '{name}'; give one that a pipeline's save_pretrained wrote, or the name of a "
+            "repository on the hub"
+        )
     if not sys.stderr.isatty():
         _load_without_bars()
     try:
