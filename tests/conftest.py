@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,28 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} not found")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[BaseContext]:
+    """Starts processes that have everything imported, so that each is there at once; there is one for all tests."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "l2c.cli.main",
+            "l2c.cli.learn_run",
+            "l2c.cli.pipeline_run",
+            "l2c.cli.sample_set",
+            "l2c.compare.runner",
+            "accelerate",
+            "diffusers",
+        ]
+    )
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's `&` ignores it for all below
+    yield context
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

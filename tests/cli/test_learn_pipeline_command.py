@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -154,12 +153,8 @@ sys.exit(run({arguments}))
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(fork_server, tmp_path_factory):
     """Starts `l2c` in processes that have everything imported, alone or as `torchrun` starts several."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["l2c.cli.main", "l2c.cli.pipeline_run", "accelerate", "diffusers", "transformers"]
-    )
     streams = tmp_path_factory.mktemp("streams")
     started = []
 
@@ -174,7 +169,7 @@ def start(tmp_path_factory):
                 streams=paths,
                 arguments=[str(argument) for argument in arguments],
             )
-            process = context.Process(target=exec, args=(code,))
+            process = fork_server.Process(target=exec, args=(code,))
             process.start()
             started.append((process, [Path(path) for path in paths]))
         return started[-count:]

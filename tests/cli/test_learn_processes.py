@@ -30,27 +30,15 @@ STAGES = ("", "at 0.7", "at 0.5")
 """What checkpoints call what is learned one after another."""
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Starts processes that have everything imported, so that each is there at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["l2c.cli.main", "l2c.cli.learn_run", "accelerate", "diffusers"])
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's `&` ignores it for all below
-    yield context
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
-def start(server, checkpoint):
+def start(fork_server, checkpoint):
     """Starts `l2c learn` on the tiny model; what still runs is killed after the test."""
     started = []
 
     def begin(out: Path, pattern: str, *options: str, iterations: int = 25) -> multiprocessing.Process:
         arguments = ["learn", "-m", str(checkpoint), "--steps", "6", "--save-every", "0", "--out", str(out)]
         arguments += ["--iterations", str(iterations), *PATTERNS[pattern], *options]
-        process = server.Process(target=run, args=(arguments,))
+        process = fork_server.Process(target=run, args=(arguments,))
         process.start()
         started.append(process)
         return process

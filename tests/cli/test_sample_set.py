@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -77,9 +76,7 @@ def test_resume_makes_only_what_is_missing(whole, invoke, tmp_path, checkpoint):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_killed_set_goes_on(tmp_path, checkpoint):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["l2c.cli.main", "l2c.cli.sample_set", "diffusers"])
+def test_killed_set_goes_on(fork_server, tmp_path, checkpoint):
     command = [
         "sample",
         "-m",
@@ -92,7 +89,7 @@ def test_killed_set_goes_on(tmp_path, checkpoint):
         "3",
         "--resume",
     ]
-    process = context.Process(target=run, args=([*command, "--out", str(tmp_path / "killed")],))
+    process = fork_server.Process(target=run, args=([*command, "--out", str(tmp_path / "killed")],))
     process.start()
     until = time.monotonic() + 60
     while len(list(tmp_path.glob("killed/seed*.png"))) < 20:

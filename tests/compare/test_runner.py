@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -75,11 +74,9 @@ def test_nothing_is_run_again(compared, tiny_file, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_killed_comparison_ends_with_the_same_figures(compared, tiny_file, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["l2c.cli.main", "l2c.compare.runner", "diffusers"])
+def test_killed_comparison_ends_with_the_same_figures(fork_server, compared, tiny_file, tmp_path):
     for records in (1, 6):
-        process = context.Process(target=run, args=(["compare", str(tiny_file), "--out", str(tmp_path)],))
+        process = fork_server.Process(target=run, args=(["compare", str(tiny_file), "--out", str(tmp_path)],))
         process.start()
         until = time.monotonic() + 60
         while len(list(tmp_path.glob("records/*.json"))) < records:
