@@ -95,21 +95,19 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
             partial = _widest_gap(places, evaluations)
         start = Placement(tuple(places), partial, order=order)
         starts += [] if start in starts else [start]
-    return starts or [Placement(tuple(range(count)), None, order=order)]
+    return starts
 
 
 def _along(grid: Sequence[int], count: int, power: float) -> list[int]:
-    """So many places of a grid from its first to its last: evenly, denser where it begins with a power above 1."""
+    """So many places of a grid, if it has them, from its first to its last; a power above 1 is denser at first."""
+    if count > len(grid):
+        return []
     places: list[int] = []
     for index in range(count):
         place = round((len(grid) - 1) * (index / max(1, count - 1)) ** power)
         places.append(max(place, places[-1] + 1) if places else place)
     room = range(len(grid) - count, len(grid))
-    return (
-        [grid[min(place, most)] for place, most in zip(places, room, strict=True)]
-        if count <= len(grid)
-        else []
-    )
+    return [grid[min(place, most)] for place, most in zip(places, room, strict=True)]
 
 
 def _middles_first(evaluations: int, total: int, power: float) -> list[int]:
@@ -173,8 +171,8 @@ def search(
     """The best placement that a local search finds.
 
     The starts are judged first, then the best of them with the other orders. After that every move that makes the
-    pictures better is taken at once; the next one is drawn at random, as often from `moves` as from `far_moves` and
-    now and then another order.
+    pictures better is taken at once; the next one is drawn at random, about as often from `moves` as from
+    `far_moves`, and now and then another order.
 
     Args:
         starts: Where to begin: the best of them.
