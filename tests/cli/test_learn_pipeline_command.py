@@ -112,12 +112,15 @@ def test_repair_tells_the_error_before_and_after(invoke, folder, learned, tmp_pa
 
 def test_what_is_wrong_is_one_sentence_and_nothing_is_left(invoke, folder, learned, tmp_path):
     pipe, prompt, out = folder / "pipe", ("--prompt", "a cat"), tmp_path / "out.safetensors"
-    interval = tmp_path / "interval"
+    interval, nothing = tmp_path / "interval", folder / "nothing.txt"
+    nothing.write_text("\n  \n")
     tiny_interval(tiny_pipeline("pixart"), "pixart").save_pretrained(interval)
     for arguments, code, said in (
         (("learn-pipeline", pipe), 2, "give either prompts, with --prompt or --prompts, or --labels"),
         (("learn-pipeline", pipe, *prompt, "--labels", "1"), 2, "give either prompts"),
         (("learn-pipeline", pipe, "--prompts", tmp_path / "no.txt"), 2, "is no text file with prompts"),
+        (("learn-pipeline", pipe, "--prompts", nothing), 2, "has no prompts; write one in each line"),
+        (("learn-pipeline", pipe, *prompt, "--steps", "0"), 2, "a run has at least 1 step"),
         (("learn-pipeline", pipe, *prompt, "--budget", "2"), 2, "a budget is a fraction of the MACs"),
         (("learn-pipeline", pipe, *prompt, "--runs", "0"), 2, "num_runs must be at least 1"),
         (("learn-pipeline", pipe, *prompt, "--max-minutes", "0"), 2, "the time limit must be more than 0"),

@@ -175,7 +175,7 @@ def in_words_of(pipe: Any, call: Mapping[str, Any]) -> Iterator[None]:
         yield
     except L2CError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{type(pipe).__name__} refuses the call: {_first_line(error)}") from error
 
 

@@ -36,7 +36,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a text file, one in each line; empty lines are none.
 
     Raises:
-        ConfigError: If it cannot be read.
+        ConfigError: If it cannot be read or has none.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -44,7 +44,10 @@ def read_prompts(path: str | Path) -> list[str]:
         raise ConfigError(
             f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"'{path}' has no prompts; write one in each line")
+    return prompts
 
 
 @dataclass(frozen=True)

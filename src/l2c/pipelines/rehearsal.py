@@ -129,9 +129,12 @@ def rehearse(pipe: Any, /, *args: Any, **call: Any) -> Rehearsal:
         call: What it will be called with, by name.
 
     Raises:
-        ConfigError: If the pipeline calls no transformer under its scheduler.
+        ConfigError: If it is called for no steps, or calls no transformer under its scheduler.
     """
     call.pop("generator", None)
+    steps = call.get("num_inference_steps")
+    if isinstance(steps, int) and steps < 1:
+        raise ConfigError(f"a run has at least 1 step, got num_inference_steps={steps}")
     parameters = inspect.signature(type(pipe).__call__).parameters
     if takes_latent_output(pipe):
         call["output_type"] = "latent"
