@@ -11,7 +11,7 @@ compared takes turns in one process. `--part` takes some of:
   network at every second evaluation with three-term stand-ins, from which the time of an evaluation that reuses every
   layer follows; with the shares of the ideal and the arithmetic floor;
 - `throughput`: pictures per second at 1 to 64 pictures;
-- `scaling`: time against the fraction computed, the steps and the tokens;
+- `scaling`: time against the fraction computed, steps, pictures and tokens, as `benchmarks/scaling.py`;
 - `start`: the first call of a new process, with empty and with filled caches of compiled kernels.
 
 Every part is recorded as soon as it is done. `--show` prints the tables and draws the plot from a record.
@@ -33,15 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 import l2c
+import scaling
 from l2c.bench.latency import device_floor, floor_s, measure_latency
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
-from l2c.files import atomic_write
-from l2c.layers import find_layers
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model
 from l2c.records import RunRecord, describe_device
@@ -58,7 +55,6 @@ MODELS = {
 FIRST = "dit-xl-2-256"
 FAST, SLOW = "graph", "eager"
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-TOKENS = {64: "dit-xl-4-256", 256: "dit-xl-2-256", 1024: "dit-xl-2-512"}
 EVERYTHING, PUBLISHED, THREE_TERMS = "everything", "published", "every 2nd, three terms"
 TARGETS = {
     "dit-xl-2-256, 8 pictures, everything, s": 0.40,
@@ -176,40 +172,6 @@ def throughput(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def scaling(device: str, repetitions: int) -> dict[str, Any]:
-    """Time against the fraction computed, the steps and the tokens."""
-    sampler = make_sampler(FIRST, STEPS, device)
-    generator = torch.Generator().manual_seed(0)
-    schedules: dict[str, CacheSchedule | None] = {"1.0": None}
-    for fraction in (0.8, 0.6, 0.4, 0.2, 0.0):
-        layers = len(find_layers(sampler.denoiser.model))
-        compute = torch.rand(STEPS, layers, generator=generator) < fraction
-        compute[0] = True
-        schedules[str(fraction)] = on_mask(sampler, compute)
-    by_fraction = [row.to_json() for row in measure_latency(sampler, schedules, ["auto"], 8, repetitions)]
-    x = torch.tensor([row["macs_fraction"] for row in by_fraction], dtype=torch.float64)
-    y = torch.tensor([row["median_s"] for row in by_fraction], dtype=torch.float64)
-    slope, intercept = torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y[:, None]).solution[:, 0]
-    worst = float(((slope * x + intercept - y) / y).abs().max())
-    by_steps = []
-    for steps in (10, 20, 50, 100):
-        (row,) = measure_latency(replace(sampler, steps=steps), {EVERYTHING: None}, ["auto"], 8, repetitions)
-        by_steps.append({"steps": steps, **row.to_json()})
-    by_tokens = []
-    for tokens, name in TOKENS.items():
-        model = random_model(model_config(name), dtype=torch.bfloat16, device=device, draw_on=device)
-        other = Sampler(Denoiser.of(model), "ddim", 20)
-        (row,) = measure_latency(other, {EVERYTHING: None}, ["auto"], 8, repetitions)
-        by_tokens.append({"tokens": tokens, **row.to_json()})
-        del model, other
-    return {
-        "fraction": by_fraction,
-        "line": {"slope_s": float(slope), "fixed_s": float(intercept), "worst": worst},
-        "steps": by_steps,
-        "tokens": by_tokens,
-    }
-
-
 def start(routers: Path, device: str) -> dict[str, Any]:
     """First calls of new processes, with empty and with filled caches on disk."""
     found: dict[str, Any] = {}
@@ -287,57 +249,22 @@ def show(results: dict[str, Any]) -> str:
     for part in ("tables", "throughput"):
         lines += [line(row) for row in results.get(part, {}).get("rows", [])]
     if "scaling" in results:
-        fit = results["scaling"]["line"]
-        lines.append(
-            f"time against the fraction computed: {fit['fixed_s']:.4f} s + fraction x {fit['slope_s']:.4f} s; "
-            f"off by at most {fit['worst']:.1%}"
-        )
+        lines.append(scaling.show(results["scaling"]))
     lines += [f"{kind} start: {found}" for kind, found in results.get("start", {}).items()]
     return "\n".join(lines)
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Draws time against fraction, steps and tokens, and throughput against batch size."""
-    panels = []
-    scaled = results.get("scaling")
-    if scaled:
-        fit = scaled["line"]
-        panels.append((
-            "fraction of the MACs", "seconds, 8 pictures",
-            {"measured": [(r["macs_fraction"], r["median_s"]) for r in scaled["fraction"]],
-             "straight line": [(f, fit["fixed_s"] + f * fit["slope_s"]) for f in (0.0, 1.0)]},
-        ))  # fmt: skip
-        panels.append(
-            ("steps", "seconds, 8 pictures", {"": [(r["steps"], r["median_s"]) for r in scaled["steps"]]})
-        )
-        panels.append(
-            ("tokens", "seconds, 20 steps", {"": [(r["tokens"], r["median_s"]) for r in scaled["tokens"]]})
-        )
+def panels(results: dict[str, Any]) -> list[scaling.Panel]:
+    """What is plotted: throughput against batch size, and how time grows."""
+    found = scaling.panels(results["scaling"]) if "scaling" in results else []
     if "throughput" in results:
         rows = results["throughput"]["rows"]
-        panels.append((
+        found.append((
             "pictures in a batch", "pictures per second",
             {name: [(r["images"], r["pictures_per_s"]) for r in rows if r["schedule"] == name]
              for name in (EVERYTHING, PUBLISHED)},
         ))  # fmt: skip
-    if not panels:
-        return
-    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (x, y, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, points in curves.items():
-            style = "-" if name == "straight line" else "o" if name == "measured" else "o-"
-            axes.plot(*zip(*sorted(points), strict=True), style, label=name or None)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-        if any(curves):
-            axes.legend()
-    with tempfile.TemporaryDirectory() as folder:
-        figure.savefig(Path(folder) / "plot.png", dpi=150)
-        atomic_write(path, (Path(folder) / "plot.png").read_bytes())
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -368,7 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record = measured(record, part, options)
                 record.save(options.out)
         print(show(dict(record.results)))
-        plot(dict(record.results), options.out.with_suffix(".png"))
+        if drawn := panels(dict(record.results)):
+            scaling.plot(drawn, options.out.with_suffix(".png"))
     except L2CError as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
@@ -381,7 +309,7 @@ def measured(record: RunRecord, part: str, options: argparse.Namespace) -> RunRe
     found = {
         "tables": lambda: tables(options.routers, device, repetitions),
         "throughput": lambda: throughput(options.routers, device, repetitions),
-        "scaling": lambda: scaling(device, repetitions),
+        "scaling": lambda: scaling.measure(device, repetitions),
         "start": lambda: start(options.routers, device),
     }[part]()
     found["device"] = describe_device(device)

@@ -21,16 +21,27 @@ FILE = ROOT / "benchmarks/latency.py"
 
 
 @pytest.fixture
-def latency(monkeypatch, tiny_dit):
+def benchmark_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(FILE.parent))  # as where it is started as a program
     spec = importlib.util.spec_from_file_location("latency", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def latency(benchmark_module, monkeypatch, tiny_dit):
+    module = benchmark_module
     monkeypatch.setattr(module, "MODELS", {"dit-xl-2-256": ("ddim", "")})
     monkeypatch.setattr(module, "STEPS", 4)
     monkeypatch.setattr(module, "FAST", "eager")  # nothing to capture on a CPU
     monkeypatch.setattr(module, "BATCHES", (1, 2))
-    monkeypatch.setattr(module, "TOKENS", {16: "tiny", 17: "tiny"})
-    monkeypatch.setattr(module, "model_config", lambda name: replace(tiny_dit.config, num_classes=1000))
+    plan = replace(
+        module.scaling.PLANS["cpu"], images=2, steps=4, by_steps=(2, 4), by_images=(1, 2), resolutions=(8, 16)
+    )
+    monkeypatch.setattr(module.scaling, "PLANS", {"cpu": plan})
+    for its in (module, module.scaling):
+        monkeypatch.setattr(its, "model_config", lambda name: replace(tiny_dit.config, num_classes=1000))
 
     def every_2nd(sampler, name, routers):
         return l2c.methods.interval(sampler.denoiser.model, "ddim", 4, 2)
@@ -47,20 +58,23 @@ def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
     assert latency.main([*options, "--show"]) == 0
     shown = capsys.readouterr().out
     assert "share of the MAC ratio" in shown
-    assert "time against the fraction computed" in shown
+    assert "s + fraction of the MACs x" in shown
     record = RunRecord.load(out)
     assert set(record.results) == {"tables", "throughput", "scaling"}
     assert out.with_suffix(".png").stat().st_size > 10_000
     rows = record.results["tables"]["rows"]
+    scaled = record.results["scaling"]
+    assert [row["tokens"] for row in scaled["tokens"]] == [16, 64]
+    assert [row["macs_fraction"] for row in scaled["fraction"]] == sorted(
+        (row["macs_fraction"] for row in scaled["fraction"]), reverse=True
+    )
     assert {(row["images"], row["schedule"]) for row in rows} == {
         (images, name) for images in (1, 8) for name in ("everything", "published", "every 2nd, three terms")
     }
 
 
-def test_the_document_shows_the_figures_of_the_record():
-    spec = importlib.util.spec_from_file_location("latency", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_the_document_shows_the_figures_of_the_record(benchmark_module):
+    module = benchmark_module
     record = RunRecord.load(ROOT / "results/latency-h100.json")
     for document in ("README.md", "docs/engine.md"):
         assert module.summary(dict(record.results)) in (ROOT / document).read_text(encoding="utf-8")
@@ -106,3 +120,13 @@ def test_the_floor_follows_the_work(tiny_dit):
     found = device_floor("cpu", torch.float32)
     assert found["matmul_flops"] > 1e8
     assert found["copy_bytes"] > 1e8
+
+
+def test_a_line_through_points_and_how_far_they_are_off(benchmark_module):
+    line = benchmark_module.scaling.Line.through
+    exact = line([(1.0, 3.5), (0.5, 2.0), (0.1, 0.8)])
+    assert (exact.slope, exact.fixed, exact.worst) == pytest.approx((3.0, 0.5, 0.0), abs=1e-9)
+    # least squares by hand: 2.5 x + 0.5, which is off by half at 1 and at 2
+    bent = line([(0.0, 1.0), (1.0, 2.0), (2.0, 6.0)])
+    assert (bent.slope, bent.fixed) == pytest.approx((2.5, 0.5))
+    assert bent.worst == pytest.approx(0.5)

@@ -138,7 +138,10 @@ def measure_profile(
     mode = resolve_engine(engine, sampler.denoiser)
     runs = _Runs(sampler, batch_size, mode, predictor.depth, evaluations)
     table, masks = runs.table, runs.masks()
-    random = {f"random, {share:.0%}": runs.random_mask(share, seed) for seed, share in enumerate(checked)}
+    random = {
+        f"random, {share:.0%}": random_mask(table, runs.count, share, seed)
+        for seed, share in enumerate(checked)
+    }
     masks |= random
     variants = {name: runs.variant(mask) for name, mask in masks.items()}
     if runs.depth > 1 and mode == "eager":  # compiled stand-ins read as many values always
@@ -180,6 +183,27 @@ def layer_groups(table: LayerTable) -> dict[str, tuple[int, ...]]:
         name = kind[0] if len(same_kind) == 1 else f"{kind[0]} {same_kind.index(kind) + 1}"
         groups[name] = tuple(i for i, layer in enumerate(table.layers) if alike(layer) == kind)
     return groups
+
+
+def random_mask(table: LayerTable, evaluations: int, share: float, seed: int) -> Tensor:
+    """A mask of about so many of the MACs that is random everywhere after the first evaluation.
+
+    Args:
+        table: The layers.
+        evaluations: Of the run.
+        share: Of the MACs of a run that computes everything; one that cannot be had gives the nearest that can.
+        seed: Of the mask.
+
+    Returns:
+        Bool (evaluations, layers).
+    """
+    later = evaluations - 1
+    left = share * evaluations * table.full_macs - table.full_macs - later * table.rest_macs
+    chance = left / max(later * table.layer_macs, 1)
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(evaluations, len(table), generator=generator) < chance
+    mask[0] = True
+    return mask
 
 
 def fit_costs(
@@ -273,16 +297,6 @@ class _Runs:
             masks[name] = everything.clone()
             masks[name][self.depth :, list(members)] = False
         return masks
-
-    def random_mask(self, share: float, seed: int) -> Tensor:
-        """A mask of about so many of the MACs, apart from the first evaluation random everywhere."""
-        table, later = self.table, self.count - 1
-        left = share * self.count * table.full_macs - table.full_macs - later * table.rest_macs
-        chance = left / (later * max(table.layer_macs, 1))
-        generator = torch.Generator().manual_seed(seed)
-        mask = torch.rand(self.count, len(table), generator=generator) < chance
-        mask[0] = True
-        return mask
 
     def schedule(self, mask: Tensor, depth: int | None = None) -> CacheSchedule:
         """The schedule of a mask, whose stand-ins weigh as many values as the predictor reads."""
