@@ -109,14 +109,10 @@ class Engine:
 
     def _capture(self, run: StaticRun) -> None:
         """Captures a run; where memory is short, without the others, and in the end not at all."""
-        try:
-            run.capture()
-        except torch.OutOfMemoryError:
+        if not _captured(run):
             self._runs.clear()
             run.release()
-            try:
-                run.capture()
-            except torch.OutOfMemoryError:
+            if not _captured(run):
                 run.release()
                 warnings.warn(
                     "there is not enough memory to capture this run as CUDA graphs, so it is launched piece by piece, "
@@ -139,6 +135,18 @@ class Engine:
     def nbytes(self) -> int:
         """Bytes that all runs keep."""
         return sum(run.nbytes for run in self._runs.values())
+
+
+def _captured(run: StaticRun) -> bool:
+    """Captures a run; False where memory is too short.
+
+    Whoever frees memory after that does it outside: while an exception is handled, its frames keep tensors alive.
+    """
+    try:
+        run.capture()
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _device(device: torch.device) -> AbstractContextManager[object]:
