@@ -169,9 +169,14 @@ def without_zeros(plan: StandInPlan) -> StandInPlan:
     }
 
 
+def is_copy(weights: Sequence[float | Tensor]) -> bool:
+    """Whether a stand-in with these weights is a stored value itself."""
+    return len(weights) == 1 and isinstance(weights[0], float) and weights[0] == 1.0
+
+
 def combine(values: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
     """Weighted sum of equally shaped tensors; a single weight of 1 returns the value itself."""
-    if len(values) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
+    if is_copy(weights):
         return values[0]
     total = values[0] * weights[0]
     for value, weight in zip(values[1:], weights[1:], strict=True):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from l2c.cache.predictors import StandInPlan
+from l2c.cache.predictors import StandInPlan, is_copy
 from l2c.cache.store import FeatureStore, last_reads
 from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
 from l2c.engine.job import Job
@@ -303,7 +303,7 @@ def _again(value: Tensor) -> Tensor:
 def _depth(job: Job) -> int:
     """How many stored values a stand-in reads; 0 where they are all plain copies."""
     terms = job.stand_ins.values()
-    if all(len(row) == 1 and float(row[0][1]) == 1.0 for row in terms):
+    if all(is_copy([weight for _, weight in row]) for row in terms):
         return 0
     return max(len(row) for row in terms)
 

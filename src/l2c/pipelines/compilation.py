@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2c.cache.predictors import is_copy
 from l2c.cache.schedule import CacheSchedule
 from l2c.cache.shadows import covered
 
@@ -129,5 +130,5 @@ def _rows(schedule: CacheSchedule, prefix: str) -> Iterator[tuple[Any, ...]]:
         row = []
         for index, name in layers:
             weights = [weight for _, weight in schedule.plan.get((evaluation, index), ())]
-            row.append((name, "copy" if weights == [1.0] else len(weights)))
+            row.append((name, "copy" if is_copy(weights) else len(weights)))
         yield tuple(row)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2c.cache.clock import Clock
 from l2c.cache.gates import Compute, HardGates, LayerGate
-from l2c.cache.predictors import StandInPlan
+from l2c.cache.predictors import StandInPlan, is_copy
 from l2c.cache.values import Value, combine_values, copy_value, weigh_values
 
 
@@ -156,7 +156,7 @@ class PipelineGates(HardGates):
                 values = [self.store.read(name, source, layer, evaluation) for source, _ in terms]
                 cell.history.append(tuple(values))
             cell.weights = [weight for _, weight in terms]
-            if tracing and cell.history and not _copies(cell.weights):
+            if tracing and cell.history and not is_copy(cell.weights):
                 cell.row = self._row(evaluation, layer, _device(cell.history[0][0]))
 
     def _row(self, evaluation: int, layer: int, device: torch.device) -> Tensor | None:
@@ -198,10 +198,6 @@ class PipelineGates(HardGates):
 
 def _history_name(branch: str, time: int) -> str:
     return f"{branch}#{time}" if time else branch
-
-
-def _copies(weights: Sequence[float | Tensor]) -> bool:
-    return len(weights) == 1 and isinstance(weights[0], float) and weights[0] == 1.0
 
 
 def _device(value: Value) -> torch.device:
