@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from l2c.pipelines.check import check
     from l2c.pipelines.enable import disable_cache, enable_cache, summary
     from l2c.pipelines.handle import PipelineCache
-    from l2c.sampling.sampler import Sampler, sample
+    from l2c.sampling.images import sample
+    from l2c.sampling.sampler import Sampler
 
 __version__ = "0.1.0"
 
@@ -55,7 +56,7 @@ _HOMES = {
     "methods": "l2c.methods",
     "models": "l2c.models",
     "pipelines": "l2c.pipelines",
-    "sample": "l2c.sampling.sampler",
+    "sample": "l2c.sampling.images",
     "sampling": "l2c.sampling",
     "summary": "l2c.pipelines.enable",
     "testing": "l2c.testing",

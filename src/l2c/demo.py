@@ -30,7 +30,7 @@ from l2c.records import RunRecord, describe_device
 from l2c.report.demo_page import demo_page
 from l2c.report.figures import heat_map
 from l2c.report.pictures import difference_gain, difference_pixels, picture_grid, png, to_pixels
-from l2c.sampling.sampler import sample
+from l2c.sampling.images import sample
 
 MODEL = "dit-mini-cifar10"
 FINE_RUN: dict[str, Any] = {"solver": "dpmsolver++3", "steps": 50, "spacing": "logsnr"}

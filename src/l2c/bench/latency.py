@@ -18,7 +18,8 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.sampling.compiled import engine_of, keep_all_runs, release_engines, resolve_engine
-from l2c.sampling.sampler import Sampler, planned_store_bytes, seeded_noise
+from l2c.sampling.memory import planned_store_bytes
+from l2c.sampling.sampler import Sampler, seeded_noise
 
 
 @dataclass(frozen=True)

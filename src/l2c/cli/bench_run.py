@@ -23,7 +23,8 @@ from l2c.models import SIZES, build_model, load_model, resolve_name
 from l2c.records import RunRecord, describe_device
 from l2c.sampling.compiled import engine_of, release_engines, resolve_engine
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import Sampler, resolve_sampler
+from l2c.sampling.images import resolve_sampler
+from l2c.sampling.sampler import Sampler
 
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")  # what PyTorch's allocator says
 

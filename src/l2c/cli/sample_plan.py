@@ -19,7 +19,9 @@ from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import Observer, Sampler, planned_store_bytes, resolve_sampler
+from l2c.sampling.images import resolve_sampler
+from l2c.sampling.memory import planned_store_bytes
+from l2c.sampling.sampler import Observer, Sampler
 
 DEFAULT_COUNT = 8
 

@@ -23,7 +23,8 @@ from l2c.layers import find_layers
 from l2c.methods.registry import find_method, schedule_for
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
-from l2c.sampling.sampler import Sampler, seeded_noise, store_bytes
+from l2c.sampling.memory import store_bytes
+from l2c.sampling.sampler import Sampler, seeded_noise
 
 Sample = Callable[..., Tensor]
 """(noise, labels, observer=None) -> samples, as `Sampler`."""

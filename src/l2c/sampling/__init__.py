@@ -2,8 +2,9 @@
 
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
+from l2c.sampling.images import sample
 from l2c.sampling.noise_schedule import NoiseSchedule
-from l2c.sampling.sampler import Sampler, sample, seeded_noise
+from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.solvers import SOLVERS, SPACINGS, Solver, make_solver
 
 __all__ = [

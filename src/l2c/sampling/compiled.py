@@ -21,6 +21,7 @@ from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver, solver_table
 from l2c.sampling.noise_schedule import NoiseSchedule
 from l2c.sampling.solvers import make_solver
+from l2c.sampling.turns import turn
 
 ENGINES = ("auto", *MODES)
 
@@ -68,7 +69,8 @@ class CompiledSampler:
         Returns:
             Samples (B, C, H, W), float32, unclamped.
         """
-        return self.engine.run(self.job, noise, labels, self.guidance.scale)
+        with turn(self.denoiser.model):
+            return self.engine.run(self.job, noise, labels, self.guidance.scale)
 
 
 def resolve_engine(engine: str, denoiser: Denoiser) -> str:
