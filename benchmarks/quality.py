@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,11 +27,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from safetensors import safe_open
 
 import l2c
+import quality_report as report
 from l2c.cache.family import ScheduleFamily
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
@@ -47,12 +45,7 @@ LEARNED = ROOT / "results/schedules"
 FIRST_SEED = 1_000_000  # learning draws its noise from one generator, never from the seeds of single pictures
 GUIDANCE = 1.5
 REFERENCE = {"solver": "dpmsolver++3", "spacing": "logsnr", "steps": 150}
-DIT, UVIT = "dit-mini-cifar10", "uvit-mini-cifar10"
 BUDGETS = (0.9, 0.7, 0.5, 0.35, 0.25)
-CURVE = (
-    0.3,
-    0.9,
-)  # shares of the MACs between which a learned schedule must beat every rival that costs no less
 RIVALS = [
     ("unipc", "logsnr"),
     ("unipc", "linspace"),
@@ -61,34 +54,6 @@ RIVALS = [
     ("dpmsolver++3", "karras"),
     ("dpmsolver++", "linspace"),
 ]
-COSTS = (12, 10, 8, 6)
-RATIO_TARGETS = {12: 0.60, 10: 0.55, 8: 0.50, 6: 0.65}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A model and a solver.
-
-    Attributes:
-        targets: Largest error relative to everything computed, by share of the MACs.
-    """
-
-    model: str
-    solver: str
-    steps: int
-    targets: dict[float, float]
-
-    @property
-    def name(self) -> str:
-        """Short name, as in the names of files."""
-        return f"{self.model}-{self.solver}-{self.steps}"
-
-
-PAIRS = (
-    Pair(DIT, "ddim", 50, {0.5: 1.05, 0.35: 1.20}),
-    Pair(DIT, "dpmsolver++", 20, {0.5: 1.05, 0.35: 1.50}),
-    Pair(UVIT, "dpmsolver-singlestep", 50, {0.5: 1.10, 0.35: 1.40}),
-)
 
 
 @dataclass(frozen=True)
@@ -127,7 +92,7 @@ class Way:
         return mine == (point["part"], point["name"], point["schedule"])
 
 
-def curve(pair: Pair) -> Iterator[Way]:
+def curve(pair: report.Pair) -> Iterator[Way]:
     """Everything that is compared for a pair."""
     network = l2c.load_model(pair.model)
     plain = {"solver": pair.solver, "steps": pair.steps}
@@ -148,26 +113,26 @@ def curve(pair: Pair) -> Iterator[Way]:
         yield _scheduled(pair, "paper's preset", path.stem, CacheSchedule.load(path))
 
 
-def _scheduled(pair: Pair, kind: str, name: str, schedule: CacheSchedule) -> Way:
+def _scheduled(pair: report.Pair, kind: str, name: str, schedule: CacheSchedule) -> Way:
     cost = pair.steps * schedule.cost.fraction
     return Way(pair.name, kind, name, cost, pair.model, {"schedule": schedule})
 
 
 def solvers() -> Iterator[Way]:
     """Everything that is compared at the same cost, whatever the solver."""
-    for cost in COSTS:
+    for cost in report.COSTS:
         for kind, path in (
-            ("learned", ASSETS / f"{DIT}-auto-{cost}.safetensors"),
-            ("fewer steps, solver learned", LEARNED / f"{DIT}-plain-{cost}.safetensors"),
+            ("learned", ASSETS / f"{report.DIT}-auto-{cost}.safetensors"),
+            ("fewer steps, solver learned", LEARNED / f"{report.DIT}-plain-{cost}.safetensors"),
         ):
             if path.is_file():
                 schedule = CacheSchedule.load(path)
                 spent = schedule.num_evaluations * schedule.cost.fraction
-                yield Way("solvers", kind, path.stem, spent, DIT, {"schedule": schedule})
+                yield Way("solvers", kind, path.stem, spent, report.DIT, {"schedule": schedule})
     for solver, spacing in RIVALS:
-        for cost in COSTS:
+        for cost in report.COSTS:
             options = {"solver": solver, "spacing": spacing, "steps": cost}
-            yield Way("solvers", "fewer steps", f"{solver}, {spacing}, {cost}", cost, DIT, options)
+            yield Way("solvers", "fewer steps", f"{solver}, {spacing}, {cost}", cost, report.DIT, options)
 
 
 class Benchmark:
@@ -254,118 +219,13 @@ class Benchmark:
         )
 
 
-def tables(points: Sequence[dict[str, Any]]) -> str:
-    """The figures that the project is judged by, each beside its target."""
-    lines = []
-    for pair in PAIRS:
-        own = [point for point in points if point["part"] == pair.name]
-        if not own:
-            continue
-        full = next(point for point in own if point["kind"] == "everything")
-        lines.append(f"{pair.name}: everything computed has an error of {full['error']:.4f}")
-        for share, target in pair.targets.items():
-            at = [p for p in own if p["kind"] == "learned" and p["cost"] <= 1.01 * share * pair.steps]
-            if at:
-                best = max(at, key=lambda point: point["cost"])
-                lines.append(
-                    f"  learned at cost {best['cost'] / pair.steps:.3f}: {best['error']:.4f} +- "
-                    f"{best['standard_error']:.4f}, {best['error'] / full['error']:.2f} of that (target {target:.2f})"
-                )
-        lines.append(_beaten(pair, own))
-    own = [point for point in points if point["part"] == "solvers"]
-    for cost in COSTS:
-        rivals = [p for p in own if p["kind"] == "fewer steps" and p["cost"] == cost]
-        if not rivals:
-            continue
-        best = min(rivals, key=lambda point: point["error"])
-        lines.append(f"cost {cost}: best of fewer steps {best['error']:.4f} ({best['name']})")
-        for point in own:
-            if point["kind"] != "fewer steps" and abs(point["cost"] - cost) < 0.02 * cost:
-                target = f" (target {RATIO_TARGETS[cost]:.2f})" if point["kind"] == "learned" else ""
-                lines.append(
-                    f"  {point['kind']} at {point['cost']:.2f}: {point['error']:.4f} +- "
-                    f"{point['standard_error']:.4f}, {point['error'] / best['error']:.2f} of that{target}"
-                )
-    return "\n".join(lines)
-
-
-def _beaten(pair: Pair, points: Sequence[dict[str, Any]]) -> str:
-    """Which rivals a learned schedule of at most their cost does not beat."""
-    learned = [point for point in points if point["kind"] == "learned"]
-    rivals = [
-        point
-        for point in points
-        if point["kind"] not in ("learned", "everything")
-        and CURVE[0] <= point["cost"] / pair.steps <= 1.01 * CURVE[1]
-    ]
-    ahead = [
-        rival["name"]
-        for rival in rivals
-        if rival["error"]
-        <= min((p["error"] for p in learned if p["cost"] <= rival["cost"]), default=math.inf)
-    ]
-    of = f"of {len(rivals)} rivals from cost {CURVE[0]} to {CURVE[1]}"
-    return f"  {of}, closer than learned at no more cost: {', '.join(ahead) or 'none'}"
-
-
-STYLES = {
-    "everything": ("k*", 11),
-    "fewer steps": ("C7o-", 4),
-    "interval, copy": ("C1s--", 4),
-    "interval, taylor-2": ("C2^--", 4),
-    "paper's preset": ("C3d", 6),
-    "fewer steps, solver learned": ("C4v-", 5),
-    "learned": ("C0o-", 5),
-}
-
-
-def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Error against cost, both logarithmic, one panel per pair and one for learned solvers."""
-    parts = [
-        part for part in (*(pair.name for pair in PAIRS), "solvers") if any(p["part"] == part for p in points)
-    ]
-    figure = Figure(figsize=(6.2 * min(2, len(parts)), 4.6 * -(-len(parts) // 2)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = list(figure.subplots(-(-len(parts) // 2), min(2, len(parts)), squeeze=False).flat)
-    for part, axes in zip(parts, grid, strict=False):
-        own = [point for point in points if point["part"] == part]
-        _panel(axes, own, "DiT, any solver and spacing" if part == "solvers" else part)
-    for axes in grid[len(parts) :]:
-        axes.set_visible(False)
-    figure.savefig(path, dpi=150)
-
-
-def _panel(axes: Any, points: Sequence[dict[str, Any]], title: str) -> None:
-    for kind, (style, size) in STYLES.items():
-        line = sorted((p["cost"], p["error"]) for p in points if p["kind"] == kind)
-        if kind == "fewer steps" and title.startswith("DiT, any"):
-            line = [
-                min(pair for pair in line if pair[0] == cost) for cost in sorted({cost for cost, _ in line})
-            ]
-        if line:
-            label = f"best of {kind}" if kind == "fewer steps" and title.startswith("DiT, any") else kind
-            axes.plot(*zip(*line, strict=True), style, ms=size, lw=1.2, label=label)
-    costs, errors = [p["cost"] for p in points], [p["error"] for p in points]
-    ticks = [t for t in (5, 6, 8, 10, 12, 15, 20, 30, 40, 50) if min(costs) / 1.1 <= t <= max(costs) * 1.1]
-    levels = [
-        e for e in (0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3) if min(errors) / 1.5 < e < max(errors) * 1.5
-    ]
-    axes.set(xscale="log", yscale="log", title=title)
-    axes.set(xlabel="cost in full evaluations (MACs)", ylabel="error to the solution")
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_yticks(levels, [str(level) for level in levels])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, and writes the record and the plot beside it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts: dict[str, Callable[[], Iterator[Way]]] = {
-        **{pair.name: (lambda pair=pair: curve(pair)) for pair in PAIRS},
+        **{pair.name: (lambda pair=pair: curve(pair)) for pair in report.PAIRS},
         "solvers": solvers,
     }
     parser.add_argument("--part", choices=parts, action="append", help="repeatable; all by default")
@@ -385,9 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except L2CError as error:
         print(f"quality: {error}", file=sys.stderr)
         return 1
-    print(tables(benchmark.points))
+    print(report.tables(benchmark.points))
     if benchmark.points:
-        plot(benchmark.points, options.out.with_suffix(".png"))
+        report.plot(benchmark.points, options.out.with_suffix(".png"))
     return 0
 
 

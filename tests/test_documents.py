@@ -2,9 +2,7 @@
 
 import ast
 import doctest
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -123,15 +121,15 @@ def test_readme_shows_the_figures_of_the_recorded_demo():
         assert f"{row['error']:.4f} |" in text
 
 
-def test_readme_shows_the_recorded_quality(monkeypatch):
-    spec = importlib.util.spec_from_file_location("quality", ROOT / "benchmarks" / "quality.py")
-    quality = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "quality", quality)
-    spec.loader.exec_module(quality)
+def test_the_documents_show_the_recorded_quality(load_benchmark):
+    report = load_benchmark("quality_report")
     points = RunRecord.load(ROOT / "results" / "quality.json").results["points"]
-    table = quality.tables(points)
-    assert len(table.splitlines()) > 8
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    for table, document in (
+        (report.summary(points), "README.md"),
+        (report.tables(points), "docs/learning.md"),
+    ):
+        assert len(table.splitlines()) > 8
+        assert table in (ROOT / document).read_text(encoding="utf-8")
 
 
 def test_pipelines_page_lists_every_family():

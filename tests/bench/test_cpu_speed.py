@@ -1,6 +1,5 @@
 """A schedule that leaves half of the work leaves about half of the time; see results/ for exact figures."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def cpu_speed():
-    spec = importlib.util.spec_from_file_location("cpu_speed", ROOT / "benchmarks" / "cpu_speed.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def cpu_speed(load_benchmark):
+    return load_benchmark("cpu_speed")
 
 
 @pytest.mark.slow
@@ -46,6 +42,6 @@ def test_cpu_speed_writes_what_it_measured(cpu_speed, tmp_path, capsys):
     assert "cpu_speed: cannot write" in capsys.readouterr().err
 
 
-def test_readme_shows_the_figures_of_the_record(cpu_speed):
+def test_the_document_shows_the_figures_of_the_record(cpu_speed):
     record = RunRecord.load(ROOT / "results" / "cpu-speed.json")
-    assert cpu_speed.table(record.results) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert cpu_speed.table(record.results) in (ROOT / "docs/engine.md").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,21 +16,11 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "benchmarks/latency.py"
 
 
 @pytest.fixture
-def benchmark_module(monkeypatch):
-    monkeypatch.syspath_prepend(str(FILE.parent))  # as where it is started as a program
-    spec = importlib.util.spec_from_file_location("latency", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def latency(benchmark_module, monkeypatch, tiny_dit):
-    module = benchmark_module
+def latency(load_benchmark, monkeypatch, tiny_dit):
+    module = load_benchmark("latency")
     monkeypatch.setattr(module, "MODELS", {"dit-xl-2-256": ("ddim", "")})
     monkeypatch.setattr(module, "STEPS", 4)
     monkeypatch.setattr(module, "FAST", "eager")  # nothing to capture on a CPU
@@ -73,8 +62,8 @@ def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
     }
 
 
-def test_the_document_shows_the_figures_of_the_record(benchmark_module):
-    module = benchmark_module
+def test_the_document_shows_the_figures_of_the_record(load_benchmark):
+    module = load_benchmark("latency")
     record = RunRecord.load(ROOT / "results/latency-h100.json")
     for document in ("README.md", "docs/engine.md"):
         assert module.summary(dict(record.results)) in (ROOT / document).read_text(encoding="utf-8")
@@ -122,8 +111,8 @@ def test_the_floor_follows_the_work(tiny_dit):
     assert found["copy_bytes"] > 1e8
 
 
-def test_a_line_through_points_and_how_far_they_are_off(benchmark_module):
-    line = benchmark_module.scaling.Line.through
+def test_a_line_through_points_and_how_far_they_are_off(load_benchmark):
+    line = load_benchmark("scaling").Line.through
     exact = line([(1.0, 3.5), (0.5, 2.0), (0.1, 0.8)])
     assert (exact.slope, exact.fixed, exact.worst) == pytest.approx((3.0, 0.5, 0.0), abs=1e-9)
     # least squares by hand: 2.5 x + 0.5, which is off by half at 1 and at 2

@@ -1,9 +1,5 @@
 """The benchmark of learning through a pipeline, at a size that says nothing about the figures."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,19 +9,14 @@ pytest.importorskip("transformers", reason="diffusers' pipelines need transforme
 import l2c
 from l2c.records import RunRecord
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pipeline_parity.py"
 SMALL = {
     "steps": 4, "images": 2, "fine_steps": 2, "pictures": 3, "batch_size": 1, "iterations": 1, "reference_steps": 2
 }  # fmt: skip
 
 
 @pytest.fixture
-def parity(monkeypatch):
-    spec = importlib.util.spec_from_file_location("pipeline_parity", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "pipeline_parity", module)
-    spec.loader.exec_module(module)
-    return module
+def parity(load_benchmark):
+    return load_benchmark("pipeline_parity")
 
 
 def test_both_ways_are_learned_once_and_judged_by_the_same_pictures(parity, tmp_path, monkeypatch, capsys):

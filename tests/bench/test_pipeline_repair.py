@@ -1,25 +1,19 @@
 """The benchmark of repairing a schedule, at a size that says nothing about the figures."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
 from l2c.records import RunRecord
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pipeline_repair.py"
 SMALL = {"steps": 4, "iterations": 1, "runs": 1, "trials": 2, "repair_iterations": 1, "repair_runs": 1}
 
 
 @pytest.mark.slow
-def test_a_lora_moves_the_pictures_and_the_schedule_is_judged_before_and_after(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("pipeline_repair", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "pipeline_repair", module)
-    spec.loader.exec_module(module)
+def test_a_lora_moves_the_pictures_and_a_schedule_is_judged_before_and_after(
+    load_benchmark, tmp_path, monkeypatch, capsys
+):
+    module = load_benchmark("pipeline_repair")
     monkeypatch.setattr(module, "SEEDS", range(1))
     small = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert module.main([*small, "--out", str(tmp_path / "record.json")]) == 0

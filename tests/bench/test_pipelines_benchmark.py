@@ -1,17 +1,8 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 from l2c.records import RunRecord
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pipelines.py"
 
-
-def test_the_benchmark_times_both_ways_and_keeps_every_figure(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("benchmark_pipelines", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def test_the_benchmark_times_both_ways_and_keeps_every_figure(load_benchmark, tmp_path, capsys):
+    module = load_benchmark("pipelines")
     out = tmp_path / "record.json"
     arguments = ["--model", "flux-tiny", "--steps", "4", "--repetitions", "2", "--device", "cpu"]
     assert module.main([*arguments, "--dtype", "float32", "--out", str(out)]) == 0

@@ -1,7 +1,4 @@
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -9,21 +6,16 @@ import l2c
 from l2c.cache.family import ScheduleFamily
 from l2c.records import RunRecord
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
-def quality(monkeypatch, tmp_path, dit):
+def quality(load_benchmark, monkeypatch, tmp_path, dit):
     """The benchmark with runs of a few evaluations, and a family and a schedule that are at hand."""
-    spec = importlib.util.spec_from_file_location("quality", ROOT / "benchmarks" / "quality.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "quality", module)
-    spec.loader.exec_module(module)
-    pair = module.Pair("dit-mini-cifar10", "ddim", 4, {0.5: 2.0})
+    module = load_benchmark("quality")
+    pair = module.report.Pair("dit-mini-cifar10", "ddim", 4, {0.5: 2.0})
     monkeypatch.setattr(module, "REFERENCE", {"solver": "dpmsolver++3", "spacing": "logsnr", "steps": 6})
-    monkeypatch.setattr(module, "PAIRS", (pair,))
+    monkeypatch.setattr(module.report, "PAIRS", (pair,))
     monkeypatch.setattr(module, "BUDGETS", (0.5,))
-    monkeypatch.setattr(module, "COSTS", (6,))
+    monkeypatch.setattr(module.report, "COSTS", (6,))
     monkeypatch.setattr(module, "RIVALS", [("ddim", "linspace"), ("unipc", "linspace")])
     monkeypatch.setattr(module, "ASSETS", tmp_path)
     monkeypatch.setattr(module, "LEARNED", tmp_path)
@@ -73,13 +65,13 @@ def rival(cost, error, kind="fewer steps"):
 
 
 def test_quality_says_which_rivals_are_not_beaten(quality):
-    pair = quality.Pair("dit-mini-cifar10", "ddim", 10, {})
+    pair = quality.report.Pair("dit-mini-cifar10", "ddim", 10, {})
     learned = [rival(5, 0.02, "learned"), rival(8, 0.03, "learned")]
     beaten = [rival(5, 0.021), rival(9, 0.021), rival(10, 0.001, "everything"), rival(2, 0.001)]
-    line = quality._beaten(pair, [*learned, *beaten])
+    line = quality.report._beaten(pair, [*learned, *beaten])
     assert line.endswith("of 2 rivals from cost 0.3 to 0.9, closer than learned at no more cost: none")
-    assert quality._beaten(pair, [*learned, rival(6, 0.019)]).endswith(": at 6")
-    assert quality._beaten(pair, [*learned, rival(4, 0.5)]).endswith(
+    assert quality.report._beaten(pair, [*learned, rival(6, 0.019)]).endswith(": at 6")
+    assert quality.report._beaten(pair, [*learned, rival(4, 0.5)]).endswith(
         ": at 4"
     )  # nothing learned costs so little
 

@@ -1,0 +1,203 @@
+"""What `quality.py` has measured, as tables and a plot, each figure beside what it has to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DIT, UVIT = "dit-mini-cifar10", "uvit-mini-cifar10"
+COSTS = (12, 10, 8, 6)
+"""In whole evaluations, at which learned solvers are compared."""
+RATIO_TARGETS = {12: 0.60, 10: 0.55, 8: 0.50, 6: 0.65}
+"""By cost: largest error relative to the best of fewer steps."""
+CURVE = (0.3, 0.9)
+"""Shares of the MACs between which a learned schedule must beat every rival that costs no less."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and a solver.
+
+    Attributes:
+        targets: Largest error relative to everything computed, by share of the MACs.
+    """
+
+    model: str
+    solver: str
+    steps: int
+    targets: dict[float, float]
+
+    @property
+    def name(self) -> str:
+        """Short name, as in the names of files."""
+        return f"{self.model}-{self.solver}-{self.steps}"
+
+
+PAIRS = (
+    Pair(DIT, "ddim", 50, {0.5: 1.05, 0.35: 1.20}),
+    Pair(DIT, "dpmsolver++", 20, {0.5: 1.05, 0.35: 1.50}),
+    Pair(UVIT, "dpmsolver-singlestep", 50, {0.5: 1.10, 0.35: 1.40}),
+)
+
+
+def tables(points: Sequence[dict[str, Any]]) -> str:
+    """The figures that the project is judged by, each beside its target."""
+    lines = []
+    for pair in PAIRS:
+        own = [point for point in points if point["part"] == pair.name]
+        if not own:
+            continue
+        full = next(point for point in own if point["kind"] == "everything")
+        lines.append(f"{pair.name}: everything computed has an error of {full['error']:.4f}")
+        for share, target in pair.targets.items():
+            best = _learned(own, share * pair.steps)
+            if best is not None:
+                lines.append(
+                    f"  learned at cost {best['cost'] / pair.steps:.3f}: {best['error']:.4f} +- "
+                    f"{best['standard_error']:.4f}, {best['error'] / full['error']:.2f} of that (target {target:.2f})"
+                )
+        lines.append(_beaten(pair, own))
+    own = [point for point in points if point["part"] == "solvers"]
+    for cost in COSTS:
+        rivals = [p for p in own if p["kind"] == "fewer steps" and p["cost"] == cost]
+        if not rivals:
+            continue
+        best = min(rivals, key=lambda point: point["error"])
+        lines.append(f"cost {cost}: best of fewer steps {best['error']:.4f} ({best['name']})")
+        for point in own:
+            if point["kind"] != "fewer steps" and abs(point["cost"] - cost) < 0.02 * cost:
+                target = f" (target {RATIO_TARGETS[cost]:.2f})" if point["kind"] == "learned" else ""
+                lines.append(
+                    f"  {point['kind']} at {point['cost']:.2f}: {point['error']:.4f} +- "
+                    f"{point['standard_error']:.4f}, {point['error'] / best['error']:.2f} of that{target}"
+                )
+    return "\n".join(lines)
+
+
+def summary(points: Sequence[dict[str, Any]]) -> str:
+    """The same in short, as two tables in Markdown."""
+    return f"{_markdown(_pairs_rows(points))}\n\n{_markdown(_solvers_rows(points))}"
+
+
+def _pairs_rows(points: Sequence[dict[str, Any]]) -> list[list[str]]:
+    shares = list(dict.fromkeys(share for pair in PAIRS for share in pair.targets))
+    work = [f"{share:.0%} of the work" for share in shares]
+    rows = [["error (relative to everything computed)", "everything", *work]]
+    for pair in PAIRS:
+        own = [point for point in points if point["part"] == pair.name]
+        full = next(point["error"] for point in own if point["kind"] == "everything")
+        found = [at["error"] for share in shares if (at := _learned(own, share * pair.steps))]
+        cells = [f"{error:.4f} ({error / full:.2f} x)" for error in found]
+        rows.append([f"`{pair.model}`, {pair.solver}, {pair.steps} evaluations", f"{full:.4f}", *cells])
+    return rows
+
+
+def _solvers_rows(points: Sequence[dict[str, Any]]) -> list[list[str]]:
+    own = [point for point in points if point["part"] == "solvers"]
+
+    def least(kind: str) -> list[float]:
+        return [
+            min(p["error"] for p in own if p["kind"] == kind and abs(p["cost"] - cost) < 0.02 * cost)
+            for cost in COSTS
+        ]
+
+    best = least("fewer steps")
+    learned = [
+        f"{error:.4f} ({error / rival:.2f} x)" for error, rival in zip(least("learned"), best, strict=True)
+    ]
+    return [
+        ["error for the work of so many evaluations", *map(str, COSTS)],
+        ["best known solver with fewer steps", *(f"{error:.4f}" for error in best)],
+        [
+            "solver learned, nothing reused",
+            *(f"{error:.4f}" for error in least("fewer steps, solver learned")),
+        ],
+        ["solver and reuse learned (relative to the first)", *learned],
+    ]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in ruled)
+
+
+def _learned(points: Sequence[dict[str, Any]], cost: float) -> dict[str, Any] | None:
+    """The learned schedule that comes closest to a cost without being much above it."""
+    within = [p for p in points if p["kind"] == "learned" and p["cost"] <= 1.01 * cost]
+    return max(within, key=lambda point: point["cost"], default=None)
+
+
+def _beaten(pair: Pair, points: Sequence[dict[str, Any]]) -> str:
+    """Which rivals a learned schedule of at most their cost does not beat."""
+    learned = [point for point in points if point["kind"] == "learned"]
+    rivals = [
+        point
+        for point in points
+        if point["kind"] not in ("learned", "everything")
+        and CURVE[0] <= point["cost"] / pair.steps <= 1.01 * CURVE[1]
+    ]
+    ahead = [
+        rival["name"]
+        for rival in rivals
+        if rival["error"]
+        <= min((p["error"] for p in learned if p["cost"] <= rival["cost"]), default=math.inf)
+    ]
+    of = f"of {len(rivals)} rivals from cost {CURVE[0]} to {CURVE[1]}"
+    return f"  {of}, closer than learned at no more cost: {', '.join(ahead) or 'none'}"
+
+
+STYLES = {
+    "everything": ("k*", 11),
+    "fewer steps": ("C7o-", 4),
+    "interval, copy": ("C1s--", 4),
+    "interval, taylor-2": ("C2^--", 4),
+    "paper's preset": ("C3d", 6),
+    "fewer steps, solver learned": ("C4v-", 5),
+    "learned": ("C0o-", 5),
+}
+
+
+def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Error against cost, both logarithmic, one panel per pair and one for learned solvers."""
+    parts = [
+        part for part in (*(pair.name for pair in PAIRS), "solvers") if any(p["part"] == part for p in points)
+    ]
+    figure = Figure(figsize=(6.2 * min(2, len(parts)), 4.6 * -(-len(parts) // 2)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(-(-len(parts) // 2), min(2, len(parts)), squeeze=False).flat)
+    for part, axes in zip(parts, grid, strict=False):
+        own = [point for point in points if point["part"] == part]
+        _panel(axes, own, "DiT, any solver and spacing" if part == "solvers" else part)
+    for axes in grid[len(parts) :]:
+        axes.set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes: Any, points: Sequence[dict[str, Any]], title: str) -> None:
+    for kind, (style, size) in STYLES.items():
+        line = sorted((p["cost"], p["error"]) for p in points if p["kind"] == kind)
+        if kind == "fewer steps" and title.startswith("DiT, any"):
+            line = [
+                min(pair for pair in line if pair[0] == cost) for cost in sorted({cost for cost, _ in line})
+            ]
+        if line:
+            label = f"best of {kind}" if kind == "fewer steps" and title.startswith("DiT, any") else kind
+            axes.plot(*zip(*line, strict=True), style, ms=size, lw=1.2, label=label)
+    costs, errors = [p["cost"] for p in points], [p["error"] for p in points]
+    ticks = [t for t in (5, 6, 8, 10, 12, 15, 20, 30, 40, 50) if min(costs) / 1.1 <= t <= max(costs) * 1.1]
+    levels = [
+        e for e in (0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3) if min(errors) / 1.5 < e < max(errors) * 1.5
+    ]
+    axes.set(xscale="log", yscale="log", title=title)
+    axes.set(xlabel="cost in full evaluations (MACs)", ylabel="error to the solution")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_yticks(levels, [str(level) for level in levels])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
