@@ -23,8 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import l2c
-from l2c.bench.cost import random_mask
 from l2c.bench.latency import measure_latency
+from l2c.bench.runs import random_mask
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.files import atomic_write

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import l2c
-from l2c.bench.cost import fit_costs, layer_groups, measure_costs, measure_profile, read_costs
+from l2c.bench.cost import fit_costs, measure_costs, measure_profile, read_costs
+from l2c.bench.runs import layer_groups
 from l2c.cache.predictors import Predictor
 from l2c.errors import CacheStateError, ConfigError, DataError
 from l2c.layers import Layer, LayerTable, find_layers

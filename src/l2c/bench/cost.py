@@ -7,31 +7,27 @@ everything, each through the engine that will sample, so that what a layer costs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch import Tensor
 
+from l2c.bench.runs import FULL, REST, SHALLOW, ProfileRuns, layer_groups, random_mask
 from l2c.bench.timing import Timing, interleave
-from l2c.cache.contract import Contract
 from l2c.cache.cost import CostTable
 from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError, DataError
-from l2c.layers import Layer, LayerTable, find_layers
+from l2c.layers import LayerTable, find_layers
 from l2c.records import RunRecord
-from l2c.sampling.compiled import CompiledSampler, keep_all_runs, resolve_engine
-from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.walk import drive, solver_walk
+from l2c.sampling.compiled import keep_all_runs, resolve_engine
+from l2c.sampling.sampler import Sampler
 
 LEARNED = Predictor("taylor", 2)
 """Reads three values, as the stand-ins that `l2c learn` makes."""
 CHECKED = (0.7, 0.5, 0.3)
 """Shares of the MACs of the random masks that predictions are checked on."""
 
-_FULL, _REST, _SHALLOW = "everything computed", "everything reused", "everything reused, of one value"
 _SOLVER, _DECODER = "solver", "decoder"
 
 
@@ -136,7 +132,7 @@ def measure_profile(
             f"batch size and repetitions must be at least 1, got {batch_size} and {repetitions}"
         )
     mode = resolve_engine(engine, sampler.denoiser)
-    runs = _Runs(sampler, batch_size, mode, predictor.depth, evaluations)
+    runs = ProfileRuns(sampler, batch_size, mode, predictor.depth, evaluations)
     table, masks = runs.table, runs.masks()
     random = {
         f"random, {share:.0%}": random_mask(table, runs.count, share, seed)
@@ -145,7 +141,7 @@ def measure_profile(
     masks |= random
     variants = {name: runs.variant(mask) for name, mask in masks.items()}
     if runs.depth > 1 and mode == "eager":  # compiled stand-ins read as many values always
-        variants[_SHALLOW] = runs.variant(masks[_REST], depth=1)
+        variants[SHALLOW] = runs.variant(masks[REST], depth=1)
     variants[_SOLVER] = runs.solver()
     if decoder is not None:
         variants[_DECODER] = lambda: decoder(runs.noise)
@@ -170,42 +166,6 @@ def measure_profile(
     )
 
 
-def layer_groups(table: LayerTable) -> dict[str, tuple[int, ...]]:
-    """Layers that cost the same, since they are of one kind and size, by a name for the group."""
-
-    def alike(layer: Layer) -> tuple[str, int, int]:
-        return layer.kind, layer.macs, layer.out_elements
-
-    kinds = dict.fromkeys(map(alike, table.layers))
-    groups: dict[str, tuple[int, ...]] = {}
-    for kind in kinds:
-        same_kind = [other for other in kinds if other[0] == kind[0]]
-        name = kind[0] if len(same_kind) == 1 else f"{kind[0]} {same_kind.index(kind) + 1}"
-        groups[name] = tuple(i for i, layer in enumerate(table.layers) if alike(layer) == kind)
-    return groups
-
-
-def random_mask(table: LayerTable, evaluations: int, share: float, seed: int) -> Tensor:
-    """A mask of about so many of the MACs that is random everywhere after the first evaluation.
-
-    Args:
-        table: The layers.
-        evaluations: Of the run.
-        share: Of the MACs of a run that computes everything; one that cannot be had gives the nearest that can.
-        seed: Of the mask.
-
-    Returns:
-        Bool (evaluations, layers).
-    """
-    later = evaluations - 1
-    left = share * evaluations * table.full_macs - table.full_macs - later * table.rest_macs
-    chance = left / max(later * table.layer_macs, 1)
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(evaluations, len(table), generator=generator) < chance
-    mask[0] = True
-    return mask
-
-
 def fit_costs(
     table: LayerTable, seconds: Mapping[str, Sequence[float]], evaluations: int, depth: int
 ) -> CostTable:
@@ -221,7 +181,7 @@ def fit_costs(
         evaluations: Of each run.
         depth: How many evaluations at its beginning computed everything.
     """
-    full = seconds[_FULL]
+    full = seconds[FULL]
 
     def saved_ms(name: str) -> float:
         differences = [a - b for a, b in zip(full, seconds[name], strict=True)]
@@ -229,7 +189,7 @@ def fit_costs(
 
     groups = layer_groups(table)
     full_ms = 1e3 * median(full) / evaluations
-    together = min(saved_ms(_REST), full_ms)
+    together = min(saved_ms(REST), full_ms)
     apart = {name: saved_ms(name) for name in groups}
     scale = together / sum(apart.values()) if any(apart.values()) else 0.0
     layers = [0.0] * len(table)
@@ -237,8 +197,8 @@ def fit_costs(
         for layer in members:
             layers[layer] = scale * apart[name] / len(members)
     per_value = 0.0
-    if _SHALLOW in seconds:
-        per_value = max(0.0, saved_ms(_SHALLOW) - together) / (len(table) * (depth - 1))
+    if SHALLOW in seconds:
+        per_value = max(0.0, saved_ms(SHALLOW) - together) / (len(table) * (depth - 1))
     return CostTable("ms", tuple(layers), full_ms - sum(layers), table.family, table.names, depth, per_value)
 
 
@@ -265,60 +225,3 @@ def read_costs(path: Path, sampler: Sampler) -> CostTable:
             f"{'with' if here else 'without'}; measure it with l2c profile --guidance {sampler.guidance.scale:g}"
         )
     return costs
-
-
-class _Runs:
-    """The runs that are timed."""
-
-    def __init__(
-        self, sampler: Sampler, batch_size: int, mode: str, depth: int, evaluations: int | None
-    ) -> None:
-        denoiser = sampler.denoiser
-        if sampler.learned is None:
-            wanted = evaluations or max(depth + 2, 20 if denoiser.device.type == "cuda" else 8)
-            sampler = replace(sampler, steps=wanted)
-        self.sampler, self.mode, self.depth = sampler, mode, depth
-        self.run = sampler.run
-        self.count = len(self.run.timesteps)
-        if self.count <= depth:
-            raise ConfigError(
-                f"the stand-ins read {depth} values, so a run needs at least {depth + 1} evaluations, got {self.count}"
-            )
-        self.table = find_layers(denoiser.model)
-        self.noise = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
-        self.labels = torch.arange(batch_size, device=denoiser.device) % denoiser.num_classes
-
-    def masks(self) -> dict[str, Tensor]:
-        """What `fit_costs` needs: all begin with as many whole evaluations as the stand-ins read."""
-        everything = torch.ones(self.count, len(self.table), dtype=torch.bool)
-        masks = {_FULL: everything, _REST: everything.clone()}
-        masks[_REST][self.depth :] = False
-        for name, members in layer_groups(self.table).items():
-            masks[name] = everything.clone()
-            masks[name][self.depth :, list(members)] = False
-        return masks
-
-    def schedule(self, mask: Tensor, depth: int | None = None) -> CacheSchedule:
-        """The schedule of a mask, whose stand-ins weigh as many values as the predictor reads."""
-        depth = depth or self.depth
-        predictor = Predictor()
-        if self.depth > 1:
-            coefficients = torch.full((*mask.shape, depth), 0.1 / depth)
-            coefficients[..., 0] = 0.9
-            predictor = Predictor("linear", coefficients=coefficients)
-        return CacheSchedule(mask, self.table, Contract(self.run), predictor)
-
-    def variant(self, mask: Tensor, depth: int | None = None) -> Callable[[], object]:
-        """One run with a mask."""
-        sample = self.sampler.compile(self.schedule(mask, depth), self.mode)
-        return lambda: sample(self.noise, self.labels)
-
-    def solver(self) -> Callable[[], object]:
-        """What a run does besides evaluating the network."""
-        sampler, noise = self.sampler, self.noise
-        compiled = sampler.compile(None, self.mode)
-        if not isinstance(compiled, CompiledSampler):
-            return lambda: drive(solver_walk(sampler.make_solver(), noise), lambda _evaluation, _x: noise)
-        weights = compiled.job.solver.to(noise.device, torch.float32)
-        terms = noise.flatten().expand(len(weights), -1).contiguous()
-        return lambda: [row @ terms for row in weights]

@@ -7,13 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from l2c.cache.predictors import StandInPlan, is_copy
+from l2c.cache.predictors import is_copy
 from l2c.cache.store import FeatureStore, last_reads
+from l2c.engine.gates import PlanGate, RehearsalGate
 from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
 from l2c.engine.job import Job
 from l2c.engine.programs import Constants, Program
@@ -132,7 +133,7 @@ class StaticRun:
         halves = 2 if self.job.split else 1
         x = self._terms[0].repeat(len(self._labels) // halves // self._terms.shape[1], 1, 1, 1)
         constants = tuple(part[0][: len(x)] for part in self._constants)
-        gate = _Rehearsal(self._depth, self._weights[0, 0])
+        gate = RehearsalGate(self._depth, self._weights[0, 0])
         for reused in range(2 * max_pending + 1):
             for first in range(reused + 1):
                 gate.reused, gate.first = reused, first
@@ -217,7 +218,7 @@ class StaticRun:
         job, channels = self.job, x.shape[1]
 
         def call(branch: str, x: Tensor, constants: Constants) -> Tensor:
-            gate = _Gate(job.stand_ins, self._store, branch, evaluation, weights, self._depth)
+            gate = PlanGate(job.stand_ins, self._store, branch, evaluation, weights, self._depth)
             return self._program.evaluate(x, constants, gate)[:, :channels].to(x.dtype)
 
         if job.combine is None:
@@ -234,70 +235,6 @@ class StaticRun:
     def _mix(self, weights: Tensor) -> Tensor:
         """Linear combination (B, C, H, W) of the noise and the predictions so far."""
         return (weights @ self._terms.flatten(1)).view(self._terms.shape[1:])
-
-
-class _Gate:
-    """What the plan says at one evaluation, and where values are stored."""
-
-    def __init__(
-        self,
-        plan: StandInPlan,
-        store: FeatureStore | Slots,
-        branch: str,
-        evaluation: int,
-        weights: Tensor,
-        depth: int,
-    ) -> None:
-        self._plan, self._store, self._branch = plan, store, branch
-        self._evaluation, self._weights, self._depth = evaluation, weights, depth
-
-    def stand_in(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
-        terms = self._plan.get((self._evaluation, layer))
-        if terms is None:
-            return None
-        values: list[Any] = [
-            self._store.read(self._branch, source, layer, self._evaluation) for source, _ in terms
-        ]
-        if self._depth == 0:
-            return tuple(values), None
-        for _ in range(self._depth - len(values)):
-            values.append(_again(values[-1]))  # counts 0, but keeps the kind of piece
-        return tuple(values), self._weights[layer]
-
-    def place(self, layer: int) -> Tensor | None:
-        if isinstance(self._store, FeatureStore):
-            return None
-        return self._store.place(self._branch, self._evaluation, layer)
-
-    def keep(self, layer: int, value: Tensor) -> None:
-        self._store.put(self._branch, self._evaluation, layer, value)
-
-
-class _Rehearsal:
-    """Reuses so many layers between computed ones, the first of which is layer `first`."""
-
-    def __init__(self, depth: int, weights: Tensor) -> None:
-        self._depth, self._weights = depth, weights
-        self._value: Tensor | None = None
-        self.reused = self.first = 0
-
-    def stand_in(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
-        if self._value is None or (layer - self.first) % (self.reused + 1) == 0:
-            return None
-        if self._depth == 0:
-            return (_again(self._value),), None
-        return tuple(_again(self._value) for _ in range(self._depth)), _again(self._weights)
-
-    def place(self, layer: int) -> Tensor | None:
-        return None
-
-    def keep(self, layer: int, value: Tensor) -> None:
-        self._value = value
-
-
-def _again(value: Tensor) -> Tensor:
-    """The same tensor as an object of its own; a compiler makes another variant where two inputs are one object."""
-    return value.view(value.shape)
 
 
 def _depth(job: Job) -> int:
