@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from l2c.engine.pieces import Pending, settle, settle_join, settle_modulate, settle_norm
+from l2c.engine.pending import Pending, settle, settle_join, settle_modulate, settle_norm
 
 CASES = [
     (1, 1, 0),

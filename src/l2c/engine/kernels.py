@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l2c.engine.pieces import Pending, settle, settle_join, settle_modulate, settle_norm
+from l2c.engine.pending import Pending, settle, settle_join, settle_modulate, settle_norm
 from l2c.models.dit import NORM_EPS
 
 MAX_COUNT = 8
@@ -110,7 +110,7 @@ def _kernel(
 
 
 def fused(function: Callable[..., Any], x: Tensor, terms: tuple[Pending, ...], *rest: Any) -> Any:
-    """A piece as one kernel; arguments and result as of `function`, one of the functions in `l2c.engine.pieces`.
+    """A piece as one kernel; arguments and result as of `function`, one of the functions in `l2c.engine.pending`.
 
     Stand-ins that read more than four values go through PyTorch.
     """

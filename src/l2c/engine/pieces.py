@@ -1,8 +1,6 @@
-"""What runs between the matrix products: sums into the residual stream, stand-ins and norms, fused into one kernel.
+"""What settles pending terms, fused into one kernel: a Triton kernel on CUDA devices, else what PyTorch compiles.
 
-A layer's output is not added to the stream at once. It is *pending* until the next layer needs the stream, so that the
-sum, the stand-ins of reused layers and the next norm are one pass over the tokens. Such a piece depends on nothing but
-how many terms are pending, so a handful of compiled pieces serves every block and every schedule of a model.
+A piece depends on nothing but how many terms are pending, so a handful serves every block and every schedule.
 """
 
 from __future__ import annotations
@@ -13,71 +11,17 @@ import types
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from l2c.models.dit import modulated_norm
+from l2c.engine.pending import Pending
 
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = {"cuda": 8, "cpu": 4}
 """Layers whose outputs wait at most. More save passes over the stream and make more kinds of pieces."""
-
-
-class Pending(NamedTuple):
-    """Output of a layer that has not been added to the stream yet.
-
-    Attributes:
-        values: What it computed, or the stored values that stand in for it; (B, T, D) each.
-        weights: Weights (len(values),) of the stored values; None for a single value that counts as it is.
-        gate: Factor (B, 1, D) of the output; None for none.
-    """
-
-    values: tuple[Tensor, ...]
-    weights: Tensor | None
-    gate: Tensor | None
-
-    @property
-    def kind(self) -> tuple[int, bool, bool]:
-        """What a piece depends on."""
-        return len(self.values), self.weights is not None, self.gate is not None
-
-
-def settle(x: Tensor, pending: tuple[Pending, ...]) -> Tensor:
-    """The stream (B, T, D) with everything pending added."""
-    for values, weights, gate in pending:
-        term = values[0]
-        if weights is not None:
-            term = term * weights[0]
-            for index, value in enumerate(values[1:], start=1):
-                term = term + value * weights[index]
-            term = term.to(x.dtype)
-        x = x + term if gate is None else torch.addcmul(x, gate, term)
-    return x
-
-
-def settle_modulate(
-    x: Tensor, pending: tuple[Pending, ...], shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The stream with everything pending added, and its modulated norm."""
-    x = settle(x, pending)
-    return x, modulated_norm(x, shift, scale)
-
-
-def settle_norm(
-    x: Tensor, pending: tuple[Pending, ...], weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The stream with everything pending added, and its norm."""
-    x = settle(x, pending)
-    return x, F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
-def settle_join(x: Tensor, pending: tuple[Pending, ...], skip: Tensor) -> Tensor:
-    """The stream with everything pending added, beside a long skip: (B, T, 2 * D)."""
-    return torch.cat([settle(x, pending), skip], dim=-1)
 
 
 class Pieces:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2c.engine.pieces import Pending, Pieces, settle, settle_join, settle_modulate, settle_norm
+from l2c.engine.pending import Pending, settle, settle_join, settle_modulate, settle_norm
+from l2c.engine.pieces import Pieces
 from l2c.errors import ConfigError
 from l2c.models.dit import DiT
 from l2c.models.uvit import UViT
