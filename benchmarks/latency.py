@@ -235,6 +235,16 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def straight_lines(results: dict[str, Any]) -> str:
+    """Time against the fraction computed, by the captured runs of each model and batch size: three schedules."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in results["tables"]["rows"]:
+        if row["engine"] == FAST:
+            of = points.setdefault(f"{row['model']}, {row['images']} pictures", [])
+            of.append((row["macs_fraction"], row["median_s"]))
+    return "\n".join(f"{name}: {scaling.Line.through(of)}" for name, of in points.items())
+
+
 def show(results: dict[str, Any]) -> str:
     """All figures of a record as text, those with targets first."""
     lines = [summary(results)] if "tables" in results else []
@@ -246,6 +256,8 @@ def show(results: dict[str, Any]) -> str:
             good = value >= target if rest in AT_LEAST else value <= target
             lines.append(f"{name:70}{value:10.4g}   target {target:g}{'' if good else '   MISSED'}")
     lines += [f"{name:70}{value:10.4g}" for name, value in reached.items()]
+    if "tables" in results:
+        lines.append(straight_lines(results))
     for part in ("tables", "throughput"):
         lines += [line(row) for row in results.get(part, {}).get("rows", [])]
     if "scaling" in results:

@@ -101,6 +101,14 @@ class Line:
         worst = ((slope * x + fixed - y) / y).abs().max()
         return cls(float(slope), float(fixed), float(worst))
 
+    def __str__(self) -> str:
+        """Seconds by the fraction computed."""
+        share = self.fixed / (self.fixed + self.slope)
+        return (
+            f"{self.fixed:.4f} s + fraction of the MACs x {self.slope:.4f} s, off by at most {self.worst:.1%}; "
+            f"the fixed part is {share:.1%} of everything"
+        )
+
 
 def measure(device: str, repetitions: int) -> dict[str, Any]:
     """All of it, as plain data."""
@@ -149,12 +157,9 @@ def tokens_row(plan: Plan, device: str, size: int, everything: Any) -> dict[str,
 
 def show(results: Mapping[str, Any]) -> str:
     """The figures as text."""
-    fit = results["line"]
-    full = fit["slope"] + fit["fixed"]
+    first = results["fraction"][0]
     lines = [
-        f"{results['model']}, {results['fraction'][0]['images']} pictures, engine {results['fraction'][0]['engine']}: "
-        f"{fit['fixed']:.4f} s + fraction of the MACs x {fit['slope']:.4f} s; off by at most {fit['worst']:.1%}; "
-        f"fixed are {fit['fixed'] / full:.1%} of everything"
+        f"{results['model']}, {first['images']} pictures, engine {first['engine']}: {Line(**results['line'])}"
     ]
     for name, x in (
         ("fraction", "macs_fraction"),
