@@ -8,7 +8,7 @@ import torch
 from l2c.cache.cost import CostTable
 from l2c.cache.predictors import Predictor, plan_stand_ins
 from l2c.learning import masks
-from l2c.learning.masks import FILLS, Placement, far_moves, moves, search, spread
+from l2c.learning.masks import FILLS, Placement, far_moves, like, moves, search, spread
 
 COSTS = CostTable("ms", (1.0, 2.0, 1.0, 2.0, 1.5, 0.5), 0.4)
 EVALUATIONS = 9
@@ -83,6 +83,34 @@ def test_places_along_a_grid_never_coincide(power):
             assert len(set(places)) == len(places) == count
             assert places == sorted(places)
             assert 0 == places[0] <= places[-1] < size
+
+
+@pytest.mark.parametrize("known", [0.17, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("share", [0.17, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("evaluations", [9, 50])
+def test_a_placement_like_another_meets_its_own_budget(evaluations, known, share):
+    full = evaluations * COSTS.full
+    for start in spread(evaluations, known * full, COSTS):
+        near = start.mask(evaluations, known * full, COSTS)
+        compute = like(near, share * full, COSTS).mask(evaluations, share * full, COSTS)
+        assert compute[0].all()
+        assert share * full - max(COSTS.layers) < COSTS.of(compute) <= share * full * (1 + 1e-6)
+
+
+def test_a_placement_like_another_is_dense_where_that_is():
+    def budget(whole):
+        return 50 * COSTS.rest + whole * sum(COSTS.layers)
+
+    places = (0, 2, 4, 10, 16, 22, 28, 34, 40, 45, 47, 49)
+    near = Placement(places, None).mask(50, budget(12), COSTS)
+    assert like(near, budget(12), COSTS, order=1) == Placement(places, None, order=1)
+    assert like(near, budget(6), COSTS).whole == (0, 5, 18, 32, 44, 49)
+    more = like(near, budget(23), COSTS).whole
+    assert set(places) <= set(more)
+    assert max(gaps_of(more)) == 3
+    assert like(near, budget(1), COSTS) == Placement((0,), None)
+    only = Placement((0,), None).mask(50, budget(1), COSTS)
+    assert like(only, budget(3), COSTS).whole == (0, 1, 2)
 
 
 def test_middles_of_two_evaluation_steps_come_first_and_then_starts():

@@ -128,6 +128,10 @@ class ClosedLoop:
         sampler: The frozen model and its run.
         settings: How to learn.
         model_name: Recorded in schedules, for people.
+
+    Attributes:
+        training: Pictures to learn on.
+        trial: Those of them by which masks are judged.
     """
 
     def __init__(self, trainer: Trainer, sampler: Sampler, settings: LearnSettings, model_name: str) -> None:
@@ -140,6 +144,7 @@ class ClosedLoop:
         )
         self._held_out = pictures.rows(slice(0, settings.num_held_out))
         self.training = pictures.rows(slice(settings.num_held_out, None))
+        self.trial = self.training.rows(slice(0, settings.trial_pictures))
 
     def error(self, student: Student, pictures: Pictures | None = None) -> float:
         """Mean root mean square error of the held-out pictures, or of others."""
@@ -149,10 +154,10 @@ class ClosedLoop:
             made = self.trainer.processes.in_rounds(student, pictures.noise, pictures.labels, size)
             return mean_squares(torch.cat(list(made)), pictures.target).sqrt().mean().item()
 
-    def kept_error(self, name: str, student: Student) -> float:
-        """The held-out error of a student, from the checkpoint if that has it."""
+    def kept_error(self, name: str, student: Student, pictures: Pictures | None = None) -> float:
+        """The error of a student as by `error`, from the checkpoint if that has it."""
         if name not in self.trainer.kept:
-            self.trainer.kept[name] = torch.tensor(self.error(student))
+            self.trainer.kept[name] = torch.tensor(self.error(student, pictures))
         return self.trainer.kept[name].item()
 
     def student(self, compute: Tensor, order: int | None = None, *, free_solver: bool = False) -> Student:
@@ -211,6 +216,7 @@ class ClosedLoop:
                     "held_out_error_before": round(before, 5),
                     "held_out_error": round(self.error(student), 5),
                     "interrupted": outcome.interrupted,
+                    "time_was_up": outcome.time_was_up,
                 },
             ),
             outcome,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,6 +44,21 @@ def check_budget(
         raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        compute: The mask, bool (evaluations, layers).
+        order: Of the polynomial that stand-ins follow best with it.
+        judged: Masks that were judged.
+    """
+
+    compute: Tensor
+    order: int
+    judged: int
+
+
 def find_mask(
     trainer: Trainer,
     error_of: Callable[[Tensor, int], float],
@@ -54,7 +70,8 @@ def find_mask(
     depth: int,
     stage: str = "",
     always: Sequence[int] = (),
-) -> tuple[Tensor, int]:
+    first: Sequence[Placement] = (),
+) -> Found:
     """The mask that a search finds for a budget, or the checkpoint has.
 
     Args:
@@ -67,11 +84,9 @@ def find_mask(
         depth: How many computed values stand-ins read at most: more than the order of a polynomial.
         stage: Tells it from other searches of the same checkpoint.
         always: Evaluations besides the first that have to compute everything; the search is for the others.
-
-    Returns:
-        Bool (evaluations, layers), and the order of the polynomial that stand-ins follow best with it.
+        first: Placements to start from besides those that `spread` makes, and before them.
     """
-    key, order_key = f"mask {stage}".rstrip(), f"order {stage}".rstrip()
+    key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
     if key not in trainer.kept:
         orders = [order for order in (2, 1) if order < depth] or [0]
         whole = torch.zeros(evaluations, dtype=torch.bool)
@@ -83,7 +98,7 @@ def find_mask(
             mask[~whole] = placement.mask(others, left, costs)
             return mask
 
-        starts = spread(others, left, costs, orders[0])
+        starts = list(dict.fromkeys([*first, *spread(others, left, costs, orders[0])]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
         judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction)
         seed = trainer.settings.seed
@@ -91,7 +106,7 @@ def find_mask(
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()
-    return trainer.kept[key].bool(), int(trainer.kept[order_key])
+    return Found(trainer.kept[key].bool(), int(trainer.kept[order_key]), len(trainer.kept[trials_key]))
 
 
 class _Judge:

@@ -68,15 +68,8 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
         costs: Cost of every layer.
         order: See `Placement`.
     """
-    layers = costs.full - costs.rest
-    spent = (budget - evaluations * costs.rest) / layers + 1e-6
-    if spent >= evaluations:
-        return [Placement(tuple(range(evaluations)), None, order=order)]
-    count = max(1, int(spent))
-    left = (spent - count) * layers
-    fits = left >= min(costs.layers)
-    total = count + (2 * left > layers)
-    starts: list[Placement] = []
+    room = _Room.of(evaluations, budget, costs)
+    total, starts = room.total, list[Placement]()
     every, all_but_last = range(evaluations), range(max(1, evaluations - 1))
     for places in (
         _along(all_but_last, total, 1.0),
@@ -86,27 +79,80 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
         _middles_first(evaluations, total, 1.0),
         _along(every, total, 0.8),
     ):
-        if len(places) < total:
-            continue
-        partial = None
-        if total > count:
-            partial = places.pop(total // 2)
-        elif fits and total < evaluations:
-            partial = _widest_gap(places, evaluations)
-        start = Placement(tuple(places), partial, order=order)
-        starts += [] if start in starts else [start]
+        if len(places) == total:
+            start = room.placement(places, order)
+            starts += [] if start in starts else [start]
     return starts
+
+
+def like(compute: Tensor, budget: float, costs: CostTable, order: int = 2) -> Placement:
+    """A placement for a budget whose evaluations are as dense where, in proportion, as those of a mask for another one.
+
+    Args:
+        compute: The mask, bool (evaluations, layers).
+        budget: See `spread`.
+        costs: See `spread`.
+        order: See `Placement`.
+    """
+    evaluations = len(compute)
+    room = _Room.of(evaluations, budget, costs)
+    known = [0, *(compute[1:].double().mean(1) > 0.5).nonzero().flatten().add(1).tolist()]
+    wanted = []
+    for index in range(room.total):
+        before, share = divmod(index * (len(known) - 1) / max(1, room.total - 1), 1)
+        after = known[min(int(before) + 1, len(known) - 1)]
+        wanted.append(round(known[int(before)] + share * (after - known[int(before)])))
+    return room.placement(_apart(wanted, range(evaluations)), order)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What a budget has room for.
+
+    Attributes:
+        evaluations: Of the run.
+        count: Evaluations that may be whole.
+        total: The same, with the partial one where that is more than half of a whole one.
+        more: Whether there is a layer's worth left beside the whole ones.
+    """
+
+    evaluations: int
+    count: int
+    total: int
+    more: bool
+
+    @classmethod
+    def of(cls, evaluations: int, budget: float, costs: CostTable) -> _Room:
+        layers = costs.full - costs.rest
+        spent = (budget - evaluations * costs.rest) / layers + 1e-6
+        count = min(evaluations, max(1, int(spent)))
+        left = (spent - count) * layers
+        total = count + (count < evaluations and 2 * left > layers)
+        return cls(evaluations, count, total, count < evaluations and left >= min(costs.layers))
+
+    def placement(self, places: list[int], order: int) -> Placement:
+        """So many places as evaluations that compute, one of them in part where not all can be whole."""
+        partial = None
+        if self.total > self.count:
+            partial = places.pop(self.total // 2)
+        elif self.more and self.total < self.evaluations:
+            partial = _widest_gap(places, self.evaluations)
+        return Placement(tuple(places), partial, order=order)
 
 
 def _along(grid: Sequence[int], count: int, power: float) -> list[int]:
     """So many places of a grid, if it has them, from its first to its last; a power above 1 is denser at first."""
     if count > len(grid):
         return []
+    return _apart([round((len(grid) - 1) * (n / max(1, count - 1)) ** power) for n in range(count)], grid)
+
+
+def _apart(wanted: Sequence[int], grid: Sequence[int]) -> list[int]:
+    """Places of a grid near those wanted, by their indices in it, which rise but may coincide."""
     places: list[int] = []
-    for index in range(count):
-        place = round((len(grid) - 1) * (index / max(1, count - 1)) ** power)
+    for place in wanted:
         places.append(max(place, places[-1] + 1) if places else place)
-    room = range(len(grid) - count, len(grid))
+    room = range(len(grid) - len(wanted), len(grid))
     return [grid[min(place, most)] for place, most in zip(places, room, strict=True)]
 
 
