@@ -1,7 +1,7 @@
 """Learning stand-ins, and a solver with them, by what they do to the final picture.
 
 Gradients go back through the whole sampled run of the frozen model, with its own stand-ins, its own stored features
-and guidance, from the squared distance of the final picture to a fine-step solution from the same noise. Fitting
+and guidance, from the distance of the final picture to a fine-step solution from the same noise. Fitting
 coefficients to the features instead, layer by layer, leaves small biases that pile up over layers and evaluations.
 """
 
@@ -19,7 +19,7 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.checkpoint import digest
-from l2c.learning.pictures import Pictures, mean_squares, solve
+from l2c.learning.pictures import Pictures, errors, solve
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.student import Student
 from l2c.learning.task import TaskSettings, draw, rate_at
@@ -97,10 +97,9 @@ class StudentTask:
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
         """See `Task.backward`."""
         batch = self._pictures.rows(self._draw(iteration)[self._rows])
-        squares = mean_squares(self.student(batch.noise, batch.labels), batch.target)
-        loss = squares.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), squares.detach().sqrt().mean()
+        error = errors(self.student(batch.noise, batch.labels), batch.target).mean()
+        error.backward()  # type: ignore[no-untyped-call]
+        return error.detach(), error.detach()
 
     def update(self, iteration: int) -> None:
         """See `Task.update`."""
@@ -152,12 +151,12 @@ class ClosedLoop:
         with torch.no_grad():
             size = 2 * self.settings.batch_size
             made = self.trainer.processes.in_rounds(student, pictures.noise, pictures.labels, size)
-            return mean_squares(torch.cat(list(made)), pictures.target).sqrt().mean().item()
+            return errors(torch.cat(list(made)), pictures.target).mean().item()
 
-    def kept_error(self, name: str, student: Student, pictures: Pictures | None = None) -> float:
-        """The error of a student as by `error`, from the checkpoint if that has it."""
+    def kept_error(self, name: str, student: Student) -> float:
+        """The held-out error of a student, from the checkpoint if that has it."""
         if name not in self.trainer.kept:
-            self.trainer.kept[name] = torch.tensor(self.error(student, pictures))
+            self.trainer.kept[name] = torch.tensor(self.error(student))
         return self.trainer.kept[name].item()
 
     def student(self, compute: Tensor, order: int | None = None, *, free_solver: bool = False) -> Student:

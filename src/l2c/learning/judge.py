@@ -51,11 +51,13 @@ class Found:
     Attributes:
         compute: The mask, bool (evaluations, layers).
         order: Of the polynomial that stand-ins follow best with it.
+        error: Of what it makes with them.
         judged: Masks that were judged.
     """
 
     compute: Tensor
     order: int
+    error: float
     judged: int
 
 
@@ -71,6 +73,7 @@ def find_mask(
     stage: str = "",
     always: Sequence[int] = (),
     first: Sequence[Placement] = (),
+    until: float = 0.5,
 ) -> Found:
     """The mask that a search finds for a budget, or the checkpoint has.
 
@@ -85,6 +88,7 @@ def find_mask(
         stage: Tells it from other searches of the same checkpoint.
         always: Evaluations besides the first that have to compute everything; the search is for the others.
         first: Placements to start from besides those that `spread` makes, and before them.
+        until: Share of the time limit after which no more masks are judged.
     """
     key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
     if key not in trainer.kept:
@@ -100,13 +104,15 @@ def find_mask(
 
         starts = list(dict.fromkeys([*first, *spread(others, left, costs, orders[0])]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
-        judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction)
+        judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction, until)
         seed = trainer.settings.seed
         found = search(starts, judge.error, others, trials, seed, judge.report, orders)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()
-    return Found(trainer.kept[key].bool(), int(trainer.kept[order_key]), len(trainer.kept[trials_key]))
+    kept = trainer.kept
+    errors = kept[trials_key].tolist()
+    return Found(kept[key].bool(), int(kept[order_key]), min(errors), len(errors))
 
 
 class _Judge:
@@ -122,9 +128,10 @@ class _Judge:
         trials: int,
         stage: str,
         fraction: float,
+        until: float,
     ) -> None:
         self._trainer, self._error_of = trainer, error_of
-        self._trials, self._fraction = trials, fraction
+        self._trials, self._fraction, self._until = trials, fraction, until
         self._name = f"{SEARCHING} {stage}".rstrip()
         self._key = f"trials {stage}".rstrip()
         self._known = iter(trainer.kept.get(self._key, _NONE).tolist())
@@ -147,7 +154,7 @@ class _Judge:
         trainer.report(
             Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
         )
-        return trainer.used_up(0.5)
+        return trainer.used_up(self._until)
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)

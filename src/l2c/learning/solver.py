@@ -1,15 +1,15 @@
 """`learn_solver`: learning a whole run for a budget, the solver with the schedule.
 
-Structures of a run are judged as masks are, by the pictures that they make before anything is learned; so is then the
-mask of the best of them. What is left, noise levels, weights of the solver and stand-ins, has gradients.
+How many evaluations there are and where they compute is searched, by the pictures that come out before anything is
+learned. What is left, noise levels, weights of the solver and stand-ins, has gradients.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from l2c.cache.cost import CostTable
 from l2c.cache.schedule import CacheSchedule
@@ -24,26 +24,12 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
 
-RATIOS = (2, 3)
-SPACINGS = ("logsnr", "karras")
-"""What `learn_solver` tries: evaluations for each that is computed, and the spacing that learning starts from."""
+RATIOS = (2.0, 2.5)
+"""Evaluations for each that is computed, of the structures that `learn_solver` tries."""
+START = ("dpmsolver++", "logsnr")
+"""Solver and spacing that learning starts from."""
 PLAIN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
 """Solvers and spacings that it compares with."""
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """A run that a solver could begin as.
-
-    Attributes:
-        loop: Learns for it.
-        start: A mask to begin with.
-        name: For people.
-    """
-
-    loop: ClosedLoop
-    start: Placement
-    name: str
 
 
 def learn_solver(
@@ -59,10 +45,10 @@ def learn_solver(
 ) -> CacheSchedule:
     """Learns a whole run for a budget: noise levels, solver, what to compute, and how the rest follows.
 
-    Of several structures (how many evaluations there are for each that is computed, and how they are spaced at first),
-    the one that makes the best pictures before learning is taken, and a mask is searched for it. Then everything else
-    is learned together, end to end. The schedule brings its own solver; `provenance` says which structure was chosen,
-    and what plain fewer steps of known solvers give on the same held-out pictures.
+    For several structures (how many evaluations there are for each that is computed), a mask is searched, and the one
+    that makes the best pictures before learning is taken. Then everything else is learned together, end to end. The
+    schedule brings its own solver; `provenance` says which structure was chosen, and what plain fewer steps of known
+    solvers give on the same held-out pictures.
 
     Args:
         model: See `learn`.
@@ -87,12 +73,13 @@ def learn_solver(
     settings = settings or LearnSettings()
     denoiser, guided = Denoiser.of(model), Guidance(guidance)
     costs = CostTable.macs(find_layers(model))
-    ratios = (per_computed,) if per_computed else RATIOS
-    for ratio in ratios:  # more evaluations than a solver can make are refused before anything is computed
-        _ = Sampler(denoiser, "dpmsolver++", int(evaluations * ratio), "logsnr", guided).run
+    ratios = (float(per_computed),) if per_computed else RATIOS
+    samplers = [Sampler(denoiser, START[0], int(evaluations * ratio), START[1], guided) for ratio in ratios]
+    for sampler in samplers:
+        _ = sampler.run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
         "schedule and solver",
-        Sampler(denoiser, "dpmsolver++", int(evaluations), "logsnr", guided),
+        Sampler(denoiser, START[0], int(evaluations), START[1], guided),
         settings,
         session,
         on_progress,
@@ -100,29 +87,23 @@ def learn_solver(
         per_computed=per_computed,
     )
     budget = evaluations * costs.full
-    structures, tried = list[_Structure](), dict[str, float]()
-    for ratio in ratios:
-        for spacing in SPACINGS:
-            sampler = Sampler(denoiser, "dpmsolver++", int(evaluations * ratio), spacing, guided)
-            structure = _structure(ClosedLoop(trainer, sampler, settings, model_name), ratio, budget, costs)
-            structures.append(structure)
-            loop, name = structure.loop, structure.name
-            compute = structure.start.mask(len(sampler.run.timesteps), budget, costs)
-            student = loop.student(compute, structure.start.order, free_solver=True)
-            tried[name] = loop.kept_error(f"error of {name}", student, loop.trial)
-    best = min(structures, key=lambda structure: tried[structure.name])
-    found = _find_mask(best, budget, costs)
-    schedule, _ = best.loop.fit(
+    structures: list[tuple[ClosedLoop, Found]] = []
+    for index, (sampler, ratio) in enumerate(zip(samplers, ratios, strict=True)):
+        loop = ClosedLoop(trainer, sampler, settings, model_name)
+        until = 0.5 * (index + 1) / len(ratios)
+        structures.append((loop, _find_mask(loop, ratio, budget, costs, until)))
+    loop, found = min(structures, key=lambda structure: structure[1].error)
+    schedule, _ = loop.fit(
         found.compute,
         {
             "method": "l2c, closed loop, with its solver",
             "budget": evaluations,
             "budget_unit": "whole evaluations",
-            "structure": best.name,
-            "structures_before_learning": {name: round(error, 5) for name, error in tried.items()},
-            "masks_judged": found.judged,
+            "structure": _name(loop),
+            "structures_before_learning": {_name(other): round(it.error, 5) for other, it in structures},
+            "masks_judged": sum(it.judged for _, it in structures),
             "polynomial_order": found.order,
-            "fewer_steps": _fewer_steps(best.loop, int(evaluations)),
+            "fewer_steps": _fewer_steps(loop, int(evaluations)),
         },
         order=found.order,
         free_solver=True,
@@ -130,36 +111,45 @@ def learn_solver(
     return schedule
 
 
-def _structure(loop: ClosedLoop, ratio: int, budget: float, costs: CostTable) -> _Structure:
+def _name(loop: ClosedLoop) -> str:
+    return f"{len(loop.sampler.run.timesteps)} evaluations"
+
+
+def _find_mask(loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float) -> Found:
+    """A mask for a structure, or that with everything if nothing is reused; for `until` see `find_mask`."""
+    steps = len(loop.sampler.run.timesteps)
+
+    def error_of(mask: Tensor, order: int) -> float:
+        return loop.error(loop.student(mask, order, free_solver=True), loop.trial)
+
+    start = _every(ratio, steps, budget, costs)
+    compute = start.mask(steps, budget, costs)
+    if compute.all():
+        return Found(compute, start.order, error_of(compute, start.order), judged=0)
+    return find_mask(
+        loop.trainer,
+        error_of,
+        steps,
+        budget,
+        costs,
+        loop.settings.trials,
+        depth=loop.settings.depth,
+        stage=f"of {_name(loop)}",
+        first=[start],
+        until=until,
+    )
+
+
+def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placement:
     """Whole evaluations at every `ratio`-th place, and the last one of them without the layers over budget."""
-    run = loop.sampler.run
-    steps = len(run.timesteps)
-    whole = tuple(range(0, steps, ratio))
+    whole = tuple(int(index * ratio) for index in range(math.ceil(steps / ratio)))
     start = Placement(whole, None)
     if costs.of(start.mask(steps, budget, costs)) > budget:
         start = Placement(whole[:-1], whole[-1], "last")
     if costs.of(start.mask(steps, budget, costs)) > budget:  # what no schedule can save is a whole evaluation
         costs.check_budget(budget, steps)
         start = spread(steps, budget, costs)[0]
-    return _Structure(loop, start, f"{steps} evaluations, {run.spacing} spacing")
-
-
-def _find_mask(structure: _Structure, budget: float, costs: CostTable) -> Found:
-    """A mask for a structure, or that with everything if it begins so."""
-    loop, steps = structure.loop, len(structure.loop.sampler.run.timesteps)
-    compute = structure.start.mask(steps, budget, costs)
-    if compute.all():
-        return Found(compute, structure.start.order, judged=0)
-    return find_mask(
-        loop.trainer,
-        lambda mask, order: loop.error(loop.student(mask, order, free_solver=True), loop.trial),
-        steps,
-        budget,
-        costs,
-        loop.settings.trials,
-        depth=loop.settings.depth,
-        first=[structure.start],
-    )
+    return start
 
 
 def _fewer_steps(loop: ClosedLoop, steps: int) -> dict[str, float]:
