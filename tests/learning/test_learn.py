@@ -13,7 +13,7 @@ from l2c.errors import ConfigError, NumericsError
 from l2c.layers import find_layers
 from l2c.learning.end_to_end import LearnSettings
 from l2c.learning.learn import learn, learn_family
-from l2c.learning.masks import like
+from l2c.learning.masks import near
 from l2c.learning.session import Session
 from l2c.learning.solver import learn_solver
 from l2c.testing import tiny_dit, tiny_uvit
@@ -107,8 +107,9 @@ def test_a_search_begins_near_the_mask_of_the_nearest_budget(judged):
     found = {schedule.provenance["budget"]: schedule for schedule in family}
     costs = CostTable.macs(find_layers(model))
     for index, (budget, nearest) in enumerate(((0.4, 0.9), (0.8, 0.9), (0.5, 0.4)), start=1):
-        amount, near = budget * 12 * costs.full, found[nearest]
-        start = like(near.compute, amount, costs, near.provenance["polynomial_order"])
+        amount, other = budget * 12 * costs.full, found[nearest]
+        order = other.provenance["polynomial_order"]
+        (start,) = near(other.compute, amount, costs, order, seed=settings.seed)
         assert judged[5 * index].equal(start.mask(12, amount, costs))
         assert found[budget].provenance["masks_judged"] == 5
 

@@ -21,7 +21,7 @@ from l2c.layers import find_layers
 from l2c.learning.checkpoint import digest
 from l2c.learning.end_to_end import ClosedLoop, LearnSettings
 from l2c.learning.judge import Found, check_budget, find_mask
-from l2c.learning.masks import like
+from l2c.learning.masks import Placement, near
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.trainer import Trainer
 from l2c.sampling.denoiser import Denoiser
@@ -30,6 +30,8 @@ from l2c.sampling.sampler import Sampler
 
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
 """Budgets of a family, as fractions of the MACs."""
+NEAR_SHARE = 0.25
+"""Share of the trials that begin at the mask of another budget."""
 
 
 def learn(
@@ -147,7 +149,7 @@ def learn_family(
         stage = f"{budget:g}" if len(budgets) > 1 else ""
         trainer.allow(1 / (len(budgets) - index))
         try:
-            found = masks[budget] = _find_mask(loop, budget * scale, unit, stage, _near(budget, masks))
+            found = masks[budget] = _find_mask(loop, budget * scale, unit, stage, _nearest(budget, masks))
         except KeyboardInterrupt:
             if schedules and trainer.processes.count == 1:
                 break
@@ -180,15 +182,19 @@ def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
     return replace(costs, layers=tuple(layers), rest=rest)
 
 
-def _near(budget: float, masks: Mapping[float, Found]) -> Found | None:
+def _nearest(budget: float, masks: Mapping[float, Found]) -> Found | None:
     """The mask of the nearest budget, by their ratio, of those that have one."""
     nearest = min(masks, key=lambda other: abs(math.log(other / budget)), default=None)
     return None if nearest is None else masks[nearest]
 
 
-def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str, near: Found | None) -> Found:
+def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str, other: Found | None) -> Found:
     """The mask for a budget; the search starts near the one for another budget, too."""
     settings = loop.settings
+    first: list[Placement] = []
+    if other is not None:
+        count = max(1, round(NEAR_SHARE * settings.trials))
+        first = near(other.compute, budget, costs, other.order, count, settings.seed)
     return find_mask(
         loop.trainer,
         lambda compute, order: loop.error(loop.student(compute, order), loop.trial),
@@ -198,5 +204,5 @@ def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str, ne
         settings.trials,
         depth=settings.depth,
         stage=stage,
-        first=() if near is None else [like(near.compute, budget, costs, near.order)],
+        first=first,
     )
