@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,7 +102,8 @@ def find_mask(
             mask[~whole] = placement.mask(others, left, costs)
             return mask
 
-        starts = list(dict.fromkeys([*first, *spread(others, left, costs, orders[0])]))
+        known = [replace(placement, order=min(placement.order, orders[0])) for placement in first]
+        starts = list(dict.fromkeys([*known, *spread(others, left, costs, orders[0])]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
         judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction, until)
         seed = trainer.settings.seed
