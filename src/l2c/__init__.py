@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from l2c.cache.runtime import CachedModel
     from l2c.cache.schedule import CacheSchedule
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
-    from l2c.learning.learn import learn_family, learn_solver
+    from l2c.learning.learn import learn_family
     from l2c.learning.paper import RouterSettings, learn_router
     from l2c.learning.session import Session
+    from l2c.learning.solver import learn_solver
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
     from l2c.pipelines.anything import learn
@@ -50,7 +51,7 @@ _HOMES = {
     "learn": "l2c.pipelines.anything",
     "learn_family": "l2c.learning.learn",
     "learn_router": "l2c.learning.paper",
-    "learn_solver": "l2c.learning.learn",
+    "learn_solver": "l2c.learning.solver",
     "load_model": "l2c.models",
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",

@@ -323,6 +323,19 @@ def test_max_minutes_ends_with_what_was_learned(invoke, tmp_path, checkpoint):
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_budgets_that_the_time_cut_short_are_named(invoke, tmp_path, checkpoint):
+    out = tmp_path / "family.safetensors"
+    options = ("--steps", 6, *QUICK, "--iterations", 2, "--budget", "0.75,0.5", "--out", out)
+    seconds = 1e-6
+    for _ in range(20):  # fine-step solutions come first, and what is done of them counts
+        finished = invoke("learn", "-m", checkpoint, *options, "--max-minutes", seconds)
+        if finished.code == 0:
+            break
+    last = finished.err.strip().splitlines()[-1]
+    assert "the time was up after 0 of 2 budgets (0.75 has 1 of 2, 0.5 has 1 of 2 iterations); " in last
+    assert all(schedule.provenance["time_was_up"] for schedule in ScheduleFamily.load(out))
+
+
 def test_a_checkpoint_with_other_settings_is_refused(invoke, tmp_path, checkpoint):
     out = tmp_path / "router.safetensors"
     assert invoke("learn", "-m", checkpoint, *SMALL, "--max-minutes", 1e-6, "--out", out).code == 0

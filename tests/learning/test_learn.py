@@ -12,8 +12,10 @@ from l2c.cache.cost import CostTable
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import find_layers
 from l2c.learning.end_to_end import LearnSettings
-from l2c.learning.learn import learn, learn_family, learn_solver
+from l2c.learning.learn import learn, learn_family
+from l2c.learning.masks import near
 from l2c.learning.session import Session
+from l2c.learning.solver import learn_solver
 from l2c.testing import tiny_dit, tiny_uvit
 
 SETTINGS = LearnSettings(
@@ -76,10 +78,40 @@ def test_budgets_are_met_within_a_hundredth(solver):
         l2c.sample(model, [1], schedule=schedule)
 
 
-def test_a_family_is_what_its_budgets_give_one_by_one(tmp_path):
-    for schedule, budget in zip(family_of(), BUDGETS, strict=True):
-        alone = learn(tiny_dit(), "ddim", STEPS, budget=budget, guidance=1.0, settings=SETTINGS)
-        assert file_bytes(schedule, tmp_path) == file_bytes(alone, tmp_path)
+@pytest.fixture
+def judged(monkeypatch):
+    """Masks that searches judge from now on, in their order."""
+    from l2c.learning.end_to_end import ClosedLoop
+
+    masks, error = [], ClosedLoop.error
+
+    def noted(loop, student, pictures=None):
+        if pictures is not None:  # others than those held out
+            masks.append(student.compute)
+        return error(loop, student, pictures)
+
+    monkeypatch.setattr(ClosedLoop, "error", noted)
+    return masks
+
+
+def test_the_first_budget_of_a_family_gets_what_it_gets_alone(tmp_path):
+    first = next(iter(family_of()))
+    alone = learn(tiny_dit(), "ddim", STEPS, budget=BUDGETS[0], guidance=1.0, settings=SETTINGS)
+    assert file_bytes(first, tmp_path) == file_bytes(alone, tmp_path)
+
+
+def test_a_search_begins_near_the_mask_of_the_nearest_budget(judged):
+    model, budgets = tiny_dit(), (0.9, 0.4, 0.8, 0.5)
+    settings = replace(ONCE, trials=5)
+    family = learn_family(model, "ddim", 12, budgets=budgets, guidance=1.0, settings=settings)
+    found = {schedule.provenance["budget"]: schedule for schedule in family}
+    costs = CostTable.macs(find_layers(model))
+    for index, (budget, nearest) in enumerate(((0.4, 0.9), (0.8, 0.9), (0.5, 0.4)), start=1):
+        amount, other = budget * 12 * costs.full, found[nearest]
+        order = other.provenance["polynomial_order"]
+        (start,) = near(other.compute, amount, costs, order, seed=settings.seed)
+        assert judged[5 * index].equal(start.mask(12, amount, costs))
+        assert found[budget].provenance["masks_judged"] == 5
 
 
 def test_another_seed_gives_another_family(expected, tmp_path):
@@ -142,7 +174,8 @@ def test_a_finished_family_is_given_again_at_once(session, tmp_path, expected):
 
 
 @pytest.mark.parametrize(
-    ("stage", "iteration"), [("fine-step solutions", 4), ("learning", 1), ("learning", 3)]
+    ("stage", "iteration"),
+    [("fine-step solutions", 4), ("judging masks of 7 evaluations", 2), ("learning", 1), ("learning", 3)],
 )
 def test_a_solver_that_failed_goes_on_and_ends_with_the_same_bytes(
     stage, iteration, session, tmp_path, expected
@@ -173,17 +206,7 @@ def test_a_run_that_fails_again_and_again_ends_with_the_same_bytes(session, tmp_
     assert file_bytes(family, tmp_path) == expected["family"]
 
 
-def test_a_search_that_failed_judges_no_mask_twice(session, monkeypatch):
-    from l2c.learning.end_to_end import ClosedLoop
-
-    judged, error = [], ClosedLoop.error
-
-    def counted(loop, student, pictures=None):
-        if pictures is not None:  # others than those held out
-            judged.append(student.compute)
-        return error(loop, student, pictures)
-
-    monkeypatch.setattr(ClosedLoop, "error", counted)
+def test_a_search_that_failed_judges_no_mask_twice(session, judged):
     with pytest.raises(Stop):
         family_of(session, budgets=(0.5,), on_progress=stop_at("judging masks", 3))
     assert len(judged) == 3
@@ -209,6 +232,8 @@ def test_the_time_limit_leaves_something_for_every_budget(solved):
     family = family_of(late(solved), on_progress=seen.append)
     assert [schedule.provenance["iterations"] for schedule in family] == [1, 1]
     assert [schedule.provenance["interrupted"] for schedule in family] == [False, False]
+    assert [schedule.provenance["time_was_up"] for schedule in family] == [True, True]
+    assert [schedule.provenance["masks_judged"] for schedule in family] == [1, 1]
     assert [(p.stage, p.iteration) for p in seen if p.stage.startswith("judging")] == [
         (f"judging masks {budget}", 1) for budget in BUDGETS
     ]
@@ -216,11 +241,11 @@ def test_the_time_limit_leaves_something_for_every_budget(solved):
 
 def test_a_run_whose_time_was_up_goes_on_with_every_budget(solved):
     """As the command line says: `the same command goes on from there`."""
-    done = [
-        [schedule.provenance["iterations"] for schedule in family_of(late(solved))]
-        for _ in range(SETTINGS.iterations)
-    ]
+    families = [list(family_of(late(solved))) for _ in range(SETTINGS.iterations)]
+    done = [[schedule.provenance["iterations"] for schedule in family] for family in families]
     assert done == [[1, 1], [2, 2], [3, 3]]
+    ended = [[schedule.provenance["time_was_up"] for schedule in family] for family in families]
+    assert ended == [[True, True], [True, True], [False, False]]
 
 
 def test_time_is_shared_among_the_budgets(solved, monkeypatch):
@@ -248,6 +273,7 @@ def test_time_is_shared_among_the_budgets(solved, monkeypatch):
 def test_ctrl_c_keeps_what_was_finished_and_what_was_being_learned(stage, flags, session, tmp_path, expected):
     family = family_of(session, on_progress=stop_at(stage, 2, KeyboardInterrupt))
     assert [schedule.provenance["interrupted"] for schedule in family] == flags
+    assert not any(schedule.provenance["time_was_up"] for schedule in family)
     assert [schedule.provenance["iterations"] for schedule in family] == [3] * (len(flags) - 1) + [2]
     assert file_bytes(family_of(session), tmp_path) == expected["family"]
 
@@ -362,16 +388,28 @@ def test_broken_weights_are_reported():
 
 
 def test_the_structure_of_a_learned_solver_is_the_best_that_was_tried():
-    provenance = solver_of(settings=ONCE).provenance
+    seen, trials = [], 10
+    provenance = solver_of(settings=replace(ONCE, trials=trials), on_progress=seen.append).provenance
     tried = provenance["structures_before_learning"]
-    assert sorted(tried) == [
-        f"{steps} evaluations, {spacing} spacing" for steps in (6, 9) for spacing in ("karras", "logsnr")
-    ]
-    assert tried[provenance["structure"]] == min(tried.values()) == provenance["held_out_error_before"]
-    assert len(set(tried.values())) == 4
+    assert list(tried) == ["6 evaluations", "7 evaluations"]
+    assert tried[provenance["structure"]] == min(tried.values())
+    assert tried["6 evaluations"] != tried["7 evaluations"]
+    assert provenance["masks_judged"] == 2 * trials
+    for name, least in tried.items():
+        found = [progress.error for progress in seen if progress.stage == f"judging masks of {name}"]
+        assert len(found) == trials - 1
+        assert found == sorted(found, reverse=True)
+        assert least <= round(found[-1], 5) < found[0]
     assert set(provenance["fewer_steps"]) == {
         "dpmsolver++, logsnr", "dpmsolver++3, logsnr", "unipc, logsnr", "unipc, linspace"
     }  # fmt: skip
+
+
+def test_a_learned_solver_begins_with_evaluations_at_equal_distances(judged):
+    solver_of(settings=replace(ONCE, trials=1), per_computed=2)
+    whole, partial = judged[0].all(1), judged[0].any(1)
+    assert whole.nonzero().flatten().tolist() == [0, 2]
+    assert partial.nonzero().flatten().tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("make", [tiny_dit, tiny_uvit])
@@ -393,6 +431,7 @@ def test_a_solver_alone_reuses_nothing():
     assert schedule.predictor.name == "copy"
     assert schedule.num_evaluations == 4
     assert schedule.contract.run.weights is not None
+    assert schedule.provenance["masks_judged"] == 0
     l2c.sample(model, [1], schedule=schedule)
 
 

@@ -8,7 +8,7 @@ import torch
 from l2c.cache.cost import CostTable
 from l2c.cache.predictors import Predictor, plan_stand_ins
 from l2c.learning import masks
-from l2c.learning.masks import FILLS, Placement, far_moves, moves, search, spread
+from l2c.learning.masks import FILLS, Placement, far_moves, moves, near, search, spread
 
 COSTS = CostTable("ms", (1.0, 2.0, 1.0, 2.0, 1.5, 0.5), 0.4)
 EVALUATIONS = 9
@@ -83,6 +83,56 @@ def test_places_along_a_grid_never_coincide(power):
             assert len(set(places)) == len(places) == count
             assert places == sorted(places)
             assert 0 == places[0] <= places[-1] < size
+
+
+@pytest.mark.parametrize("known", [0.17, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("share", [0.17, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("evaluations", [9, 50])
+def test_placements_near_another_meet_their_own_budget(evaluations, known, share):
+    full = evaluations * COSTS.full
+    other = spread(evaluations, known * full, COSTS)[0].mask(evaluations, known * full, COSTS)
+    for placement in near(other, share * full, COSTS, count=4):
+        compute = placement.mask(evaluations, share * full, COSTS)
+        assert compute[0].all()
+        assert share * full - max(COSTS.layers) < COSTS.of(compute) <= share * full * (1 + 1e-6)
+
+
+PLACES = (0, 2, 4, 10, 16, 22, 28, 34, 40, 45, 47, 49)
+
+
+def near_places(whole, count=1, left=0.0, order=2):
+    """Placements of so many whole evaluations, and a part of one, near `PLACES`."""
+    budget = 50 * COSTS.rest + (whole + left) * sum(COSTS.layers)
+    other = Placement(PLACES, None).mask(50, FULL * 50, COSTS)
+    return near(other, budget, COSTS, order, count)
+
+
+def test_placements_near_another_leave_out_evaluations_that_are_not_neighbours():
+    found = near_places(9, count=12)
+    assert len(found) > 6
+    for placement in found:
+        assert len(placement.whole) == 9
+        left_out = [rank for rank, place in enumerate(PLACES) if place not in placement.whole]
+        assert left_out[0] > 0
+        assert len(left_out) == 3
+        assert min(gaps_of(left_out)) > 1
+    assert near_places(9, count=12) == found
+    assert [placement.whole for placement in near_places(1)] == [(0,)]
+
+
+def test_placements_near_another_compute_one_of_its_evaluations_in_part():
+    found = near_places(9, count=12, left=0.9)
+    assert len({placement.partial for placement in found}) > 3
+    for placement in found:
+        assert placement.fill == "last"
+        assert {*placement.whole, placement.partial} < set(PLACES)
+
+
+def test_placements_near_another_add_evaluations_in_gaps():
+    (found,) = near_places(23, order=1)
+    assert set(PLACES) < set(found.whole)
+    assert (len(found.whole), max(gaps_of(found.whole)), found.order) == (23, 3, 1)
+    assert near_places(12) == [Placement(PLACES, None, "last")]
 
 
 def test_middles_of_two_evaluation_steps_come_first_and_then_starts():

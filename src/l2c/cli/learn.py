@@ -143,8 +143,8 @@ def learn(
         int | None,
         typer.Option(
             metavar="N",
-            help="With --solver auto: evaluations for each that is computed, 2 or 3 if not given, whichever is better. "
-            "1 learns the solver alone and reuses nothing.",
+            help="With --solver auto: evaluations for each that is computed, 2 or 2.5 if not given, whichever is "
+            "better. 1 learns the solver alone and reuses nothing.",
             rich_help_panel=BUDGET,
             show_default=False,
         ),

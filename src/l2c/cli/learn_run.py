@@ -21,9 +21,10 @@ from l2c.errors import ConfigError
 from l2c.files import check_output_file
 from l2c.learning.data import ImageData, load_images
 from l2c.learning.end_to_end import LearnSettings
-from l2c.learning.learn import learn_family, learn_solver
+from l2c.learning.learn import learn_family
 from l2c.learning.paper import RouterSettings, learn_router
 from l2c.learning.session import OnProgress, Session
+from l2c.learning.solver import learn_solver
 from l2c.models import load_model
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
@@ -79,9 +80,17 @@ def run_learn(
     part()
     progress = f"{done[-1]} of {settings.iterations} iterations"
     if asked > 1:
-        progress = f"{sum(d == settings.iterations for d in done)} of {asked} budgets"
+        progress = _progress_of_budgets(family, asked, settings.iterations)
     interrupted = any(schedule.provenance["interrupted"] for schedule in family) or len(family) < asked
     tell_end(progress, out, interrupted=interrupted, finished=finished)
+
+
+def _progress_of_budgets(family: ScheduleFamily, asked: int, iterations: int) -> str:
+    """How many budgets of a family were learned to the end, and how far the others came."""
+    done = {schedule.provenance["budget"]: schedule.provenance["iterations"] for schedule in family}
+    short = [f"{budget:g} has {some} of {iterations}" for budget, some in done.items() if some < iterations]
+    told = f" ({', '.join(short)} iterations)" if short else ""
+    return f"{len(done) - len(short)} of {asked} budgets{told}"
 
 
 def _learn(

@@ -1,7 +1,7 @@
 """Learning stand-ins, and a solver with them, by what they do to the final picture.
 
 Gradients go back through the whole sampled run of the frozen model, with its own stand-ins, its own stored features
-and guidance, from the squared distance of the final picture to a fine-step solution from the same noise. Fitting
+and guidance, from the distance of the final picture to a fine-step solution from the same noise. Fitting
 coefficients to the features instead, layer by layer, leaves small biases that pile up over layers and evaluations.
 """
 
@@ -19,7 +19,7 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.checkpoint import digest
-from l2c.learning.pictures import Pictures, mean_squares, solve
+from l2c.learning.pictures import Pictures, errors, solve
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.student import Student
 from l2c.learning.task import TaskSettings, draw, rate_at
@@ -97,10 +97,9 @@ class StudentTask:
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
         """See `Task.backward`."""
         batch = self._pictures.rows(self._draw(iteration)[self._rows])
-        squares = mean_squares(self.student(batch.noise, batch.labels), batch.target)
-        loss = squares.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), squares.detach().sqrt().mean()
+        error = errors(self.student(batch.noise, batch.labels), batch.target).mean()
+        error.backward()  # type: ignore[no-untyped-call]
+        return error.detach(), error.detach()
 
     def update(self, iteration: int) -> None:
         """See `Task.update`."""
@@ -128,6 +127,10 @@ class ClosedLoop:
         sampler: The frozen model and its run.
         settings: How to learn.
         model_name: Recorded in schedules, for people.
+
+    Attributes:
+        training: Pictures to learn on.
+        trial: Those of them by which masks are judged.
     """
 
     def __init__(self, trainer: Trainer, sampler: Sampler, settings: LearnSettings, model_name: str) -> None:
@@ -140,6 +143,7 @@ class ClosedLoop:
         )
         self._held_out = pictures.rows(slice(0, settings.num_held_out))
         self.training = pictures.rows(slice(settings.num_held_out, None))
+        self.trial = self.training.rows(slice(0, settings.trial_pictures))
 
     def error(self, student: Student, pictures: Pictures | None = None) -> float:
         """Mean root mean square error of the held-out pictures, or of others."""
@@ -147,7 +151,7 @@ class ClosedLoop:
         with torch.no_grad():
             size = 2 * self.settings.batch_size
             made = self.trainer.processes.in_rounds(student, pictures.noise, pictures.labels, size)
-            return mean_squares(torch.cat(list(made)), pictures.target).sqrt().mean().item()
+            return errors(torch.cat(list(made)), pictures.target).mean().item()
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
@@ -211,6 +215,7 @@ class ClosedLoop:
                     "held_out_error_before": round(before, 5),
                     "held_out_error": round(self.error(student), 5),
                     "interrupted": outcome.interrupted,
+                    "time_was_up": outcome.time_was_up,
                 },
             ),
             outcome,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,23 @@ def check_budget(
         raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        compute: The mask, bool (evaluations, layers).
+        order: Of the polynomial that stand-ins follow best with it.
+        error: Of what it makes with them.
+        judged: Masks that were judged.
+    """
+
+    compute: Tensor
+    order: int
+    error: float
+    judged: int
+
+
 def find_mask(
     trainer: Trainer,
     error_of: Callable[[Tensor, int], float],
@@ -54,7 +72,9 @@ def find_mask(
     depth: int,
     stage: str = "",
     always: Sequence[int] = (),
-) -> tuple[Tensor, int]:
+    first: Sequence[Placement] = (),
+    until: float = 0.5,
+) -> Found:
     """The mask that a search finds for a budget, or the checkpoint has.
 
     Args:
@@ -67,11 +87,10 @@ def find_mask(
         depth: How many computed values stand-ins read at most: more than the order of a polynomial.
         stage: Tells it from other searches of the same checkpoint.
         always: Evaluations besides the first that have to compute everything; the search is for the others.
-
-    Returns:
-        Bool (evaluations, layers), and the order of the polynomial that stand-ins follow best with it.
+        first: Placements to start from besides those that `spread` makes, and before them.
+        until: Share of the time limit after which no more masks are judged.
     """
-    key, order_key = f"mask {stage}".rstrip(), f"order {stage}".rstrip()
+    key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
     if key not in trainer.kept:
         orders = [order for order in (2, 1) if order < depth] or [0]
         whole = torch.zeros(evaluations, dtype=torch.bool)
@@ -83,15 +102,18 @@ def find_mask(
             mask[~whole] = placement.mask(others, left, costs)
             return mask
 
-        starts = spread(others, left, costs, orders[0])
+        known = [replace(placement, order=min(placement.order, orders[0])) for placement in first]
+        starts = list(dict.fromkeys([*known, *spread(others, left, costs, orders[0])]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
-        judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction)
+        judge = _Judge(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction, until)
         seed = trainer.settings.seed
         found = search(starts, judge.error, others, trials, seed, judge.report, orders)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()
-    return trainer.kept[key].bool(), int(trainer.kept[order_key])
+    kept = trainer.kept
+    errors = kept[trials_key].tolist()
+    return Found(kept[key].bool(), int(kept[order_key]), min(errors), len(errors))
 
 
 class _Judge:
@@ -107,9 +129,10 @@ class _Judge:
         trials: int,
         stage: str,
         fraction: float,
+        until: float,
     ) -> None:
         self._trainer, self._error_of = trainer, error_of
-        self._trials, self._fraction = trials, fraction
+        self._trials, self._fraction, self._until = trials, fraction, until
         self._name = f"{SEARCHING} {stage}".rstrip()
         self._key = f"trials {stage}".rstrip()
         self._known = iter(trainer.kept.get(self._key, _NONE).tolist())
@@ -132,7 +155,7 @@ class _Judge:
         trainer.report(
             Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
         )
-        return trainer.used_up(0.5)
+        return trainer.used_up(self._until)
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)

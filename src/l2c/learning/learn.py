@@ -1,4 +1,4 @@
-"""Learning schedules for budgets: `learn`, `learn_family`, and `learn_solver`, which learns the solver with them.
+"""Learning schedules for budgets: `learn` and `learn_family`.
 
 For every budget, a mask is searched in the closed loop, judged with stand-ins that follow a polynomial, and then its
 stand-ins are learned end to end, starting at that polynomial. So a mask is chosen for forecasting and not for copying.
@@ -6,11 +6,12 @@ stand-ins are learned end to end, starting at that polynomial. So a mask is chos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from l2c.cache.cost import CostTable
 from l2c.cache.family import ScheduleFamily
@@ -19,8 +20,8 @@ from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.learning.checkpoint import digest
 from l2c.learning.end_to_end import ClosedLoop, LearnSettings
-from l2c.learning.judge import check_budget, find_mask
-from l2c.learning.masks import Placement, spread
+from l2c.learning.judge import Found, check_budget, find_mask
+from l2c.learning.masks import Placement, near
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.trainer import Trainer
 from l2c.sampling.denoiser import Denoiser
@@ -29,11 +30,8 @@ from l2c.sampling.sampler import Sampler
 
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
 """Budgets of a family, as fractions of the MACs."""
-RATIOS = (2, 3)
-SPACINGS = ("logsnr", "karras")
-"""What `learn_solver` tries: evaluations for each that is computed, and the spacing that learning starts from."""
-PLAIN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
-"""Solvers and spacings that it compares with."""
+NEAR_SHARE = 0.25
+"""Share of the trials that begin at the mask of another budget."""
 
 
 def learn(
@@ -146,138 +144,34 @@ def learn_family(
     everything = loop.kept_error(
         "error of everything", loop.student(torch.ones(evaluations, len(table), dtype=torch.bool))
     )
-    schedules: list[CacheSchedule] = []
+    schedules, masks = list[CacheSchedule](), dict[float, Found]()
     for index, budget in enumerate(budgets):
         stage = f"{budget:g}" if len(budgets) > 1 else ""
         trainer.allow(1 / (len(budgets) - index))
         try:
-            compute, order = _find_mask(loop, budget * scale, unit, stage)
+            found = masks[budget] = _find_mask(loop, budget * scale, unit, stage, _nearest(budget, masks))
         except KeyboardInterrupt:
             if schedules and trainer.processes.count == 1:
                 break
             raise
         schedule, outcome = loop.fit(
-            compute,
+            found.compute,
             {
                 "method": "l2c, closed loop",
                 "budget": budget,
                 "budget_unit": "fraction of MACs" if costs is None else unit.unit,
-                "budget_cost": unit.of(compute) / scale,
+                "budget_cost": unit.of(found.compute) / scale,
                 "held_out_error_of_everything": round(everything, 5),
-                "polynomial_order": order,
+                "masks_judged": found.judged,
+                "polynomial_order": found.order,
             },
-            order=order,
+            order=found.order,
             stage=f"at {stage}" if stage else "",
         )
         schedules.append(schedule)
         if outcome.interrupted:
             break
     return ScheduleFamily(schedules)
-
-
-def learn_solver(
-    model: nn.Module,
-    evaluations: float,
-    *,
-    guidance: float = 1.5,
-    per_computed: int | None = None,
-    settings: LearnSettings | None = None,
-    session: Session | None = None,
-    model_name: str = "",
-    on_progress: OnProgress | None = None,
-) -> CacheSchedule:
-    """Learns a whole run for a budget: noise levels, solver, what to compute, and how the rest follows.
-
-    Of several structures (how many evaluations there are for each that is computed, and how they are spaced at first),
-    the one that makes the best pictures before learning is taken. Then everything is learned together, end to end. The
-    schedule brings its own solver; `provenance` says which structure was chosen, and what plain fewer steps of known
-    solvers give on the same held-out pictures.
-
-    Args:
-        model: See `learn`.
-        evaluations: What a run may cost, in whole evaluations of the model; at least 2.
-        guidance: Guidance scale of the run.
-        per_computed: Evaluations for each that is computed; None tries several. 1 reuses nothing and learns the
-            solver alone.
-        settings: See `learn`.
-        session: See `learn`.
-        model_name: See `learn`.
-        on_progress: See `learn`.
-
-    Raises:
-        CheckpointError: See `learn`.
-        ConfigError: See `learn`.
-        NumericsError: See `learn`.
-    """
-    if not 2 <= evaluations < float("inf"):
-        raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
-    if per_computed is not None and per_computed < 1:
-        raise ConfigError(f"per_computed must be at least 1, got {per_computed}")
-    settings = settings or LearnSettings()
-    denoiser, guided = Denoiser.of(model), Guidance(guidance)
-    unit = CostTable.macs(find_layers(model))
-    ratios = (per_computed,) if per_computed else RATIOS
-    for ratio in ratios:  # more evaluations than a solver can make are refused before anything is computed
-        _ = Sampler(denoiser, "dpmsolver++", int(evaluations * ratio), "logsnr", guided).run
-    trainer = Trainer(
-        "schedule and solver",
-        Sampler(denoiser, "dpmsolver++", int(evaluations), "logsnr", guided),
-        settings,
-        session,
-        on_progress,
-        evaluations=evaluations,
-        per_computed=per_computed,
-    )
-    best: tuple[float, ClosedLoop, Tensor, str] | None = None
-    tried: dict[str, float] = {}
-    for ratio in ratios:
-        for spacing in SPACINGS:
-            steps = int(evaluations * ratio)
-            sampler = Sampler(denoiser, "dpmsolver++", steps, spacing, guided)
-            loop = ClosedLoop(trainer, sampler, settings, model_name)
-            name = f"{steps} evaluations, {spacing} spacing"
-            compute = _every(ratio, steps, evaluations * unit.full, unit)
-            tried[name] = loop.kept_error(f"error of {name}", loop.student(compute, free_solver=True))
-            if best is None or tried[name] < best[0]:
-                best = tried[name], loop, compute, name
-    assert best is not None
-    _, loop, compute, name = best
-    schedule, _ = loop.fit(
-        compute,
-        {
-            "method": "l2c, closed loop, with its solver",
-            "budget": evaluations,
-            "budget_unit": "whole evaluations",
-            "structure": name,
-            "structures_before_learning": {key: round(value, 5) for key, value in tried.items()},
-            "fewer_steps": _fewer_steps(loop, int(evaluations)),
-        },
-        free_solver=True,
-    )
-    return schedule
-
-
-def _every(ratio: int, steps: int, budget: float, costs: CostTable) -> Tensor:
-    """Whole evaluations at every `ratio`-th place, and the last one of them without the layers over budget."""
-    whole = tuple(range(0, steps, ratio))
-    compute = Placement(whole, None).mask(steps, budget, costs)
-    if costs.of(compute) > budget:
-        compute = Placement(whole[:-1], whole[-1], "last").mask(steps, budget, costs)
-    if costs.of(compute) > budget:  # what no schedule can save is more than a whole evaluation
-        costs.check_budget(budget, steps)
-        compute = spread(steps, budget, costs)[0].mask(steps, budget, costs)
-    return compute
-
-
-def _fewer_steps(loop: ClosedLoop, steps: int) -> dict[str, float]:
-    """Errors of the held-out pictures by known solvers with so many evaluations."""
-    errors = {}
-    for solver, spacing in PLAIN:
-        sampler = Sampler(loop.sampler.denoiser, solver, steps, spacing, loop.sampler.guidance)
-        everything = torch.ones(steps, len(find_layers(sampler.denoiser.model)), dtype=torch.bool)
-        student = loop.student_of(sampler, everything)
-        errors[f"{solver}, {spacing}"] = round(loop.kept_error(f"error of {solver} {spacing}", student), 5)
-    return errors
 
 
 def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
@@ -288,16 +182,27 @@ def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
     return replace(costs, layers=tuple(layers), rest=rest)
 
 
-def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str) -> tuple[Tensor, int]:
+def _nearest(budget: float, masks: Mapping[float, Found]) -> Found | None:
+    """The mask of the nearest budget, by their ratio, of those that have one."""
+    nearest = min(masks, key=lambda other: abs(math.log(other / budget)), default=None)
+    return None if nearest is None else masks[nearest]
+
+
+def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str, other: Found | None) -> Found:
+    """The mask for a budget; the search starts near the one for another budget, too."""
     settings = loop.settings
-    pictures = loop.training.rows(slice(0, settings.trial_pictures))
+    first: list[Placement] = []
+    if other is not None:
+        count = max(1, round(NEAR_SHARE * settings.trials))
+        first = near(other.compute, budget, costs, other.order, count, settings.seed)
     return find_mask(
         loop.trainer,
-        lambda compute, order: loop.error(loop.student(compute, order), pictures),
+        lambda compute, order: loop.error(loop.student(compute, order), loop.trial),
         len(loop.sampler.run.timesteps),
         budget,
         costs,
         settings.trials,
         depth=settings.depth,
         stage=stage,
+        first=first,
     )

@@ -131,6 +131,7 @@ def learn_router(
             "bf16": settings.bf16,
             "seed": settings.seed,
             "interrupted": outcome.interrupted,
+            "time_was_up": outcome.time_was_up,
         },
         model_name,
     )

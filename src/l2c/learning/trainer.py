@@ -42,10 +42,12 @@ class Outcome:
     Attributes:
         iterations: Iterations done, those before it was resumed included.
         interrupted: Whether Ctrl-C ended it.
+        time_was_up: Whether the time limit ended it.
     """
 
     iterations: int
-    interrupted: bool
+    interrupted: bool = False
+    time_was_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,14 @@ class Trainer:
                 if self._iteration > first:
                     self.save()
                 self._log.close()
-        if self._iteration < self.settings.iterations:
+        ended_early = self._iteration < self.settings.iterations
+        if ended_early:
             reason = "interrupted" if interrupted else "time is up"
             logger.warning("%s after %d of %d iterations", reason, self._iteration, self.settings.iterations)
         logger.info(
             "learned the %s: %d iterations in %.1f s", self.name, self._iteration - first, self.elapsed_s
         )
-        return Outcome(self._iteration, interrupted)
+        return Outcome(self._iteration, interrupted, time_was_up=ended_early and not interrupted)
 
     def compute(
         self,
@@ -338,7 +341,7 @@ def _recall(task: Task, learned: Tensor) -> Outcome:
     with torch.no_grad():
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.copy_(part.view_as(parameter))
-    return Outcome(int(learned[0]), interrupted=False)
+    return Outcome(int(learned[0]))
 
 
 def _describe(sampler: Sampler) -> Subject:

@@ -93,7 +93,7 @@ def learn(
             budget=budget,
         )
         contract = Contract(run, model_name, prediction_type=prediction_of(pipe))
-        compute, order = find_mask(
+        found = find_mask(
             loop.trainer,
             lambda mask, order: loop.mask_error(mask, order, contract),
             evaluations,
@@ -107,11 +107,12 @@ def learn(
             "method": "l2c, closed loop",
             "budget": budget,
             "budget_unit": "fraction of MACs",
-            "budget_cost": costs.of(compute) / scale,
+            "budget_cost": costs.of(found.compute) / scale,
             "conditions": len(conditions),
-            "polynomial_order": order,
+            "masks_judged": found.judged,
+            "polynomial_order": found.order,
             **provenance_of(pipe, call, rehearsal),
         }
         if len(begins) > 1:
             provenance["transformers_begin"] = dict(zip(rehearsal.order, begins, strict=True))
-        return loop.fit(loop.blank(compute, order, contract), provenance)
+        return loop.fit(loop.blank(found.compute, found.order, contract), provenance)

@@ -198,6 +198,7 @@ class PipelineLoop:
             "held_out_error_before": round(before, 5),
             "held_out_error": round(after, 5),
             "interrupted": outcome.interrupted,
+            "time_was_up": outcome.time_was_up,
         }
         if self._trajectory.puts_out_latents:  # as `check` measures it
             figures["drift"] = {"error": round(drift, 6), "runs": self.settings.num_held_out}
