@@ -67,7 +67,9 @@ def test_the_document_shows_the_figures_of_the_record(load_benchmark):
     record = RunRecord.load(ROOT / "results/latency-h100.json")
     for document in ("README.md", "docs/engine.md"):
         assert module.summary(dict(record.results)) in (ROOT / document).read_text(encoding="utf-8")
-    assert module.straight_lines(dict(record.results)) in (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+    assert module.straight_lines(dict(record.results)) in (ROOT / "docs/engine.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_parts_that_need_the_routers_say_so(latency, tmp_path, capsys):

@@ -36,6 +36,16 @@ def test_no_learning_is_the_taylor_polynomial():
     torch.testing.assert_close(learned, taylor, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("rate", "warnings"), [(10.0, 1), (1e-12, 0)])
+def test_learning_that_makes_pictures_worse_says_so(dit, caplog, rate, warnings):
+    schedule = l2c.methods.interval(dit, "dpmsolver++", 4, 2)
+    settings = replace(SETTINGS, iterations=1, batch_size=1, num_pictures=4, learning_rate=rate)
+    provenance = fit_predictor(dit, schedule, settings=settings).provenance
+    assert (provenance["held_out_error"] > 1.01 * provenance["held_out_error_before"]) == bool(warnings)
+    said = [record.message for record in caplog.records if "lower learning rate" in record.message]
+    assert len(said) == warnings
+
+
 def test_what_is_saved_samples_what_was_learned(tmp_path):
     model = tiny_dit()
     schedule = fit_predictor(model, interval(model), settings=SETTINGS)

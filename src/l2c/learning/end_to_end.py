@@ -7,6 +7,7 @@ coefficients to the features instead, layer by layer, leaves small biases that p
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,6 +28,8 @@ from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.25
 
@@ -201,6 +204,14 @@ class ClosedLoop:
         before = self.kept_error(f"error before {stage}", student)
         task = StudentTask(student, start.cost.fraction, self.settings, self.training, self.trainer.rows)
         outcome = self.trainer.run(task, stage)
+        error = self.error(student)
+        if round(error, 4) > round(before, 4):
+            logger.warning(
+                "learning took the error of pictures that it did not see from %.4f to %.4f; "
+                "try a lower learning rate (--lr) or more iterations",
+                before,
+                error,
+            )
         run, predictor = student.result()
         return (
             replace(
@@ -213,7 +224,7 @@ class ClosedLoop:
                     "settings": asdict(self.settings),
                     "iterations": outcome.iterations,
                     "held_out_error_before": round(before, 5),
-                    "held_out_error": round(self.error(student), 5),
+                    "held_out_error": round(error, 5),
                     "interrupted": outcome.interrupted,
                     "time_was_up": outcome.time_was_up,
                 },
