@@ -32,6 +32,7 @@ import l2c
 from l2c.bench.timing import Timing, interleave
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
+from l2c.memory import keep_freed_memory
 from l2c.records import RunRecord, describe_device
 
 MODEL = "dit-mini-cifar10"
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=9, help="timed rounds (default %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch; where other programs run too, take 1")
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as the program does
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:

@@ -29,6 +29,7 @@ from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.files import atomic_write
 from l2c.layers import find_layers
+from l2c.memory import keep_freed_memory
 from l2c.models import DiTConfig, model_config, random_model
 from l2c.records import RunRecord, describe_device
 from l2c.sampling.denoiser import Denoiser
@@ -219,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/scaling.json"), help="default %(default)s")
     parser.add_argument("--show", action="store_true", help="measure nothing, show the record")
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as the program does
     try:
         if options.show:
             record = RunRecord.load(options.out)

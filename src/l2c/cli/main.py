@@ -22,6 +22,7 @@ from l2c.cli.profile import profile
 from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
+from l2c.memory import keep_freed_memory
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -123,4 +124,5 @@ def _explain(error: Exception) -> str | None:
 
 def main() -> NoReturn:
     """Entry point of the program."""
+    keep_freed_memory()
     sys.exit(run())
