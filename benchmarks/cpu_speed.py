@@ -7,10 +7,11 @@ enabling and disabling the cache counts too. With the eager engine:
 
 - `none`: no schedule, the model as it is;
 - `everything`: a schedule that computes every layer, which must give the same bits and cost next to nothing;
-- `interval`: every layer at every second evaluation, none in between;
+- `interval`: every layer at every second evaluation, none in between, where the last output is copied;
+- `three terms`: the same with stand-ins that read three stored outputs, as learned ones do;
 - `blocks`: half of the blocks at every evaluation after the first, the other half at the next.
 
-`none`, `everything` and `interval` also with the engine that runs compiled pieces, which are made before.
+All but `blocks` also with the engine that runs compiled pieces, which are made before.
 
 The speed-up of a repetition is the time of `none` over that of the variant in the same repetition. The record
 holds every raw time.
@@ -48,15 +49,18 @@ def ways(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSchedule | 
     compute = (evaluations + blocks) % 2 == 0
     compute[0] = True
     interval = l2c.methods.interval(model, SOLVER, steps, every=2)
+    three_terms = l2c.methods.interval(model, SOLVER, steps, every=2, predictor="taylor-2")
     blocks = replace(everything, compute=compute, provenance={"method": "alternating blocks"})
     return {
         BASELINE: (None, "eager"),
         "everything": (everything, "eager"),
         "interval": (interval, "eager"),
+        "three terms": (three_terms, "eager"),
         "blocks": (blocks, "eager"),
         "none, compiled": (None, "compile"),
         "everything, compiled": (everything, "compile"),
         "interval, compiled": (interval, "compile"),
+        "three terms, compiled": (three_terms, "compile"),
     }
 
 

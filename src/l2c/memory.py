@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Tells the C library to keep freed memory for the process, for programs that sample on a CPU.
 
     A run frees and takes the same megabytes thousands of times. By default glibc may give them back to the system each
-    time, depending on what happens to lie behind them, and the system has to find and clear every page anew: up to a
-    sixth of a run, in one process and not in the next. Blocks up to 32 MB are kept, the most that glibc allows.
+    time, depending on what lies behind them, and the system has to find and clear every page anew: up to a
+    quarter of a run, in one process and not in the next. Blocks up to 32 MB are kept, the most that glibc allows.
 
     Returns:
         Whether the C library took it: False where it is another one, or the environment says what it is to do.

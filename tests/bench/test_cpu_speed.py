@@ -32,7 +32,7 @@ def test_cpu_speed_writes_what_it_measured(cpu_speed, tmp_path, capsys):
     out = tmp_path / "speed.json"
     assert cpu_speed.main(["--out", str(out), "--images", "1", "--steps", "2", "--repetitions", "1"]) == 0
     record = RunRecord.load(out)
-    eager = {"none", "everything", "interval", "blocks"}
+    eager = {"none", "everything", "interval", "three terms", "blocks"}
     compiled = {f"{name}, compiled" for name in eager - {"blocks"}}
     assert set(record.timings) == set(record.results["variants"]) == eager | compiled
     assert capsys.readouterr().out.strip() == cpu_speed.table(record.results)

@@ -72,6 +72,12 @@ def test_the_document_shows_the_figures_of_the_record(load_benchmark):
     )
 
 
+def test_the_document_shows_how_time_grows_on_cpus(load_benchmark):
+    scaling = load_benchmark("scaling")
+    line = scaling.Line(**RunRecord.load(ROOT / "results/scaling-cpu.json").results["line"])
+    assert f"{line}\n" in (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+
+
 def test_parts_that_need_the_routers_say_so(latency, tmp_path, capsys):
     with pytest.raises(SystemExit):
         latency.main(["--device", "cpu", "--out", str(tmp_path / "x.json")])
