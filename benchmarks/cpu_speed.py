@@ -30,10 +30,10 @@ from typing import Any
 import torch
 
 import l2c
+from l2c.allocator import keep_freed_memory
 from l2c.bench.timing import Timing, interleave
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
-from l2c.memory import keep_freed_memory
 from l2c.records import RunRecord, describe_device
 
 MODEL = "dit-mini-cifar10"

@@ -23,13 +23,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import l2c
+from l2c.allocator import keep_freed_memory
 from l2c.bench.latency import measure_latency
 from l2c.bench.runs import random_mask
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.files import atomic_write
 from l2c.layers import find_layers
-from l2c.memory import keep_freed_memory
 from l2c.models import DiTConfig, model_config, random_model
 from l2c.records import RunRecord, describe_device
 from l2c.sampling.denoiser import Denoiser

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     # part: the parts of l2c that it may import, anywhere in it, for type checking and inside functions too
     "errors": set(),
     "files": {"errors"},
-    "memory": set(),
+    "allocator": set(),
     "bootstrap": {"errors"},
     "records": {"errors", "files", "l2c"},
     "models": {"errors", "files"},
@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "cli": {
-        "errors", "files", "memory", "records", "models", "layers", "cache", "engine", "sampling", "methods",
+        "errors", "files", "allocator", "records", "models", "layers", "cache", "engine", "sampling", "methods",
         "learning", "evaluation", "bench", "report", "compare", "demo", "pipelines", "l2c",
     },
 }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import l2c
+from l2c.allocator import keep_freed_memory
 from l2c.cli.bench import bench
 from l2c.cli.check import check
 from l2c.cli.compare import compare
@@ -22,7 +23,6 @@ from l2c.cli.profile import profile
 from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
-from l2c.memory import keep_freed_memory
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 

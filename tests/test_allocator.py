@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from l2c.memory import keep_freed_memory
+from l2c.allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
