@@ -22,9 +22,11 @@ from matplotlib.figure import Figure
 
 from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
+from l2c.files import atomic_write
 from l2c.methods import import_router
 from l2c.methods.published import ROUTER_SUFFIXES
 from l2c.records import RunRecord, describe_device
+from l2c.report.figures import figure_png
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,7 +83,7 @@ def plot(schedules: dict[str, CacheSchedule], path: Path) -> None:
                 title=f"{title}: {kind}", xlabel="evaluation that may reuse, noise to picture", ylabel="block"
             )
     figure.colorbar(image, ax=grid, label="score: high computes, low reuses", shrink=0.6)
-    figure.savefig(path, dpi=130)
+    atomic_write(path, figure_png(figure, 130))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

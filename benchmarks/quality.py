@@ -246,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"quality: {error}", file=sys.stderr)
         return 1
     print(report.tables(benchmark.points))
+    if {point["part"] for point in benchmark.points} == set(parts):
+        print(f"\n{report.summary(benchmark.points)}")
     if benchmark.points:
         report.plot(benchmark.points, options.out.with_suffix(".png"))
     return 0

@@ -11,6 +11,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from l2c.files import atomic_write
+from l2c.report.figures import figure_png
+
 DIT, UVIT = "dit-mini-cifar10", "uvit-mini-cifar10"
 COSTS = (12, 10, 8, 6)
 """In whole evaluations, at which learned solvers are compared."""
@@ -71,7 +74,7 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
         best = min(rivals, key=lambda point: point["error"])
         lines.append(f"cost {cost}: best of fewer steps {best['error']:.4f} ({best['name']})")
         for point in own:
-            if point["kind"] != "fewer steps" and abs(point["cost"] - cost) < 0.02 * cost:
+            if point["kind"] != "fewer steps" and _costs(point, cost):
                 target = f" (target {RATIO_TARGETS[cost]:.2f})" if point["kind"] == "learned" else ""
                 lines.append(
                     f"  {point['kind']} at {point['cost']:.2f}: {point['error']:.4f} +- "
@@ -81,7 +84,7 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
 
 
 def summary(points: Sequence[dict[str, Any]]) -> str:
-    """The same in short, as two tables in Markdown."""
+    """The same in short, as two tables in Markdown, of a record that has something of every part."""
     return f"{_markdown(_pairs_rows(points))}\n\n{_markdown(_solvers_rows(points))}"
 
 
@@ -92,7 +95,8 @@ def _pairs_rows(points: Sequence[dict[str, Any]]) -> list[list[str]]:
     for pair in PAIRS:
         own = [point for point in points if point["part"] == pair.name]
         full = next(point["error"] for point in own if point["kind"] == "everything")
-        found = [at["error"] for share in shares if (at := _learned(own, share * pair.steps))]
+        learned = [_learned(own, share * pair.steps) for share in shares]
+        found = [math.nan if at is None else at["error"] for at in learned]
         cells = [f"{error:.4f} ({error / full:.2f} x)" for error in found]
         rows.append([f"`{pair.model}`, {pair.solver}, {pair.steps} evaluations", f"{full:.4f}", *cells])
     return rows
@@ -103,7 +107,7 @@ def _solvers_rows(points: Sequence[dict[str, Any]]) -> list[list[str]]:
 
     def least(kind: str) -> list[float]:
         return [
-            min(p["error"] for p in own if p["kind"] == kind and abs(p["cost"] - cost) < 0.02 * cost)
+            min((p["error"] for p in own if p["kind"] == kind and _costs(p, cost)), default=math.nan)
             for cost in COSTS
         ]
 
@@ -120,6 +124,11 @@ def _solvers_rows(points: Sequence[dict[str, Any]]) -> list[list[str]]:
         ],
         ["solver and reuse learned (relative to the first)", *learned],
     ]
+
+
+def _costs(point: dict[str, Any], cost: float) -> bool:
+    """Whether a point costs so much, but for what does not fill a layer."""
+    return abs(point["cost"] - cost) < 0.02 * cost
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -176,7 +185,7 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
         _panel(axes, own, "DiT, any solver and spacing" if part == "solvers" else part)
     for axes in grid[len(parts) :]:
         axes.set_visible(False)
-    figure.savefig(path, dpi=150)
+    atomic_write(path, figure_png(figure, 150))
 
 
 def _panel(axes: Any, points: Sequence[dict[str, Any]], title: str) -> None:

@@ -84,6 +84,16 @@ def test_quality_compares_with_the_best_rival(quality, tmp_path, capsys):
     assert f"cost 6: best of fewer steps {best['error']:.4f} ({best['name']})" in capsys.readouterr().out
 
 
+def test_quality_shows_in_short_what_it_has(quality, tmp_path, capsys):
+    assert quality.main(["--images", "2", "--out", str(tmp_path / "q.json"), "--limit", "2"]) == 0
+    *_, solvers = capsys.readouterr().out.split("\n\n")
+    heading, _, known, alone, learned = (row.split(" | ") for row in solvers.splitlines())
+    assert heading[1] == "6 |"
+    assert 0 < float(known[1].rstrip("| ")) < 1
+    assert alone[1] == "nan |"
+    assert learned[1] == "nan (nan x) |"
+
+
 def test_quality_names_what_is_wrong(quality, tmp_path, capsys):
     (tmp_path / "dit-mini-cifar10-ddim-4.safetensors").write_bytes(b"half a fi")
     out = tmp_path / "q.json"

@@ -77,8 +77,13 @@ def _draw(summary: Mapping[str, Any]) -> bytes:
             _score_panel(axis, values[:, [k == kind for k in summary["layer_kinds"]]].T, kind, rows)
         _score_counts(axes[-1, 1], values, summary)
     figure.suptitle(_title(summary), fontsize=10, fontweight="bold")
+    return figure_png(figure, _DPI)
+
+
+def figure_png(figure: Figure, dpi: int) -> bytes:
+    """A figure that is drawn, as a PNG with so many dots per inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
