@@ -38,6 +38,7 @@ import l2c
 import scaling
 from l2c.bench.latency import device_floor, floor_s, measure_latency
 from l2c.cache.schedule import CacheSchedule
+from l2c.cli.options import resolve_device
 from l2c.errors import L2CError
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model
@@ -45,6 +46,7 @@ from l2c.records import RunRecord, describe_device
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 
+COMMAND = "benchmarks/latency.py"
 PARTS = ("tables", "throughput", "scaling", "start")
 STEPS = 50
 MODELS = {
@@ -55,7 +57,7 @@ MODELS = {
 FIRST = "dit-xl-2-256"
 FAST, SLOW = "graph", "eager"
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-EVERYTHING, PUBLISHED, THREE_TERMS = "everything", "published", "every 2nd, three terms"
+EVERYTHING, PUBLISHED, THREE_TERMS = scaling.EVERYTHING, "published", "every 2nd, three terms"
 TARGETS = {
     "dit-xl-2-256, 8 pictures, everything, s": 0.40,
     "dit-xl-2-256, 8 pictures, published, s": 0.31,
@@ -78,15 +80,7 @@ def make_sampler(name: str, steps: int, device: str) -> Sampler:
 def published(sampler: Sampler, name: str, routers: Path) -> CacheSchedule:
     """The published schedule, on the layers of this model."""
     schedule = import_router(routers / MODELS[name][1])
-    return on_mask(sampler, schedule.compute)
-
-
-def on_mask(sampler: Sampler, compute: torch.Tensor, predictor: str = "copy") -> CacheSchedule:
-    """A schedule for this model and solver with any mask."""
-    fixed = l2c.methods.interval(
-        sampler.denoiser.model, sampler.solver, sampler.steps, every=2, predictor=predictor
-    )
-    return replace(fixed, compute=compute, provenance={"method": "given mask"})
+    return scaling.on_mask(sampler, schedule.compute)
 
 
 def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
@@ -123,6 +117,11 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def title(model: str, images: int) -> str:
+    """A model and a batch size in words."""
+    return f"{model}, {images} picture{'s' * (images > 1)}"
+
+
 def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """What the targets are about, of captured runs."""
     found: dict[str, float] = {}
@@ -133,7 +132,7 @@ def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     for model, images in dict.fromkeys((r["model"], r["images"]) for r in rows):
         full, some = row(model, images, EVERYTHING), row(model, images, PUBLISHED)
-        pictures = f"{model}, {images} picture{'s' * (images > 1)}"
+        pictures = title(model, images)
         found[f"{pictures}, everything, s"] = full["median_s"]
         found[f"{pictures}, published, s"] = some["median_s"]
         share = paired_ratio(full, some) * some["macs_fraction"]
@@ -240,7 +239,7 @@ def straight_lines(results: dict[str, Any]) -> str:
     points: dict[str, list[tuple[float, float]]] = {}
     for row in results["tables"]["rows"]:
         if row["engine"] == FAST:
-            of = points.setdefault(f"{row['model']}, {row['images']} pictures", [])
+            of = points.setdefault(title(row["model"], row["images"]), [])
             of.append((row["macs_fraction"], row["median_s"]))
     return "\n".join(f"{name}: {scaling.Line.through(of)}" for name, of in points.items())
 
@@ -296,11 +295,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.first_calls:
             print(json.dumps(first_calls(options.routers, options.device)))
             return 0
-        if options.out.exists():
-            record = RunRecord.load(options.out)
+        if options.show or options.out.exists():
+            record = scaling.read_record(options.out, COMMAND)
         else:
-            record = RunRecord("benchmarks/latency.py", {"steps": STEPS, "dtype": "bfloat16"})
+            record = RunRecord(COMMAND, {"steps": STEPS, "dtype": "bfloat16"})
         if not options.show:
+            options.device = resolve_device(options.device)
             for part in options.part or PARTS:
                 if options.routers is None and part != "scaling":
                     parser.error(f"part {part} needs --routers, the folder of the published router files")

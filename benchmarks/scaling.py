@@ -5,14 +5,14 @@
 On a CPU with a model of the embedded DiT's size in float32; on a CUDA device with DiT-XL/2 in bfloat16, which is also
 part `scaling` of `benchmarks/latency.py`. Weights are random, which makes no difference to time. The engine is the one
 that `l2c.sample` takes there. Other fractions are masks that are random at every evaluation and layer, with copied
-outputs, and take turns with everything computed in one process.
+outputs, and take turns with everything computed in one process. One workload is in all four parts, timed anew in each:
+that tells how far the figures can be trusted.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,14 +27,17 @@ from l2c.allocator import keep_freed_memory
 from l2c.bench.latency import measure_latency
 from l2c.bench.runs import random_mask
 from l2c.cache.schedule import CacheSchedule
-from l2c.errors import L2CError
+from l2c.cli.options import resolve_device
+from l2c.errors import DataError, L2CError
 from l2c.files import atomic_write
 from l2c.layers import find_layers
 from l2c.models import DiTConfig, model_config, random_model
 from l2c.records import RunRecord, describe_device
+from l2c.report.figures import figure_png
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
 
+COMMAND = "benchmarks/scaling.py"
 EVERYTHING = "everything"
 SHARES = (0.8, 0.6, 0.4, 0.2, 0.0)
 
@@ -77,7 +80,7 @@ PLANS = {
     "cuda": Plan("dit-xl-2-256", torch.bfloat16, 8, 50, (10, 20, 50, 100), (1, 2, 4, 8, 16), (16, 32, 64)),
     "cpu": Plan("dit-mini-cifar10", torch.float32, 4, 20, (5, 10, 20, 40), (1, 2, 4, 8), (16, 32, 48)),
 }
-"""By kind of device."""
+"""For GPUs that run CUDA graphs, and for all else."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Line:
 
 def measure(device: str, repetitions: int) -> dict[str, Any]:
     """All of it, as plain data."""
-    plan = PLANS[torch.device(device).type]
+    plan = PLANS["cuda" if torch.device(device).type == "cuda" else "cpu"]
     sampler = plan.sampler(device)
     by_fraction = [row.to_json() for row in measure_latency(
         sampler, masks(sampler), ["auto"], plan.images, repetitions
@@ -124,10 +127,8 @@ def measure(device: str, repetitions: int) -> dict[str, Any]:
         (row,) = measure_latency(other, {EVERYTHING: None}, ["auto"], images, repetitions)
         return row.to_json()
 
-    table = find_layers(sampler.denoiser.model)
     return {
         "model": plan.model,
-        "rest_share": table.rest_macs / table.full_macs,
         "fraction": by_fraction,
         "line": asdict(Line.through(points)),
         "steps": [
@@ -140,13 +141,17 @@ def measure(device: str, repetitions: int) -> dict[str, Any]:
 
 def masks(sampler: Sampler) -> dict[str, CacheSchedule | None]:
     """Everything, and random masks of smaller and smaller shares."""
-    model, steps = sampler.denoiser.model, sampler.steps
-    fixed = l2c.methods.interval(model, sampler.solver, steps, every=2)
+    table = find_layers(sampler.denoiser.model)
     found: dict[str, CacheSchedule | None] = {EVERYTHING: None}
     for seed, share in enumerate(SHARES):
-        compute = random_mask(fixed.layers, steps, share, seed)
-        found[f"{share:.0%}"] = replace(fixed, compute=compute, provenance={"method": "random mask"})
+        found[f"{share:.0%}"] = on_mask(sampler, random_mask(table, sampler.steps, share, seed))
     return found
+
+
+def on_mask(sampler: Sampler, compute: torch.Tensor) -> CacheSchedule:
+    """A schedule for this model and solver with any mask and copied outputs."""
+    fixed = l2c.methods.interval(sampler.denoiser.model, sampler.solver, sampler.steps, every=2)
+    return replace(fixed, compute=compute, provenance={"method": "given mask"})
 
 
 def tokens_row(plan: Plan, device: str, size: int, everything: Any) -> dict[str, Any]:
@@ -205,9 +210,19 @@ def plot(drawn: Sequence[Panel], path: Path) -> None:
         axes.grid(alpha=0.3)
         if any(curves):
             axes.legend()
-    with tempfile.TemporaryDirectory() as folder:
-        figure.savefig(Path(folder) / "plot.png", dpi=150)
-        atomic_write(path, (Path(folder) / "plot.png").read_bytes())
+    atomic_write(path, figure_png(figure, 150))
+
+
+def read_record(path: Path, command: str) -> RunRecord:
+    """The record that a benchmark wrote.
+
+    Raises:
+        DataError: If it cannot be read or is of another command.
+    """
+    record = RunRecord.load(path)
+    if record.command != command:
+        raise DataError(f"{path} is a record of {record.command}; give one that {command} has written")
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -215,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="auto", help="default: a GPU if there is one")
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/scaling.json"), help="default %(default)s")
     parser.add_argument("--show", action="store_true", help="measure nothing, show the record")
@@ -223,13 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()  # as the program does
     try:
         if options.show:
-            record = RunRecord.load(options.out)
+            record = read_record(options.out, COMMAND)
         else:
+            device = resolve_device(options.device)
             record = RunRecord(
-                "benchmarks/scaling.py",
+                COMMAND,
                 {"repetitions": options.repetitions},
-                results=measure(options.device, options.repetitions),
-                device=describe_device(options.device),
+                results=measure(device, options.repetitions),
+                device=describe_device(device),
             )
             record.save(options.out)
         print(show(record.results))

@@ -84,6 +84,18 @@ def test_parts_that_need_the_routers_say_so(latency, tmp_path, capsys):
     assert "published router files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["latency", "scaling"])
+def test_a_benchmark_says_what_it_cannot_do(load_benchmark, name, tmp_path, capsys):
+    main = load_benchmark(name).main
+    for options, sentence in (
+        (["--show", "--out", str(tmp_path / "none.json")], "is not a record"),
+        (["--show", "--out", str(ROOT / "results/demo.json")], f"that benchmarks/{name}.py has written"),
+        (["--device", "cuda:99", "--out", str(tmp_path / "x.json")], "there is no device 'cuda:99' here"),
+    ):
+        assert main(options) == 1
+        assert sentence in capsys.readouterr().err
+
+
 def test_shares_of_known_times(latency):
     row = {"model": "m", "images": 8, "engine": "eager", "launch_us": 20.0, "first_s": 5.0, "median_s": 1.0}
     rows = [
