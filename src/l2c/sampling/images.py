@@ -116,6 +116,9 @@ def sample(
         raise ConfigError("give either seeds or noise, not both")
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    size = batch_size or count
+    parts = zip(torch.split(noise, size), torch.split(label_tensor, size), strict=True)
+    inputs = ((part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts)
     with turn(model):
         enabled = active_cache(model)
         made_for = schedule or (enabled.schedule if enabled else None)
@@ -123,18 +126,12 @@ def sample(
             denoiser, made_for, solver, steps, spacing, guidance, guidance_mode, guidance_channels
         )
         mode = _engine_for(engine, denoiser, enabled, observer)
-        parts = zip(
-            torch.split(noise, batch_size or count),
-            torch.split(label_tensor, batch_size or count),
-            strict=True,
-        )
-        inputs = ((part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts)
         if mode == "eager":
             reason = (
                 "a cache is enabled" if enabled is not None else "" if observer is None else "an observer"
             )
             log_engine(mode, engine, denoiser, reason if engine == "auto" else "")
-            with _scheduled(sampler, schedule, min(batch_size or count, count)):
+            with _scheduled(sampler, schedule, min(size, count)):
                 samples = [sampler(part, some, observer) for part, some in inputs]
         else:
             compiled = sampler.compile(schedule, engine)
