@@ -8,7 +8,7 @@ enabling and disabling the cache counts too. With the eager engine:
 - `none`: no schedule, the model as it is;
 - `everything`: a schedule that computes every layer, which must give the same bits and cost next to nothing;
 - `interval`: every layer at every second evaluation, none in between, where the last output is copied;
-- `three terms`: the same with stand-ins that read three stored outputs, as learned ones do;
+- `three terms`: the same with forecasts that read three stored outputs, as learned ones do;
 - `blocks`: half of the blocks at every evaluation after the first, the other half at the next.
 
 All but `blocks` also with the engine that runs compiled pieces, which are made before.
@@ -32,9 +32,9 @@ import torch
 import l2c
 from l2c.allocator import keep_freed_memory
 from l2c.bench.timing import Timing, interleave
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.records import RunRecord, describe_device
+from l2c.schedule.schedule import CacheSchedule
 
 MODEL = "dit-mini-cifar10"
 SOLVER = "ddim"

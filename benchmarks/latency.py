@@ -8,7 +8,7 @@ Transformer and solver are timed, without the decoder, in bfloat16 and with guid
 compared takes turns in one process. `--part` takes some of:
 
 - `tables`: every model, 8 pictures and 1, every engine: everything computed, the published schedule, and the whole
-  network at every second evaluation with three-term stand-ins, from which the time of an evaluation that reuses every
+  network at every second evaluation with three-term forecasts, from which the time of an evaluation that reuses every
   layer follows; with the shares of the ideal and the arithmetic floor;
 - `throughput`: pictures per second at 1 to 64 pictures;
 - `scaling`: time against the fraction computed, steps, pictures and tokens, as `benchmarks/scaling.py`;
@@ -37,7 +37,6 @@ import torch
 import l2c
 import scaling
 from l2c.bench.latency import device_floor, floor_s, measure_latency
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.options import resolve_device
 from l2c.errors import L2CError
 from l2c.methods.published import import_router
@@ -45,6 +44,7 @@ from l2c.models import model_config, random_model
 from l2c.records import RunRecord, describe_device
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.schedule.schedule import CacheSchedule
 
 COMMAND = "benchmarks/latency.py"
 PARTS = ("tables", "throughput", "scaling", "start")

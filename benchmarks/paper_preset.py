@@ -20,13 +20,13 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.files import atomic_write
 from l2c.methods import import_router
 from l2c.methods.published import ROUTER_SUFFIXES
 from l2c.records import RunRecord, describe_device
 from l2c.report.figures import figure_png
+from l2c.schedule.schedule import CacheSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,8 +3,8 @@
     python benchmarks/pipeline_parity.py
 
 The trained weights are sampled with DPM-Solver++ in two ways: by l2c, and as a `DiTTransformer2DModel` in a
-class-conditional diffusers pipeline. The stand-ins of one mask, which computes everything at every second evaluation,
-are learned in both, with the same settings: `l2c.fit_predictor` and `l2c.pipelines.fit_predictor`. Each draws its own
+class-conditional diffusers pipeline. The forecasts of one mask, which computes everything at every second evaluation,
+are learned in both, with the same settings: `l2c.fit_predictor` and the pipeline's own. Each draws its own
 noise and labels; both come close to DPM-Solver++(3M), evenly spaced in log-SNR. Through the pipeline they are also
 learned to come close to what its own scheduler makes, in as fine steps and, which is what learning does unasked, in as
 many steps as the schedule is for.
@@ -34,7 +34,6 @@ from torch import Tensor
 
 import l2c
 from l2c.bootstrap import statistic_interval
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
@@ -43,6 +42,7 @@ from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
 from l2c.records import RunRecord, describe_device
 from l2c.sampling import seeded_noise
+from l2c.schedule.schedule import CacheSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, SOLVER, GUIDANCE = "dit-mini-cifar10", "dpmsolver++", 1.5
@@ -111,7 +111,7 @@ class Benchmark:
         return l2c.methods.interval(self.model, SOLVER, self.plan.steps, 2, predictor)
 
     def learn_natively(self, seed: int) -> CacheSchedule:
-        """Stand-ins that were learned natively."""
+        """Forecasts that were learned natively."""
         plan = self.plan
         # a quarter of `num_pictures` is held out
         settings = l2c.LearnSettings(**plan.common, num_pictures=plan.pictures * 4 // 3, seed=seed)
@@ -126,7 +126,7 @@ class Benchmark:
     def learn_through_pipeline(
         self, seed: int, reference_solver: str | None = FINE["solver"], *, finely: bool = True
     ) -> CacheSchedule:
-        """Stand-ins that were learned through the pipeline.
+        """Forecasts that were learned through the pipeline.
 
         Args:
             seed: Of learning.
@@ -134,7 +134,7 @@ class Benchmark:
             finely: In `reference_steps`, not in as many steps as the schedule is for.
         """
         conditions = [{"class_labels": [label]} for label in range(CLASSES)]
-        settings = l2c.pipelines.FitSettings(
+        settings = l2c.hosts.pipeline.FitSettings(
             **{**self.plan.common, **({} if finely else {"reference_steps": None})},
             num_runs=self.plan.pictures,
             num_held_out=1,
@@ -143,8 +143,8 @@ class Benchmark:
         )
 
         def make() -> CacheSchedule:
-            mask = l2c.pipelines.interval(self.pipe, **conditions[0], every=2, **self.call)
-            return l2c.pipelines.fit_predictor(
+            mask = l2c.hosts.pipeline.interval(self.pipe, **conditions[0], every=2, **self.call)
+            return l2c.hosts.pipeline.fit_predictor(
                 self.pipe, mask, conditions, settings=settings, on_progress=_show, **self.call
             )
 

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import l2c
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
+from l2c.hosts.pipeline import FitSettings
 from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
-from l2c.pipelines import FitSettings
 from l2c.records import RunRecord, describe_device
+from l2c.schedule.schedule import CacheSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, GUIDANCE = "dit-mini-cifar10", 1.5
@@ -117,7 +117,9 @@ def measure(plan: Plan) -> RunRecord:
     few = FitSettings(
         iterations=plan.repair_iterations, num_runs=plan.repair_runs, num_held_out=1, learning_rate=2e-3
     )
-    repaired = l2c.pipelines.fit_predictor(pipe, learned, conditions, settings=few, on_progress=_show, **call)
+    repaired = l2c.hosts.pipeline.fit_predictor(
+        pipe, learned, conditions, settings=few, on_progress=_show, **call
+    )
     took_s["repaired"] = time.process_time() - began
     errors["repaired"] = error(repaired)
     errors["learned anew"] = error(learn("learned anew"))

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 import l2c
 from l2c.bench.timing import interleave
-from l2c.cache.contract import Contract
-from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import L2CError
+from l2c.hosts.pipeline import describe_run
 from l2c.layers import find_layers, measure_layers
-from l2c.pipelines import describe_run
 from l2c.records import RunRecord, describe_device
+from l2c.schedule.contract import Contract
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)

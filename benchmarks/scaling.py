@@ -26,7 +26,6 @@ import l2c
 from l2c.allocator import keep_freed_memory
 from l2c.bench.latency import measure_latency
 from l2c.bench.runs import random_mask
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.options import resolve_device
 from l2c.errors import DataError, L2CError
 from l2c.files import atomic_write
@@ -36,6 +35,7 @@ from l2c.records import RunRecord, describe_device
 from l2c.report.figures import figure_png
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.schedule import CacheSchedule
 
 COMMAND = "benchmarks/scaling.py"
 EVERYTHING = "everything"

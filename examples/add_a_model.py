@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 import l2c
-from l2c.cache.contract import Contract
+from l2c.hosts.pipeline import describe_run
 from l2c.layers import find_layers, measure_layers, register_blocks
-from l2c.pipelines import describe_run
+from l2c.schedule.contract import Contract
 
 WIDTH, TOKENS = 32, 16
 

@@ -21,6 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import l2c
+import l2c.hosts.pipeline
 from l2c.errors import L2CError
 
 
@@ -72,7 +73,7 @@ def _ways(
         ways[f"fewer steps, {fewer}"] = (fewer, None)
     for every in (2, 3):
         for predictor in ("copy", "taylor"):
-            schedule = l2c.pipelines.interval(pipe, every=every, predictor=predictor, **call)
+            schedule = l2c.hosts.pipeline.interval(pipe, every=every, predictor=predictor, **call)
             ways[f"every {every}, {predictor}"] = (steps, schedule)
     for path in options.schedule:
         ways[path.name] = (steps, l2c.CacheSchedule.from_pretrained(path))

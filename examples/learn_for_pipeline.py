@@ -19,8 +19,8 @@ from diffusers import DiffusionPipeline
 
 import l2c
 from l2c.errors import L2CError
+from l2c.hosts.pipeline.conditions import read_prompts
 from l2c.learning.session import Progress
-from l2c.pipelines.conditions import read_prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
     if options.lora is not None:
         pipe.load_lora_weights(options.lora)
-    settings = l2c.pipelines.FitSettings(
+    settings = l2c.hosts.pipeline.FitSettings(
         iterations=options.iterations, trials=options.trials, num_runs=options.runs, recompute=True
     )
     options.out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             schedule = l2c.learn(pipe, conditions, budget=options.budget, **how)
         else:
             schedule = l2c.CacheSchedule.from_pretrained(options.repair)
-            schedule = l2c.pipelines.fit_predictor(pipe, schedule, conditions, **how)
+            schedule = l2c.hosts.pipeline.fit_predictor(pipe, schedule, conditions, **how)
         schedule.save_pretrained(options.out)
         checkpoint.unlink(missing_ok=True)
         _sample(pipe, schedule, {**call, **conditions[0]}, options.out)

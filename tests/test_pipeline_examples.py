@@ -72,7 +72,7 @@ def test_compare_on_pipeline(tmp_path, capsys):
     pipe = tiny_pipeline("dit")
     pipe.save_pretrained(tmp_path / "pipe")
     call = {"class_labels": [1], "num_inference_steps": 6}
-    l2c.pipelines.interval(pipe, every=6, predictor="copy", **call).save_pretrained(tmp_path / "own")
+    l2c.hosts.pipeline.interval(pipe, every=6, predictor="copy", **call).save_pretrained(tmp_path / "own")
     arguments = [
         "--pipeline",
         str(tmp_path / "pipe"),

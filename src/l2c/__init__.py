@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2c import layers, methods, models, pipelines, sampling, testing
+    from l2c import layers, methods, models, sampling, testing
     from l2c.bench.cost import measure_costs
-    from l2c.cache.cost import CostTable
-    from l2c.cache.family import ScheduleFamily
-    from l2c.cache.predictors import Predictor
-    from l2c.cache.runtime import CachedModel
-    from l2c.cache.schedule import CacheSchedule
+    from l2c.cache.cached_model import CachedModel
+    from l2c.hosts.pipeline.anything import learn
+    from l2c.hosts.pipeline.check import check
+    from l2c.hosts.pipeline.enable import disable_cache, enable_cache, summary
+    from l2c.hosts.pipeline.handle import PipelineCache
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
     from l2c.learning.learn import learn_family
     from l2c.learning.paper import RouterSettings, learn_router
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     from l2c.learning.solver import learn_solver
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
-    from l2c.pipelines.anything import learn
-    from l2c.pipelines.check import check
-    from l2c.pipelines.enable import disable_cache, enable_cache, summary
-    from l2c.pipelines.handle import PipelineCache
     from l2c.sampling.images import sample
     from l2c.sampling.sampler import Sampler
+    from l2c.schedule.cost import CostTable
+    from l2c.schedule.family import ScheduleFamily
+    from l2c.schedule.forecast import Predictor
+    from l2c.schedule.schedule import CacheSchedule
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CacheSchedule": "l2c.cache.schedule",
-    "CachedModel": "l2c.cache.runtime",
-    "CostTable": "l2c.cache.cost",
+    "CacheSchedule": "l2c.schedule.schedule",
+    "CachedModel": "l2c.cache.cached_model",
+    "CostTable": "l2c.schedule.cost",
     "LearnSettings": "l2c.learning.end_to_end",
-    "PipelineCache": "l2c.pipelines.handle",
-    "Predictor": "l2c.cache.predictors",
+    "PipelineCache": "l2c.hosts.pipeline.handle",
+    "Predictor": "l2c.schedule.forecast",
     "RouterSettings": "l2c.learning.paper",
     "Sampler": "l2c.sampling.sampler",
-    "ScheduleFamily": "l2c.cache.family",
+    "ScheduleFamily": "l2c.schedule.family",
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
-    "check": "l2c.pipelines.check",
-    "disable_cache": "l2c.pipelines.enable",
-    "enable_cache": "l2c.pipelines.enable",
+    "check": "l2c.hosts.pipeline.check",
+    "disable_cache": "l2c.hosts.pipeline.enable",
+    "enable_cache": "l2c.hosts.pipeline.enable",
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
     "layers": "l2c.layers",
-    "learn": "l2c.pipelines.anything",
+    "learn": "l2c.hosts.pipeline.anything",
     "learn_family": "l2c.learning.learn",
     "learn_router": "l2c.learning.paper",
     "learn_solver": "l2c.learning.solver",
@@ -56,10 +56,9 @@ _HOMES = {
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
     "models": "l2c.models",
-    "pipelines": "l2c.pipelines",
     "sample": "l2c.sampling.images",
     "sampling": "l2c.sampling",
-    "summary": "l2c.pipelines.enable",
+    "summary": "l2c.hosts.pipeline.enable",
     "testing": "l2c.testing",
 }
 
@@ -89,7 +88,6 @@ __all__ = [
     "measure_costs",
     "methods",
     "models",
-    "pipelines",
     "sample",
     "sampling",
     "summary",

@@ -17,8 +17,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from l2c.bench.timing import Timing, interleave
-from l2c.cache.family import ScheduleFamily
-from l2c.cache.schedule import CacheSchedule
 from l2c.evaluation.metrics import psnr, rmse
 from l2c.files import atomic_write
 from l2c.layers import find_layers
@@ -31,6 +29,8 @@ from l2c.report.demo_page import demo_page
 from l2c.report.figures import heat_map
 from l2c.report.pictures import difference_gain, difference_pixels, picture_grid, png, to_pixels
 from l2c.sampling.images import sample
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.schedule import CacheSchedule
 
 MODEL = "dit-mini-cifar10"
 FINE_RUN: dict[str, Any] = {"solver": "dpmsolver++3", "steps": 50, "spacing": "logsnr"}

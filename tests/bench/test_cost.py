@@ -9,13 +9,13 @@ import torch
 import l2c
 from l2c.bench.cost import fit_costs, measure_costs, measure_profile, read_costs
 from l2c.bench.runs import layer_groups
-from l2c.cache.predictors import Predictor
 from l2c.errors import CacheStateError, ConfigError, DataError
 from l2c.layers import Layer, LayerTable, find_layers
 from l2c.records import RunRecord
 from l2c.sampling import Denoiser, Guidance
 from l2c.sampling.compiled import engine_of
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.forecast import Predictor
 from l2c.testing import tiny_diffusers_dit, tiny_dit, tiny_uvit
 
 TABLE = LayerTable("dit", tuple(Layer(f"{i}.{kind}", "", kind) for i in range(2) for kind in ("attn", "mlp")))
@@ -81,10 +81,10 @@ def test_costs_tell_where_the_time_goes(clock, engine, mode, calls):
     slow_layers(model, clock, attention=1e-3, mlp=4e-3, rest=7e-3)
     measured = measure_profile(sampler_of(model, mode=mode), repetitions=2, engine=engine)
     costs = measured.costs
-    assert (costs.unit, costs.family, costs.names) == ("ms", "dit", find_layers(model).names)
+    assert (costs.unit, costs.architecture, costs.names) == ("ms", "dit", find_layers(model).names)
     assert costs.layers == pytest.approx([calls * 1, calls * 4] * 3)
     assert costs.rest == pytest.approx(7 * calls)
-    assert (measured.engine, measured.depth, costs.depth, measured.evaluations) == (engine, 3, 3, 8)
+    assert (measured.engine, measured.history, costs.history, measured.evaluations) == (engine, 3, 3, 8)
     assert [check.deviation for check in measured.checks] == pytest.approx([0, 0, 0])
     assert [check.fraction for check in measured.checks] == pytest.approx([0.7, 0.5, 0.3], abs=0.1)
     assert all(len(timing.seconds) == 2 for timing in measured.timings.values())
@@ -120,9 +120,9 @@ def test_the_full_evaluation_comes_out_exactly_though_groups_interact():
     assert costs.of(everything) == pytest.approx(950)
 
 
-def test_stand_ins_of_one_value_tell_what_the_others_cost():
+def test_forecasts_of_one_value_tell_what_the_others_cost():
     costs = fit_costs(TABLE, seconds_of(1.0, 0.7, 0.64, 0.9, 0.8), 5, 3)
-    assert costs.depth == 3
+    assert costs.history == 3
     assert costs.per_value == pytest.approx(60 / 2 / 4 / 2)
 
 
@@ -152,7 +152,7 @@ def test_copies_and_a_solver_of_its_own_and_a_decoder():
     profile = measure_profile(
         sampler, 2, 1, predictor=Predictor(), checked=(0.5,), decoder=lambda x: decoded.append(x.shape)
     )
-    assert profile.depth == profile.costs.depth == 1
+    assert profile.history == profile.costs.history == 1
     assert profile.costs.per_value == 0
     assert "everything reused, of one value" not in profile.timings
     assert profile.evaluations == len(schedule.contract.run.timesteps)
@@ -194,7 +194,7 @@ def test_graphs_are_profiled_as_they_are_sampled(name):
     [
         ({"batch_size": 0}, "must be at least 1"),
         ({"repetitions": 0}, "must be at least 1"),
-        ({"evaluations": 3}, "the stand-ins read 3 values, so a run needs at least 4 evaluations, got 3"),
+        ({"evaluations": 3}, "the forecasts read 3 values, so a run needs at least 4 evaluations, got 3"),
         ({"engine": "steam"}, "unknown engine 'steam'"),
     ],
 )

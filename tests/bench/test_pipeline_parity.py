@@ -39,7 +39,7 @@ def test_both_ways_are_learned_once_and_judged_by_the_same_pictures(parity, tmp_
         raise AssertionError("learned again")
 
     monkeypatch.setattr(l2c, "fit_predictor", refuse)
-    monkeypatch.setattr(l2c.pipelines, "fit_predictor", refuse)
+    monkeypatch.setattr(l2c.hosts.pipeline, "fit_predictor", refuse)
     benchmark = parity.Benchmark(parity.Plan(**SMALL), work)
     assert benchmark.learn_natively(7).provenance["iterations"] == SMALL["iterations"]
     assert benchmark.learn_through_pipeline(7).provenance["iterations"] == SMALL["iterations"]
@@ -49,7 +49,7 @@ def test_both_ways_begin_with_the_same_mask_solver_and_coefficients(parity, tmp_
     plan = parity.Plan(**SMALL)
     benchmark = parity.Benchmark(plan, tmp_path)
     native = benchmark.mask()
-    piped = l2c.pipelines.interval(benchmark.pipe, class_labels=[0], every=2, **benchmark.call)
+    piped = l2c.hosts.pipeline.interval(benchmark.pipe, class_labels=[0], every=2, **benchmark.call)
     assert torch.equal(native.compute, piped.compute)
     assert native.contract.run.timesteps == piped.contract.run.timesteps
     assert native.contract.run.log_snrs == pytest.approx(piped.contract.run.log_snrs)

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 import l2c
-from l2c.cache.family import ScheduleFamily
 from l2c.records import RunRecord
+from l2c.schedule.family import ScheduleFamily
 
 
 @pytest.fixture

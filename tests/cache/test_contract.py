@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.gates import HardGates, SoftGates
-from l2c.cache.predictors import Predictor
-from l2c.cache.runtime import attach
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import attach
+from l2c.cache.policy import MixingPolicy, StaticPolicy
 from l2c.errors import CacheStateError
 from l2c.layers import find_layers
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import count_calls, tiny_diffusers_dit, tiny_dit, tiny_uvit
 
 STEPS = 6
@@ -82,7 +82,7 @@ def test_a_layer_that_is_not_there_leaves_the_model_as_it_was(model):
     broken = replace(table, layers=(*table.layers[:2], replace(table.layers[2], module_path="nowhere")))
     before = [m.__dict__.get("forward") for m in model.modules()]
     with pytest.raises(AttributeError, match="nowhere"):
-        attach(model, broken, HardGates({}, 1))
+        attach(model, broken, StaticPolicy({}, 1))
     assert [m.__dict__.get("forward") for m in model.modules()] == before
 
 
@@ -109,7 +109,7 @@ def test_an_aborted_run_leaves_nothing_behind_in_an_enabled_cache(model):
     with l2c.enable_cache(model, schedule) as cache:
         with pytest.raises(KeyboardInterrupt):
             sample(model, observer=fail)
-        assert cache.gating.store.nbytes == 0
+        assert cache.policy.store.nbytes == 0
         assert torch.equal(sample(model), expected)
         assert torch.equal(sample(model), expected)
 
@@ -132,16 +132,16 @@ def test_a_call_outside_a_run_is_refused(model):
 def test_soft_gates_at_0_and_1_equal_hard_ones(model, predictor):
     schedule = mixed_schedule(model, predictor)
     compute, parsed = schedule.compute.clone(), Predictor.parse(predictor)
-    compute[: parsed.depth] = True
+    compute[: parsed.history] = True
     schedule = CacheSchedule(compute, schedule.layers, schedule.contract, parsed)
     hard = sample(model, schedule)
 
     def gate(evaluation, layer):
         value = schedule.compute[evaluation, layer]
-        return True if evaluation < parsed.depth else value.float()
+        return True if evaluation < parsed.history else value.float()
 
-    gates = SoftGates(gate, parsed, schedule.contract.run.log_snrs)
-    with attach(model, find_layers(model), gates):
+    policy = MixingPolicy(gate, parsed, schedule.contract.run.log_snrs)
+    with attach(model, find_layers(model), policy):
         soft = sample(model)
     torch.testing.assert_close(soft, hard, atol=1e-5, rtol=1e-4)
 
@@ -157,8 +157,8 @@ def test_soft_gates_pass_gradients_and_leave_the_model_frozen(model):
     from l2c.sampling import Denoiser, Sampler, seeded_noise
 
     sampler = Sampler(Denoiser.of(model), "ddim", STEPS)
-    gates = SoftGates(gate, Predictor(), schedule.contract.run.log_snrs)
-    with attach(model, find_layers(model), gates):
+    policy = MixingPolicy(gate, Predictor(), schedule.contract.run.log_snrs)
+    with attach(model, find_layers(model), policy):
         sampler(seeded_noise([0, 1], (3, 8, 8)), torch.tensor(LABELS)).square().mean().backward()
     assert (logits.grad[1::2] != 0).all()
     assert (logits.grad[0::2] == 0).all()
@@ -178,8 +178,8 @@ def test_branches_do_not_mix(model):
     schedule = interval(model, every=STEPS)
     seen = {}
     with l2c.enable_cache(model, schedule) as cache:
-        original = cache.gating.store.put
-        cache.gating.store.put = lambda branch, *rest: (seen.setdefault(branch, 0), original(branch, *rest))
+        original = cache.policy.store.put
+        cache.policy.store.put = lambda branch, *rest: (seen.setdefault(branch, 0), original(branch, *rest))
         sample(model, guidance_mode="split")
     assert set(seen) == {"cond", "uncond"}
 
@@ -194,7 +194,7 @@ def test_two_runs_agree(model):
 def test_the_store_peaks_at_what_was_announced(model, predictor, mode):
     schedule, peak = mixed_schedule(model, predictor), 0
     with l2c.enable_cache(model, schedule) as cache:
-        store, put = cache.gating.store, cache.gating.store.put
+        store, put = cache.policy.store, cache.policy.store.put
 
         def watched(*args):
             nonlocal peak
@@ -210,5 +210,5 @@ def test_the_store_peaks_at_what_was_announced(model, predictor, mode):
 
 def test_hard_gates_hold_no_more_than_needed(model):
     schedule = interval(model, every=1)
-    assert isinstance(gates := HardGates(schedule.plan, STEPS), HardGates)
-    assert not gates.store.reads
+    assert isinstance(policy := StaticPolicy(schedule.plan, STEPS), StaticPolicy)
+    assert not policy.store.reads

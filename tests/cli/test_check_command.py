@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
-from l2c.cache.schedule import CacheSchedule
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_interval, tiny_pipeline
 
 

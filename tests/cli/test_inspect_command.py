@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import l2c
-from l2c.cache.schedule import CacheSchedule
 from l2c.learning.paper import RouterSettings, learn_router
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_dit
 
 

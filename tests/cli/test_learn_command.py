@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import l2c
-from l2c.cache.family import ScheduleFamily
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.main import run
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.schedule import CacheSchedule
 
 SMALL = ("--pattern", "alternate", "--steps", 4, "--iterations", 3, "--batch-size", 1)
 QUICK = ("--pictures", 8, "--reference-steps", 6, "--trials", 3, "--batch-size", 2)

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
-from l2c.cache.schedule import CacheSchedule
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_interval, tiny_pipeline
 
 PROMPTS = ("a photo of a cat", "a painting of the green house", "a bird and a boat", "a dog")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from l2c.cache.cost import CostTable
-from l2c.cache.schedule import CacheSchedule
 from l2c.records import RunRecord
+from l2c.schedule.cost import CostTable
+from l2c.schedule.schedule import CacheSchedule
 
 QUICK = ("--steps", 5, "--repetitions", 1)
 
@@ -29,10 +29,10 @@ def test_profile_shows_parts_and_checks_and_writes_them(invoke, tmp_path, checkp
     assert f"wrote {out}" in finished.err
     record = RunRecord.load(out)
     assert record.command == "profile"
-    assert (record.config["engine"], record.config["depth"], record.config["steps"]) == ("eager", 3, 5)
+    assert (record.config["engine"], record.config["history"], record.config["steps"]) == ("eager", 3, 5)
     assert record.device["device"] == "cpu"
     costs = CostTable.from_json(record.results["costs"])
-    assert (costs.family, len(costs.names)) == ("dit", 6)
+    assert (costs.architecture, len(costs.names)) == ("dit", 6)
     assert costs.full == pytest.approx(record.results["full_ms"])
     assert [check["fraction"] for check in record.results["checks"]] == pytest.approx(
         [0.7, 0.5, 0.3], abs=0.15
@@ -47,8 +47,8 @@ def test_profile_as_json(invoke, other_checkpoint):
     assert finished.code == 0, finished.err
     found = json.loads(finished.out)
     assert found["file"] is None
-    assert found["config"]["depth"] == 1
-    assert found["results"]["costs"]["family"] == "uvit"
+    assert found["config"]["history"] == 1
+    assert found["results"]["costs"]["architecture"] == "uvit"
     assert set(found["results"]["groups"]) == {"attention", "mlp"}
 
 

@@ -1,7 +1,7 @@
 import pytest
 
+from l2c.compare.baselines import PEERS
 from l2c.compare.config import CompareConfig, preset_names, to_plain
-from l2c.compare.peers import PEERS
 from l2c.compare.plan import plan
 from l2c.errors import ConfigError
 from l2c.methods import all_methods
@@ -47,7 +47,7 @@ def test_preset_of_the_embedded_dit_has_what_it_promises():
     assert [(base.solver, base.steps) for base in config.bases] == [("ddim", 50), ("dpmsolver++", 20)]
     assert all(len(base.budgets) >= 3 for base in config.bases)
     names = {method.name for method in config.methods}
-    for_dit = {name for name, method in all_methods().items() if "dit" in method.families}
+    for_dit = {name for name, method in all_methods().items() if "dit" in method.architectures}
     assert names == for_dit | set(PEERS)
     for base in config.bases:
         ways = [way for way in plan(config) if way.base == base]

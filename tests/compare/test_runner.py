@@ -176,7 +176,9 @@ def test_method_for_another_architecture_is_a_sentence(small, invoke, tmp_path):
 
 
 def test_peers_that_are_not_installed(small, invoke, tmp_path, monkeypatch):
-    monkeypatch.setattr("l2c.compare.peers.find_spec", lambda name: None if name == "cache_dit" else object())
+    monkeypatch.setattr(
+        "l2c.compare.baselines.find_spec", lambda name: None if name == "cache_dit" else object()
+    )
     small.write_text(small.read_text() + '[[method]]\nname = "cache-dit"\n')
     finished = invoke("compare", small, "--out", tmp_path / "out")
     assert finished.code == 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from l2c.cache.predictors import Predictor, plan_stand_ins
 from l2c.cache.store import last_reads
 from l2c.engine.graphs import Slots, assign_slots, held_elements, share_graphs
 from l2c.layers import Layer, LayerTable
+from l2c.schedule.forecast import Predictor, plan_reuse
 
 TABLE = LayerTable("dit", tuple(Layer(f"blocks.{i}.mlp", "", "mlp", out_elements=4) for i in range(3)))
 
@@ -15,7 +15,7 @@ TABLE = LayerTable("dit", tuple(Layer(f"blocks.{i}.mlp", "", "mlp", out_elements
 def plan(mask: list[list[int]], depth: int = 1):
     compute = torch.tensor(mask, dtype=torch.bool)
     predictor = Predictor() if depth == 1 else Predictor("taylor", depth - 1)
-    return plan_stand_ins(compute, predictor, [float(i) for i in range(len(mask))])
+    return plan_reuse(compute, predictor, [float(i) for i in range(len(mask))])
 
 
 def test_a_run_that_computes_everything_is_one_graph():
@@ -27,7 +27,7 @@ def test_an_interval_that_copies_is_two_graphs():
 
 
 def test_a_value_that_is_still_needed_is_not_written_over():
-    # full, reuse, full, reuse: with three values per stand-in, the first is read until two more have been stored
+    # full, reuse, full, reuse: with three values per forecast, the first is read until two more have been stored
     sharing = share_graphs(plan([[1], [0]] * 6, depth=3), 12)
     full = sharing.graphs[::2]
     assert full[0] != full[1] != full[2] != full[0]
@@ -48,23 +48,23 @@ def test_the_published_pattern_has_one_graph_per_distinct_row():
 def simulate(mask: torch.Tensor, depth: int) -> None:
     """Replays shared graphs symbolically: every reading must find the value that the plan means."""
     predictor = Predictor() if depth == 1 else Predictor("taylor", depth - 1)
-    stand_ins = plan_stand_ins(mask, predictor, [float(i) for i in range(len(mask))])
-    sharing = share_graphs(stand_ins, len(mask))
-    reads = last_reads(stand_ins)
+    forecasts = plan_reuse(mask, predictor, [float(i) for i in range(len(mask))])
+    sharing = share_graphs(forecasts, len(mask))
+    reads = last_reads(forecasts)
     memory: dict[tuple[int, int], int] = {}  # (graph, layer) -> evaluation whose value is there
     captured_reads: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
     for evaluation in range(len(mask)):
         graph = sharing.graphs[evaluation]
         row = [
             (layer, tuple(sharing.graphs[source] for source, _ in terms))
-            for (at, layer), terms in sorted(stand_ins.items())
+            for (at, layer), terms in sorted(forecasts.items())
             if at == evaluation
         ]
         assert (
             captured_reads.setdefault(graph, row) == row
         )  # it reads the same places as when it was captured
         for layer in range(mask.shape[1]):
-            for source, _ in stand_ins.get((evaluation, layer), ()):
+            for source, _ in forecasts.get((evaluation, layer), ()):
                 assert memory[sharing.graphs[source], layer] == source
                 assert sharing.held[sharing.graphs[source], layer] >= evaluation
             if (evaluation, layer) in reads:
@@ -88,14 +88,14 @@ def test_slots_are_as_many_as_values_are_held_at_once_and_never_shared_in_time()
     for _ in range(40):
         mask = torch.rand(12, 3, generator=generator) > 0.5
         mask[0] = True
-        stand_ins = plan_stand_ins(mask, Predictor("taylor", 2), [float(i) for i in range(12)])
-        sharing = share_graphs(stand_ins, 12)
+        forecasts = plan_reuse(mask, Predictor("taylor", 2), [float(i) for i in range(12)])
+        sharing = share_graphs(forecasts, 12)
         slots = assign_slots(sharing)
         assert 4 * len(set(slots.values())) == held_elements(sharing, TABLE)
         content: dict[int, tuple[int, int]] = {}  # slot -> (evaluation, layer) whose value is there
         for evaluation in range(12):
             for layer in range(3):
-                for source, _ in stand_ins.get((evaluation, layer), ()):
+                for source, _ in forecasts.get((evaluation, layer), ()):
                     assert content[slots[sharing.graphs[source], layer]] == (source, layer)
                 if mask[evaluation, layer] and (sharing.graphs[evaluation], layer) in slots:
                     content[slots[sharing.graphs[evaluation], layer]] = (evaluation, layer)

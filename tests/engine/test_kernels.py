@@ -24,7 +24,7 @@ CASES = [
     (4, 0, 5),
     (5, 0, 2),
 ]
-"""(values of a stand-in, whether a fresh output comes first, how many stand-ins)"""
+"""(values of a forecast, whether a fresh output comes first, how many forecasts)"""
 
 
 def worst_difference(device: str, dtype: torch.dtype) -> float:

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from l2c.cache.contract import Contract, Run
-from l2c.cache.gates import HardGates, SoftGates
-from l2c.cache.predictors import Predictor
-from l2c.cache.runtime import attach, disable_cache, enable_cache
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import attach, disable_cache, enable_cache
+from l2c.cache.policy import MixingPolicy, StaticPolicy
 from l2c.errors import ConfigError
 from l2c.layers import Residual, find_layers, fingerprint, measure_layers, register_blocks
-from l2c.layers.diffusers import FAMILIES
+from l2c.layers.diffusers import TRANSFORMERS
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import TINY, count_calls
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for one in float32
@@ -46,7 +46,7 @@ def noise(tiny, batch=2):
     return torch.randn((batch, *tiny.shape), generator=torch.Generator().manual_seed(0))
 
 
-def walk(tiny, model, cache=None, x=None):
+def loop(tiny, model, cache=None, x=None):
     """A few steps of descent along the model's prediction: not a sampler, but as good for comparing."""
     x = noise(tiny) if x is None else x
     for i, timestep in enumerate(RUN.timesteps):
@@ -58,7 +58,7 @@ def walk(tiny, model, cache=None, x=None):
 
 def cached_walk(tiny, model, schedule, **options):
     with enable_cache(model, schedule) as cache, cache.run():
-        return walk(tiny, model, cache, **options)
+        return loop(tiny, model, cache, **options)
 
 
 def schedule_of(table, compute=None, predictor=None):
@@ -69,7 +69,7 @@ def schedule_of(table, compute=None, predictor=None):
 
 
 def test_table_and_tiny_models_name_the_same_classes():
-    assert set(TINY) == {*FAMILIES, "DiTTransformer2DModel"}
+    assert set(TINY) == {*TRANSFORMERS, "DiTTransformer2DModel"}
 
 
 def test_layers_are_named_in_execution_order(tiny, model):
@@ -100,20 +100,20 @@ def test_cost_counts_one_image_whatever_the_batch(tiny, model, table):
 
 def test_computing_everything_is_bit_equal_to_the_bare_model(tiny, model, table):
     everything = schedule_of(table, torch.ones(STEPS, len(table), dtype=torch.bool))
-    assert torch.equal(cached_walk(tiny, model, everything), walk(tiny, model))
+    assert torch.equal(cached_walk(tiny, model, everything), loop(tiny, model))
 
 
 def test_reuse_changes_the_result_and_two_runs_agree(tiny, model, table):
     schedule = schedule_of(table, predictor=Predictor.parse("taylor-1"))
     first = cached_walk(tiny, model, schedule)
-    assert not torch.equal(first, walk(tiny, model))
+    assert not torch.equal(first, loop(tiny, model))
     assert torch.isfinite(first).all()
     assert torch.equal(first, cached_walk(tiny, model, schedule))
 
 
 def test_every_layer_matters(tiny, model, table):
     """A submodule whose output went nowhere would be no layer."""
-    bare = walk(tiny, model)
+    bare = loop(tiny, model)
     for index, name in enumerate(table.names):
         if tiny.class_name == "LuminaNextDiT2DModel" and name.endswith("attn2"):
             continue  # its gate is zero until it is trained
@@ -160,7 +160,7 @@ def test_stored_values_are_not_changed_by_the_model(tiny, model, table):
     with enable_cache(model, schedule_of(table, compute)) as cache, cache.run():
         cache.clock.tick(0)
         tiny.call(model, noise(tiny), 900.0)
-        stored = cache.gating.store._values
+        stored = cache.policy.store._values
         kept = {key: [part.clone() for part in parts(value)] for key, value in stored.items()}
         for i in range(1, STEPS - 1):
             cache.clock.tick(i)
@@ -177,7 +177,7 @@ def parts(value):
 def test_the_store_peaks_at_what_was_announced(tiny, model, table):
     schedule, peak = schedule_of(table, predictor=Predictor.parse("taylor-1")), 0
     with enable_cache(model, schedule) as cache, cache.run():
-        store, put = cache.gating.store, cache.gating.store.put
+        store, put = cache.policy.store, cache.policy.store.put
 
         def watched(*args):
             nonlocal peak
@@ -185,14 +185,14 @@ def test_the_store_peaks_at_what_was_announced(tiny, model, table):
             peak = max(peak, store.nbytes)
 
         store.put = watched
-        walk(tiny, model, cache)
+        loop(tiny, model, cache)
         text_rows = tiny.class_name in ("Lumina2Transformer2DModel",)
         assert peak == cache.peak_store_bytes(2) or text_rows
         assert store.nbytes == 0
 
 
 def test_disabling_restores_the_model_also_after_an_exception(tiny, model, table):
-    bare, keys = walk(tiny, model), list(model.state_dict())
+    bare, keys = loop(tiny, model), list(model.state_dict())
     before = {path: dict(module.__dict__) for path, module in model.named_modules()}
     cache = enable_cache(model, schedule_of(table))
     assert list(model.state_dict()) == keys
@@ -205,10 +205,10 @@ def test_disabling_restores_the_model_also_after_an_exception(tiny, model, table
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert cache.gating.store.nbytes == 0
+    assert cache.policy.store.nbytes == 0
     disable_cache(model)
     assert {path: dict(module.__dict__) for path, module in model.named_modules()} == before
-    assert torch.equal(walk(tiny, model), bare)
+    assert torch.equal(loop(tiny, model), bare)
 
 
 @pytest.mark.parametrize("predictor", ["copy", "taylor-1"])
@@ -219,9 +219,9 @@ def test_soft_gates_at_0_and_1_equal_hard_ones(tiny, model, table, predictor):
         return True if evaluation < 2 else schedule.compute[evaluation, layer].float()
 
     hard = cached_walk(tiny, model, schedule)
-    gates = SoftGates(gate, schedule.predictor, RUN.log_snrs)
-    with attach(model, find_layers(model), gates) as cache, cache.run():
-        soft = walk(tiny, model, cache)
+    policy = MixingPolicy(gate, schedule.predictor, RUN.log_snrs)
+    with attach(model, find_layers(model), policy) as cache, cache.run():
+        soft = loop(tiny, model, cache)
     torch.testing.assert_close(soft, hard, atol=1e-4, rtol=1e-3)
 
 
@@ -231,8 +231,11 @@ def test_soft_gates_pass_gradients(tiny, model, table):
     def gate(evaluation, layer):
         return True if evaluation % 2 == 0 else logits[evaluation, layer].sigmoid()
 
-    with attach(model, find_layers(model), SoftGates(gate, Predictor(), RUN.log_snrs)) as cache, cache.run():
-        walk(tiny, model, cache).square().mean().backward()
+    with (
+        attach(model, find_layers(model), MixingPolicy(gate, Predictor(), RUN.log_snrs)) as cache,
+        cache.run(),
+    ):
+        loop(tiny, model, cache).square().mean().backward()
     blind = sum("context_refiner" in name for name in table.names)
     blind += 2 * (tiny.class_name == "LuminaNextDiT2DModel")  # zero gates, see above
     blind += tiny.class_name == "QwenImageTransformer2DModel"  # an unread text, see above
@@ -250,7 +253,7 @@ def test_fingerprint_tells_weights_apart(tiny, model, table):
 
 def test_hard_gates_of_a_full_schedule_store_nothing(table):
     schedule = schedule_of(table, torch.ones(STEPS, len(table), dtype=torch.bool))
-    assert not HardGates(schedule.plan, STEPS).store.reads
+    assert not StaticPolicy(schedule.plan, STEPS).store.reads
 
 
 def test_a_table_with_sizes_survives_a_schedule_file(table, tmp_path):

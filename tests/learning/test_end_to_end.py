@@ -20,7 +20,7 @@ def interval(model, every=2, predictor="taylor-2"):
 def test_learning_lowers_the_error_on_held_out_pictures(dit):
     """On the trained model; a random one has no smooth trajectory to be predicted."""
     schedule = l2c.methods.interval(dit, "dpmsolver++", 6, 2, "taylor")
-    settings = LearnSettings(iterations=8, batch_size=1, num_pictures=4, depth=2, reference_steps=12)
+    settings = LearnSettings(iterations=8, batch_size=1, num_pictures=4, history=2, reference_steps=12)
     provenance = fit_predictor(dit, schedule, settings=replace(settings, learning_rate=1e-2)).provenance
     assert provenance["held_out_error"] < 0.9 * provenance["held_out_error_before"]
 

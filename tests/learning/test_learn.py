@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.cost import CostTable
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import find_layers
 from l2c.learning.end_to_end import LearnSettings
@@ -16,6 +15,7 @@ from l2c.learning.learn import learn, learn_family
 from l2c.learning.masks import near
 from l2c.learning.session import Session
 from l2c.learning.solver import learn_solver
+from l2c.schedule.cost import CostTable
 from l2c.testing import tiny_dit, tiny_uvit
 
 SETTINGS = LearnSettings(
@@ -111,7 +111,7 @@ def test_a_search_begins_near_the_mask_of_the_nearest_budget(judged):
         order = other.provenance["polynomial_order"]
         (start,) = near(other.compute, amount, costs, order, seed=settings.seed)
         assert judged[5 * index].equal(start.mask(12, amount, costs))
-        assert found[budget].provenance["masks_judged"] == 5
+        assert found[budget].provenance["masks_tried"] == 5
 
 
 def test_another_seed_gives_another_family(expected, tmp_path):
@@ -233,7 +233,7 @@ def test_the_time_limit_leaves_something_for_every_budget(solved):
     assert [schedule.provenance["iterations"] for schedule in family] == [1, 1]
     assert [schedule.provenance["interrupted"] for schedule in family] == [False, False]
     assert [schedule.provenance["time_was_up"] for schedule in family] == [True, True]
-    assert [schedule.provenance["masks_judged"] for schedule in family] == [1, 1]
+    assert [schedule.provenance["masks_tried"] for schedule in family] == [1, 1]
     assert [(p.stage, p.iteration) for p in seen if p.stage.startswith("judging")] == [
         (f"judging masks {budget}", 1) for budget in BUDGETS
     ]
@@ -394,7 +394,7 @@ def test_the_structure_of_a_learned_solver_is_the_best_that_was_tried():
     assert list(tried) == ["6 evaluations", "7 evaluations"]
     assert tried[provenance["structure"]] == min(tried.values())
     assert tried["6 evaluations"] != tried["7 evaluations"]
-    assert provenance["masks_judged"] == 2 * trials
+    assert provenance["masks_tried"] == 2 * trials
     for name, least in tried.items():
         found = [progress.error for progress in seen if progress.stage == f"judging masks of {name}"]
         assert len(found) == trials - 1
@@ -431,7 +431,7 @@ def test_a_solver_alone_reuses_nothing():
     assert schedule.predictor.name == "copy"
     assert schedule.num_evaluations == 4
     assert schedule.contract.run.weights is not None
-    assert schedule.provenance["masks_judged"] == 0
+    assert schedule.provenance["masks_tried"] == 0
     l2c.sample(model, [1], schedule=schedule)
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from l2c.cache.cost import CostTable
-from l2c.cache.predictors import Predictor, plan_stand_ins
 from l2c.learning import masks
 from l2c.learning.masks import FILLS, Placement, far_moves, moves, near, search, spread
+from l2c.schedule.cost import CostTable
+from l2c.schedule.forecast import Predictor, plan_reuse
 
 COSTS = CostTable("ms", (1.0, 2.0, 1.0, 2.0, 1.5, 0.5), 0.4)
 EVALUATIONS = 9
@@ -40,7 +40,7 @@ def test_a_budget_is_met_within_one_layer_wherever_the_search_goes():
             compute = mask_of(placement, budget)
             assert budget - max(COSTS.layers) < COSTS.of(compute) <= budget * (1 + 1e-5)
             assert compute[0].all()
-            plan_stand_ins(compute, Predictor(), None)  # raises where something was never computed before
+            plan_reuse(compute, Predictor(), None)  # raises where something was never computed before
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 3, 50])

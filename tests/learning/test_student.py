@@ -4,9 +4,6 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.contract import Contract
-from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import CacheStateError
 from l2c.layers import find_layers
 from l2c.learning.coefficients import difference_weights
@@ -14,6 +11,9 @@ from l2c.learning.student import Student
 from l2c.sampling import Denoiser, Guidance, seeded_noise
 from l2c.sampling.linear import LEARNED, multistep_table
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.contract import Contract
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import count_calls, tiny_dit, tiny_uvit
 
 STEPS = 7
@@ -127,8 +127,8 @@ def test_gradients_reach_what_can_be_learned_and_nothing_else(noise):
     student = Student(sampler_of(model), mask_of(model), 2, free_solver=True)
     student(noise, LABELS).square().sum().backward()
     compute = mask_of(model)
-    assert (student.stand_ins.added.grad[compute] == 0).all()
-    assert (student.stand_ins.added.grad[~compute][:, 0] != 0).all()
+    assert (student.forecasts.added.grad[compute] == 0).all()
+    assert (student.forecasts.added.grad[~compute][:, 0] != 0).all()
     assert student.shifts.grad[0] == 0  # where the initial noise is given
     assert (student.shifts.grad[1:] != 0).all()
     assert (student.corrections.grad.triu(1) == 0).all()

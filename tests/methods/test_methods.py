@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.learning.paper import RouterSettings
 from l2c.methods import (
@@ -25,6 +24,7 @@ from l2c.methods import (
 from l2c.methods.l2c_paper import COMMON, PUBLISHED
 from l2c.methods.smoothcache import CALIBRATION_SEED, calibrate, scan
 from l2c.methods.taylorseer import forecast_weights
+from l2c.schedule.schedule import CacheSchedule
 
 
 def rows(schedule: CacheSchedule) -> list[str]:
@@ -233,7 +233,7 @@ def test_learned_reads_a_schedule_of_the_package(dit):
 @pytest.mark.parametrize("name", sorted(set(all_methods()) - {"learned"}))
 def test_every_method_meets_a_budget_and_samples(name, tiny_dit, tiny_uvit):
     method = find_method(name)
-    model = tiny_dit if "dit" in method.families else tiny_uvit
+    model = tiny_dit if "dit" in method.architectures else tiny_uvit
     settings = {"num_images": 1} if name == "smoothcache" else {}
     settings = {"iterations": 1, "batch_size": 1} if name == "l2c" else settings
     schedule = schedule_for(method, model, "dpmsolver++", 6, budget=0.75, guidance=1.0, settings=settings)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import l2c
-from l2c.cache.contract import Contract, Run
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError, ContractError
 from l2c.layers import find_layers
 from l2c.sampling import NoiseSchedule, make_solver
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
+from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.sampling.noise_schedule import alpha_sigma
-from l2c.sampling.walk import drive, solver_walk
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_dit
 
 SCHEDULE = NoiseSchedule()
@@ -35,8 +35,8 @@ def test_the_table_is_the_solver_of_order_two(steps, spacing):
     theirs = make_solver("dpmsolver++", steps, spacing, SCHEDULE)
     ours = LinearSolver(theirs.run, table_of(theirs.run.log_snrs))
     noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
-    expected = drive(solver_walk(theirs, noise), predict)
-    torch.testing.assert_close(drive(solver_walk(ours, noise), predict), expected, atol=1e-4, rtol=1e-4)
+    expected = run_loop(sampling_loop(theirs, noise), predict)
+    torch.testing.assert_close(run_loop(sampling_loop(ours, noise), predict), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_table_has_order_two():
@@ -51,7 +51,9 @@ def test_the_table_has_order_two():
             alpha, sigma = alpha_sigma(run.log_snrs[evaluation])
             return x * sigma / (alpha**2 * STD**2 + sigma**2)
 
-        return drive(solver_walk(LinearSolver(run, rows), torch.ones(1, dtype=torch.float64)), predict).item()
+        return run_loop(
+            sampling_loop(LinearSolver(run, rows), torch.ones(1, dtype=torch.float64)), predict
+        ).item()
 
     def deviation(log_snr):
         alpha, sigma = alpha_sigma(log_snr)
@@ -70,7 +72,7 @@ def test_gradients_of_the_table_are_those_of_differences():
 def test_a_solver_is_used_again_from_the_beginning():
     run = make_solver("dpmsolver++", 4).run
     solver, noise = LinearSolver(run, table_of(run.log_snrs)), torch.ones(1, 1, 1, 1)
-    first, second = (drive(solver_walk(solver, noise), lambda _, x: 0.5 * x) for _ in range(2))
+    first, second = (run_loop(sampling_loop(solver, noise), lambda _, x: 0.5 * x) for _ in range(2))
     assert torch.equal(first, second)
 
 

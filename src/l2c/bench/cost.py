@@ -15,16 +15,16 @@ from torch import Tensor
 
 from l2c.bench.runs import FULL, REST, SHALLOW, ProfileRuns, layer_groups, random_mask
 from l2c.bench.timing import Timing, interleave
-from l2c.cache.cost import CostTable
-from l2c.cache.predictors import Predictor
 from l2c.errors import ConfigError, DataError
 from l2c.layers import LayerTable, find_layers
 from l2c.records import RunRecord
 from l2c.sampling.compiled import keep_all_runs, resolve_engine
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.cost import CostTable
+from l2c.schedule.forecast import Predictor
 
 LEARNED = Predictor("taylor", 2)
-"""Reads three values, as the stand-ins that `l2c learn` makes."""
+"""Reads three values, as the forecasts that `l2c learn` makes."""
 CHECKED = (0.7, 0.5, 0.3)
 """Shares of the MACs of the random masks that predictions are checked on."""
 
@@ -62,7 +62,7 @@ class Profile:
         timings: Of all runs, raw.
         engine: `graph`, `compile` or `eager`.
         evaluations: Of each run.
-        depth: How many stored values a stand-in reads.
+        history: How many stored values a forecast reads.
         solver_ms: What of the rest is the solver, per evaluation. With graphs it is less than this, which is launched
             step by step.
         decoder_ms: Of decoding the pictures of a batch, which is in no evaluation; None where there is no decoder.
@@ -74,7 +74,7 @@ class Profile:
     timings: Mapping[str, Timing]
     engine: str
     evaluations: int
-    depth: int
+    history: int
     solver_ms: float
     decoder_ms: float | None
 
@@ -115,7 +115,7 @@ def measure_profile(
         batch_size: Pictures at a time.
         repetitions: Runs of each kind, fewer if the time is up before.
         engine: How the model is run, see `Sampler.compile`.
-        predictor: How many stored values the stand-ins read; which weights they have costs nothing.
+        predictor: How many stored values the forecasts read; which weights they have costs nothing.
         evaluations: Of each run; 20 on CUDA devices and 8 elsewhere if not given.
         checked: Shares of the MACs of random masks to check predictions on.
         decoder: Decodes samples, if its time is wanted.
@@ -132,7 +132,7 @@ def measure_profile(
             f"batch size and repetitions must be at least 1, got {batch_size} and {repetitions}"
         )
     mode = resolve_engine(engine, sampler.denoiser)
-    runs = ProfileRuns(sampler, batch_size, mode, predictor.depth, evaluations)
+    runs = ProfileRuns(sampler, batch_size, mode, predictor.history, evaluations)
     table, masks = runs.table, runs.masks()
     random = {
         f"random, {share:.0%}": random_mask(table, runs.count, share, seed)
@@ -140,15 +140,15 @@ def measure_profile(
     }
     masks |= random
     variants = {name: runs.variant(mask) for name, mask in masks.items()}
-    if runs.depth > 1 and mode == "eager":  # compiled stand-ins read as many values always
-        variants[SHALLOW] = runs.variant(masks[REST], depth=1)
+    if runs.history > 1 and mode == "eager":  # compiled forecasts read as many values always
+        variants[SHALLOW] = runs.variant(masks[REST], history=1)
     variants[_SOLVER] = runs.solver()
     if decoder is not None:
         variants[_DECODER] = lambda: decoder(runs.noise)
     with keep_all_runs(sampler.denoiser.model, [mode]):
         timings = interleave(variants, repetitions, time_limit_s=time_limit_s, on_run=on_run)
     seconds = {name: timing.seconds for name, timing in timings.items()}
-    costs = fit_costs(table, seconds, runs.count, runs.depth)
+    costs = fit_costs(table, seconds, runs.count, runs.history)
     checks = tuple(
         Check(runs.schedule(mask).cost.fraction, costs.of(mask), 1e3 * timings[name].median_s)
         for name, mask in random.items()
@@ -160,14 +160,14 @@ def measure_profile(
         timings,
         mode,
         runs.count,
-        runs.depth,
+        runs.history,
         1e3 * timings[_SOLVER].median_s / runs.count,
         None if decoder is None else 1e3 * timings[_DECODER].median_s,
     )
 
 
 def fit_costs(
-    table: LayerTable, seconds: Mapping[str, Sequence[float]], evaluations: int, depth: int
+    table: LayerTable, seconds: Mapping[str, Sequence[float]], evaluations: int, history: int
 ) -> CostTable:
     """Milliseconds of layers and rest from the times of runs.
 
@@ -177,15 +177,15 @@ def fit_costs(
     Args:
         table: The layers.
         seconds: Of every repetition, for each kind of run: with everything computed, with everything reused, the same
-            with stand-ins that read one value, if that matters, and with each group reused, by its name.
+            with forecasts that read one value, if that matters, and with each group reused, by its name.
         evaluations: Of each run.
-        depth: How many evaluations at its beginning computed everything.
+        history: How many evaluations at its beginning computed everything.
     """
     full = seconds[FULL]
 
     def saved_ms(name: str) -> float:
         differences = [a - b for a, b in zip(full, seconds[name], strict=True)]
-        return max(0.0, 1e3 * median(differences) / (evaluations - depth))
+        return max(0.0, 1e3 * median(differences) / (evaluations - history))
 
     groups = layer_groups(table)
     full_ms = 1e3 * median(full) / evaluations
@@ -198,8 +198,10 @@ def fit_costs(
             layers[layer] = scale * apart[name] / len(members)
     per_value = 0.0
     if SHALLOW in seconds:
-        per_value = max(0.0, saved_ms(SHALLOW) - together) / (len(table) * (depth - 1))
-    return CostTable("ms", tuple(layers), full_ms - sum(layers), table.family, table.names, depth, per_value)
+        per_value = max(0.0, saved_ms(SHALLOW) - together) / (len(table) * (history - 1))
+    return CostTable(
+        "ms", tuple(layers), full_ms - sum(layers), table.architecture, table.names, history, per_value
+    )
 
 
 def read_costs(path: Path, sampler: Sampler) -> CostTable:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from l2c.bench.timing import interleave, synchronize
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.sampling.compiled import engine_of, keep_all_runs, release_engines, resolve_engine
 from l2c.sampling.memory import planned_store_bytes
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.schedule.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)

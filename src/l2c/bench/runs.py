@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from l2c.cache.contract import Contract
-from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import Layer, LayerTable, find_layers
 from l2c.sampling.compiled import CompiledSampler
+from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.walk import drive, solver_walk
+from l2c.schedule.contract import Contract
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 
 FULL, REST, SHALLOW = "everything computed", "everything reused", "everything reused, of one value"
 
@@ -27,54 +27,55 @@ class ProfileRuns:
         sampler: Model, solver and guidance.
         batch_size: Pictures at a time.
         mode: The engine, from `resolve_engine`.
-        depth: How many values the stand-ins read.
+        history: How many values the forecasts read.
         evaluations: Of each run; None for a usual number. A sampler that brings its own solver has its own.
 
     Raises:
-        ConfigError: If there are too few evaluations for the depth.
+        ConfigError: If there are too few evaluations for the history.
     """
 
     def __init__(
-        self, sampler: Sampler, batch_size: int, mode: str, depth: int, evaluations: int | None
+        self, sampler: Sampler, batch_size: int, mode: str, history: int, evaluations: int | None
     ) -> None:
         denoiser = sampler.denoiser
         if sampler.learned is None:
-            wanted = evaluations or max(depth + 2, 20 if denoiser.device.type == "cuda" else 8)
+            wanted = evaluations or max(history + 2, 20 if denoiser.device.type == "cuda" else 8)
             sampler = replace(sampler, steps=wanted)
-        self.sampler, self.mode, self.depth = sampler, mode, depth
+        self.sampler, self.mode, self.history = sampler, mode, history
         self.run = sampler.run
         self.count = len(self.run.timesteps)
-        if self.count <= depth:
+        if self.count <= history:
             raise ConfigError(
-                f"the stand-ins read {depth} values, so a run needs at least {depth + 1} evaluations, got {self.count}"
+                f"the forecasts read {history} values, so a run needs at least {history + 1} evaluations, got "
+                f"{self.count}"
             )
         self.table = find_layers(denoiser.model)
         self.noise = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
         self.labels = torch.arange(batch_size, device=denoiser.device) % denoiser.num_classes
 
     def masks(self) -> dict[str, Tensor]:
-        """What `fit_costs` needs: all begin with as many whole evaluations as the stand-ins read."""
+        """What `fit_costs` needs: all begin with as many whole evaluations as the forecasts read."""
         everything = torch.ones(self.count, len(self.table), dtype=torch.bool)
         masks = {FULL: everything, REST: everything.clone()}
-        masks[REST][self.depth :] = False
+        masks[REST][self.history :] = False
         for name, members in layer_groups(self.table).items():
             masks[name] = everything.clone()
-            masks[name][self.depth :, list(members)] = False
+            masks[name][self.history :, list(members)] = False
         return masks
 
-    def schedule(self, mask: Tensor, depth: int | None = None) -> CacheSchedule:
-        """The schedule of a mask, whose stand-ins weigh as many values as the predictor reads."""
-        depth = depth or self.depth
+    def schedule(self, mask: Tensor, history: int | None = None) -> CacheSchedule:
+        """The schedule of a mask, whose forecasts weigh as many values as the predictor reads."""
+        history = history or self.history
         predictor = Predictor()
-        if self.depth > 1:
-            coefficients = torch.full((*mask.shape, depth), 0.1 / depth)
+        if self.history > 1:
+            coefficients = torch.full((*mask.shape, history), 0.1 / history)
             coefficients[..., 0] = 0.9
             predictor = Predictor("linear", coefficients=coefficients)
         return CacheSchedule(mask, self.table, Contract(self.run), predictor)
 
-    def variant(self, mask: Tensor, depth: int | None = None) -> Callable[[], object]:
+    def variant(self, mask: Tensor, history: int | None = None) -> Callable[[], object]:
         """One run with a mask."""
-        sample = self.sampler.compile(self.schedule(mask, depth), self.mode)
+        sample = self.sampler.compile(self.schedule(mask, history), self.mode)
         return lambda: sample(self.noise, self.labels)
 
     def solver(self) -> Callable[[], object]:
@@ -82,7 +83,9 @@ class ProfileRuns:
         sampler, noise = self.sampler, self.noise
         compiled = sampler.compile(None, self.mode)
         if not isinstance(compiled, CompiledSampler):
-            return lambda: drive(solver_walk(sampler.make_solver(), noise), lambda _evaluation, _x: noise)
+            return lambda: run_loop(
+                sampling_loop(sampler.make_solver(), noise), lambda _evaluation, _x: noise
+            )
         weights = compiled.job.solver.to(noise.device, torch.float32)
         terms = noise.flatten().expand(len(weights), -1).contiguous()
         return lambda: [row @ terms for row in weights]

@@ -7,13 +7,13 @@ from itertools import accumulate
 
 import torch
 
-from l2c.cache.predictors import StandInPlan
 from l2c.cache.values import Value, value_bytes
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable
+from l2c.schedule.forecast import ReusePlan
 
 
-def last_reads(plan: StandInPlan) -> dict[tuple[int, int], int]:
+def last_reads(plan: ReusePlan) -> dict[tuple[int, int], int]:
     """For every (evaluation, layer) whose value is stored: the evaluation that reads it last."""
     reads: dict[tuple[int, int], int] = {}
     for (evaluation, layer), terms in plan.items():
@@ -22,7 +22,7 @@ def last_reads(plan: StandInPlan) -> dict[tuple[int, int], int]:
     return reads
 
 
-def peak_elements(plan: StandInPlan, layers: LayerTable, branches: int = 1) -> int:
+def peak_elements(plan: ReusePlan, layers: LayerTable, branches: int = 1) -> int:
     """Most elements that the store holds at once, for one image per call, in a run with so many branches."""
     changes: dict[tuple[int, int, int], int] = {}  # (evaluation, branch, layer), in order of time -> elements
     for (source, layer), last in last_reads(plan).items():
@@ -35,7 +35,7 @@ def peak_elements(plan: StandInPlan, layers: LayerTable, branches: int = 1) -> i
 
 
 def peak_bytes(
-    plan: StandInPlan, layers: LayerTable, batch_size: int, branches: int, dtype: torch.dtype = torch.float32
+    plan: ReusePlan, layers: LayerTable, batch_size: int, branches: int, dtype: torch.dtype = torch.float32
 ) -> int:
     """Peak memory of the store in bytes: elements, times images in a call, times item size.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.predictors import combine
+from l2c.schedule.forecast import combine
 
 Value = Tensor | tuple[Tensor | None, ...]
 """Output of a layer. A tuple has None where a model passes nothing on."""

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from l2c.bench.latency import Latency, SpeedUp, device_floor, floor_s, measure_latency
-from l2c.cache.runtime import check_model
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import check_model
 from l2c.cli.bench_report import EVERYTHING, pictures
 from l2c.cli.console import progress_bar, say
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
@@ -25,6 +24,7 @@ from l2c.sampling.compiled import engine_of, release_engines, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.images import resolve_sampler
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.schedule import CacheSchedule
 
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")  # what PyTorch's allocator says
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
-    from l2c.cache.cost import CostTable
     from l2c.sampling.sampler import Sampler
+    from l2c.schedule.cost import CostTable
 
 DEFAULT = 0.5
 _PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -107,8 +107,8 @@ class Budget:
             release_engines(sampler.denoiser.model)  # learning needs the memory
             return costs
         if self.unit == "MACs":
-            from l2c.cache.cost import CostTable
             from l2c.layers import find_layers
+            from l2c.schedule.cost import CostTable
 
             return CostTable.macs(find_layers(sampler.denoiser.model))
         return None

@@ -79,8 +79,8 @@ def check(
     - `l2c check ./pixart schedule.safetensors --prompt "a photo of a cat"`
     - `l2c check ./pixart user/schedule --prompts prompts.txt --lora ./style --json`
     """
-    from l2c.cache.schedule import CacheSchedule
-    from l2c.pipelines.check import check as check_drift
+    from l2c.hosts.pipeline.check import check as check_drift
+    from l2c.schedule.schedule import CacheSchedule
 
     if record is not None:
         check_suffix(record, ".safetensors", "--record")

@@ -89,7 +89,7 @@ def inspect(
             check_suffix(path, suffix, option)
             check_output_file(path)
     if all(option is None for option in (budget, threshold, plot, save)) and is_family(file):
-        from l2c.cache.family import ScheduleFamily
+        from l2c.schedule.family import ScheduleFamily
 
         family = ScheduleFamily.load(file)
         if as_json:

@@ -154,7 +154,7 @@ def learn_pipeline(
     check_suffix(out, ".safetensors", "--out")
 
     from l2c.cli.pipeline_run import PipelineRequest, run_learn_pipeline
-    from l2c.pipelines.settings import FitSettings
+    from l2c.hosts.pipeline.settings import FitSettings
 
     conditions = read_conditions(prompt, prompts, labels)
     call = {"num_inference_steps": steps, **read_settings(setting)}
@@ -213,9 +213,9 @@ def repair(
     """
     check_suffix(out, ".safetensors", "--out")
 
-    from l2c.cache.schedule import CacheSchedule
     from l2c.cli.pipeline_run import PipelineRequest, run_repair
-    from l2c.pipelines.settings import FitSettings
+    from l2c.hosts.pipeline.settings import FitSettings
+    from l2c.schedule.schedule import CacheSchedule
 
     conditions, changes = read_conditions(prompt, prompts, labels), read_settings(setting)
     settings = FitSettings(

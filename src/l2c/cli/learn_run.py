@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from l2c.cache.family import ScheduleFamily
 from l2c.cli.budgets import Budget
 from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
 from l2c.cli.learning import shower, tell_end, write_learned
@@ -29,6 +28,7 @@ from l2c.models import load_model
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.family import ScheduleFamily
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.progress import Progress as Bar
 
-from l2c.cache.family import ScheduleFamily
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import Interrupted, is_main, note, seconds
 from l2c.errors import OutputError
 from l2c.files import remove_partial
 from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.schedule import CacheSchedule
 
 
 def shower(bar: Bar, name: str) -> OnProgress:

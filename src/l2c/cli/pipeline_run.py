@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
 from l2c.cli.learning import shower, tell_end, write_learned
 from l2c.cli.pipelines import in_words_of, load_pipeline
@@ -16,10 +15,11 @@ from l2c.cli.processes import own_device, part
 from l2c.cli.schedules import print_schedule
 from l2c.errors import ConfigError
 from l2c.files import check_output_file
+from l2c.hosts.pipeline.fit import fit_predictor
+from l2c.hosts.pipeline.learn import learn
+from l2c.hosts.pipeline.settings import FitSettings
 from l2c.learning.session import OnProgress, Session
-from l2c.pipelines.fit import fit_predictor
-from l2c.pipelines.learn import learn
-from l2c.pipelines.settings import FitSettings
+from l2c.schedule.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from l2c.cli.options import MODEL, RUN, parse_numbers, resolve_dtype
 from l2c.errors import CheckpointError, ConfigError, L2CError
 
 if TYPE_CHECKING:
-    from l2c.cache.schedule import CacheSchedule
+    from l2c.schedule.schedule import CacheSchedule
 
 Pipeline = Annotated[
     str,
@@ -117,7 +117,7 @@ def read_conditions(
     Raises:
         ConfigError: If there are no prompts and no labels, there are both, or the file cannot be read.
     """
-    from l2c.pipelines.conditions import read_prompts
+    from l2c.hosts.pipeline.conditions import read_prompts
 
     given = [*(prompt or ()), *(read_prompts(prompts) if prompts is not None else ())]
     if bool(given) == (labels is not None):

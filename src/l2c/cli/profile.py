@@ -54,7 +54,7 @@ def profile(
         str,
         typer.Option(
             metavar="NAME",
-            help="Stand-ins of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
+            help="Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
             "makes takes the time of taylor-2.",
             rich_help_panel=MEASURING,
         ),
@@ -97,7 +97,7 @@ def profile(
 
     What a layer costs is what runs save that reuse it: whole runs that reuse all attention or all MLP layers are timed
     against runs that compute everything, in turn. The rest of an evaluation is what no schedule can save: embeddings,
-    final layer, solver, and the stand-ins. To see how far the costs can be trusted, the time of three random schedules
+    final layer, solver, and the forecasts. To see how far the costs can be trusted, the time of three random schedules
     is predicted from them and measured in the same rounds. How long whole runs take, with schedules and without, shows
     `l2c bench`.
 

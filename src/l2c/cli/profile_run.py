@@ -10,7 +10,6 @@ from rich import box
 from rich.table import Table
 
 from l2c.bench.cost import Profile, measure_profile
-from l2c.cache.predictors import Predictor
 from l2c.cli.console import note, print_json, progress_bar, results
 from l2c.cli.options import resolve_device, resolve_dtype
 from l2c.errors import ConfigError
@@ -20,6 +19,7 @@ from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.forecast import Predictor
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _record(request: ProfileRequest, measured: Profile, device: str) -> RunRecor
         "vae": None if request.vae is None else str(request.vae),
         "steps": measured.evaluations,
         "engine": measured.engine,
-        "depth": measured.depth,
+        "history": measured.history,
     }
     costs = measured.costs
     return RunRecord(
@@ -137,7 +137,7 @@ def _cost_table(found: dict[str, Any] | Any) -> Table:
         count, each = group["layers"], group["ms_per_layer"]
         table.add_row(name, str(count), f"{each:.4g}", f"{count * each:.4g}", f"{count * each / full:.1%}")
     rest, solver = found["rest_ms"], found["solver_ms"]
-    table.add_row("rest, with stand-ins", "", "", f"{rest:.4g}", f"{rest / full:.1%}")
+    table.add_row("rest, with forecasts", "", "", f"{rest:.4g}", f"{rest / full:.1%}")
     table.add_row("  of it solver", "", "", f"{solver:.4g}", f"{solver / full:.1%}", style="dim")
     table.add_section()
     table.add_row("everything computed", "", "", f"{full:.4g}", "100.0%")

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.runtime import enable_cache
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import enable_cache
 from l2c.cli.options import parse_numbers
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
@@ -22,6 +21,7 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.images import resolve_sampler
 from l2c.sampling.memory import planned_store_bytes
 from l2c.sampling.sampler import Observer, Sampler
+from l2c.schedule.schedule import CacheSchedule
 
 DEFAULT_COUNT = 8
 

@@ -13,7 +13,6 @@ from rich.text import Text
 from torch import Tensor
 
 from l2c.bench.timing import synchronize
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
 from l2c.cli.sample_plan import (
@@ -35,6 +34,7 @@ from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
 from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.schedule.schedule import CacheSchedule
 
 
 def run_sample(request: SampleRequest, out: Path) -> RunRecord:

@@ -20,7 +20,6 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from l2c.bench.timing import synchronize
-from l2c.cache.schedule import CacheSchedule
 from l2c.cli.console import is_main, note, progress_bar
 from l2c.cli.options import parse_numbers, resolve_dtype
 from l2c.cli.processes import num_processes, own_device, part, wait_for_all
@@ -43,6 +42,7 @@ from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
 from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.decoding import LatentDecoder
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.schedule.schedule import CacheSchedule
 
 SETTINGS, NPZ = "settings.json", "samples.npz"
 _SHOWN = 64

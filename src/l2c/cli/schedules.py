@@ -14,11 +14,11 @@ from l2c.cli.console import bar, macs, results
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
-    from l2c.cache.family import ScheduleFamily
-    from l2c.cache.schedule import CacheSchedule
+    from l2c.schedule.family import ScheduleFamily
+    from l2c.schedule.schedule import CacheSchedule
 
 _BAR_WIDTH = 20
-_STAND_INS = {
+_FORECASTS = {
     "copy": "repeats its last output",
     "taylor": "continues its last outputs as a polynomial over the noise level",
     "linear": "is a learned combination of its last outputs",
@@ -31,9 +31,9 @@ def is_family(path: Path) -> bool:
     Raises:
         ScheduleError: If it cannot be read.
     """
-    from l2c.cache.family import FORMAT
-    from l2c.cache.schedule_file import kind_of
     from l2c.methods.published import ROUTER_SUFFIXES
+    from l2c.schedule.family import FORMAT
+    from l2c.schedule.file import kind_of
 
     return path.suffix not in ROUTER_SUFFIXES and kind_of(path) == FORMAT
 
@@ -54,9 +54,9 @@ def read_schedule(
         ConfigError: If the threshold is out of range or there are no scores that it could decide on, if the family
             has no schedule within the budget, or if the budget is missing or there is no family.
     """
-    from l2c.cache.family import ScheduleFamily
-    from l2c.cache.schedule import CacheSchedule
     from l2c.methods.published import ROUTER_SUFFIXES, import_router
+    from l2c.schedule.family import ScheduleFamily
+    from l2c.schedule.schedule import CacheSchedule
 
     if path.suffix in ROUTER_SUFFIXES:
         return import_router(path, threshold=threshold, model=model)
@@ -72,7 +72,7 @@ def read_schedule(
         raise ConfigError(f"{path} has no router scores, so --threshold has nothing to decide on")
     if schedule.predictor.kind == "linear":
         raise ConfigError(
-            f"the stand-ins in {path} were learned for its mask, so --threshold cannot change that"
+            f"the forecasts in {path} were learned for its mask, so --threshold cannot change that"
         )
     if not 0 <= threshold <= 1:
         raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
@@ -90,13 +90,13 @@ def print_family(family: ScheduleFamily, title: str) -> None:
     first = schedules[0].summary()
     console.print(
         Text(
-            f"{title}: {len(schedules)} schedules for {first['model'] or first['family']}, {first['solver']}, "
+            f"{title}: {len(schedules)} schedules for {first['model'] or first['architecture']}, {first['solver']}, "
             f"{first['steps']} steps, {first['spacing']} spacing\n"
         )
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("MACs per picture", "left", "stand-in", "error", "before learning", "everything computed"):
-        table.add_column(name, justify="left" if name == "stand-in" else "right")
+    for name in ("MACs per picture", "left", "forecast", "error", "before learning", "everything computed"):
+        table.add_column(name, justify="left" if name == "forecast" else "right")
     for schedule in schedules:
         provenance = schedule.provenance
         errors = [
@@ -132,12 +132,12 @@ def _facts(summary: dict[str, Any], title: str) -> Table:
     shape = "x".join(map(str, summary["sample_shape"]))
     weights = "any weights" if summary["weights"] == "any" else "checked against the weights"
     guidance = "any guidance" if summary["guidance"] is None else f"guidance {summary['guidance']:g}"
-    stand_in = summary["predictor"]
+    forecast = summary["predictor"]
     grid.add_row("schedule", Text(title))
     grid.add_row(
         "for model",
         Text(
-            f"{summary['model'] or summary['family']}: {summary['layers']} layers, input {shape}, {weights}"
+            f"{summary['model'] or summary['architecture']}: {summary['layers']} layers, input {shape}, {weights}"
         ),
     )
     grid.add_row(
@@ -151,7 +151,7 @@ def _facts(summary: dict[str, Any], title: str) -> Table:
         grid.add_row(
             "resolution", Text(", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items()))
         )
-    grid.add_row("reuse", Text(f"{stand_in}: a reused layer {_STAND_INS[stand_in.partition('-')[0]]}"))
+    grid.add_row("reuse", Text(f"{forecast}: a reused layer {_FORECASTS[forecast.partition('-')[0]]}"))
     made = ", ".join(f"{key} {value}" for key, value in summary["provenance"].items() if _is_plain(value))
     if made:
         grid.add_row("made by", Text(made))

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.contract import Run
-from l2c.cache.runtime import enable_cache
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import enable_cache
+from l2c.compare.baselines import PEERS, diffusers_copy, peer_sampler
 from l2c.compare.config import CompareConfig
-from l2c.compare.peers import PEERS, diffusers_copy, peer_sampler
 from l2c.compare.plan import FULL, Way
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
@@ -25,6 +23,8 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.memory import store_bytes
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.schedule.contract import Run
+from l2c.schedule.schedule import CacheSchedule
 
 Sample = Callable[..., Tensor]
 """(noise, labels, observer=None) -> samples, as `Sampler`."""
@@ -138,10 +138,11 @@ class Maker:
             full = method.make(self._model, base.solver, base.steps, spacing=base.spacing, budget=1.0)
             return replace(full, provenance={"method": FULL}), 0.0
         method = find_method(way.method)
-        family = find_layers(self._model).family
-        if family not in method.families:
+        architecture = find_layers(self._model).architecture
+        if architecture not in method.architectures:
             raise ConfigError(
-                f"{method.title} is for {' and '.join(method.families)}, and {self._config.model} is a {family}; "
+                f"{method.title} is for {' and '.join(method.architectures)}, and {self._config.model} is a "
+                f"{architecture}; "
                 f"leave '{method.name}' out"
             )
         run: dict[str, Any] = {"spacing": base.spacing, "guidance": self._config.guidance}

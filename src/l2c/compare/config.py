@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from l2c.compare.peers import PEERS
+from l2c.compare.baselines import PEERS
 from l2c.errors import ConfigError
 from l2c.methods.registry import all_methods, unknown
 from l2c.sampling.solvers import make_solver

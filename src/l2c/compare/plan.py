@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from l2c.compare.baselines import PEERS
 from l2c.compare.config import Base, CompareConfig, MethodChoice
-from l2c.compare.peers import PEERS
 
 FULL = "full"
 """The way that computes everything; every base has it."""

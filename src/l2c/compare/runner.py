@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2c.compare.baselines import PEERS
 from l2c.compare.candidates import Candidate, Maker
 from l2c.compare.config import CompareConfig, to_plain
-from l2c.compare.gallery import ADVICE, Gallery, step_errors
-from l2c.compare.peers import PEERS
 from l2c.compare.plan import FULL, Way, plan
 from l2c.compare.rounds import Rounds
+from l2c.compare.samples import ADVICE, Gallery, step_errors
 from l2c.compare.scoring import Scorer, check_metrics
 from l2c.errors import ConfigError, DataError
 from l2c.files import atomic_write, make_folder

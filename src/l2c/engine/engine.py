@@ -82,14 +82,14 @@ class Engine:
 
     @torch.no_grad()
     def warm_up(self, job: Job, noise: Tensor) -> None:
-        """Compiles every piece that any schedule with stand-ins of the same depth can need at a batch size.
+        """Compiles every piece that any schedule with forecasts of the same history can need at a batch size.
 
         Args:
-            job: A run; how many stored values its stand-ins read is what counts.
+            job: A run; how many stored values its forecasts read is what counts.
             noise: Any noise (B, C, H, W) of the shape to come.
         """
         with _device(noise.device), attention_kernels():
-            StaticRun(self.program, job, noise).rehearse(self.pieces.max_pending)
+            StaticRun(self.program, job, noise).dry_run(self.pieces.max_pending)
 
     def _run(self, job: Job, noise: Tensor) -> StaticRun:
         model = self._model()

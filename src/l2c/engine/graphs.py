@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.predictors import StandInPlan
 from l2c.cache.store import last_reads
 from l2c.layers import LayerTable
+from l2c.schedule.forecast import ReusePlan
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sharing:
         return tuple(sorted(set(self.graphs)))
 
 
-def share_graphs(stand_ins: StandInPlan, num_evaluations: int) -> Sharing:
+def share_graphs(forecasts: ReusePlan, num_evaluations: int) -> Sharing:
     """Lets evaluations share a graph that compute, read and store the same, in the same places.
 
     A graph stores each value in one place. So an evaluation may use a graph again when it reads what the graph reads
@@ -47,9 +47,9 @@ def share_graphs(stand_ins: StandInPlan, num_evaluations: int) -> Sharing:
     >>> share_graphs({(1, 0): ((0, 1.0),), (3, 0): ((2, 1.0),)}, 4).graphs
     (0, 1, 0, 1)
     """
-    reads = last_reads(stand_ins)
+    reads = last_reads(forecasts)
     rows: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(num_evaluations)]
-    for (evaluation, layer), terms in sorted(stand_ins.items()):
+    for (evaluation, layer), terms in sorted(forecasts.items()):
         rows[evaluation].append((layer, tuple(source for source, _ in terms)))
     reused = [tuple(layer for layer, _ in row) for row in rows]
     stored: dict[tuple[int, ...], set[int]] = {}  # by row: what any evaluation like it stores

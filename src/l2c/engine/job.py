@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from l2c.cache.predictors import StandInPlan
+from l2c.schedule.forecast import ReusePlan
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(conditional prediction, unconditional prediction, scale ()) -> guided prediction."""
@@ -22,7 +22,7 @@ class Job:
     Attributes:
         timesteps: What the network is given at every evaluation.
         solver: Table (N + 1, N + 1) of the solver's weights; see `l2c.sampling.linear.LinearSolver`.
-        stand_ins: What is reused from where; empty computes everything.
+        forecasts: What is reused from where; empty computes everything.
         null_class: Label for no class, of guided runs; None without guidance.
         split: Whether the two halves of guidance are calls of their own.
         combine: Guided prediction from both halves; `combine_key` tells different ones apart.
@@ -30,7 +30,7 @@ class Job:
 
     timesteps: tuple[float, ...]
     solver: Tensor
-    stand_ins: StandInPlan
+    forecasts: ReusePlan
     null_class: int | None = None
     split: bool = False
     combine: Combine | None = None
@@ -45,7 +45,7 @@ class Job:
     def key(self) -> str:
         """Equal for jobs that do the same work."""
         parts = (
-            self.timesteps, self.solver.tolist(), sorted(self.stand_ins.items()), self.null_class, self.split,
+            self.timesteps, self.solver.tolist(), sorted(self.forecasts.items()), self.null_class, self.split,
             self.combine_key,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()

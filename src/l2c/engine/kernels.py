@@ -19,9 +19,9 @@ from l2c.engine.pending import Pending, settle, settle_join, settle_modulate, se
 from l2c.models.dit import NORM_EPS
 
 MAX_COUNT = 8
-"""Stand-ins that the kernel adds at most."""
+"""Forecasts that the kernel adds at most."""
 MAX_DEPTH = 4
-"""Stored values that a stand-in of the kernel reads at most."""
+"""Stored values that a forecast of the kernel reads at most."""
 
 NO_NORM, MODULATE, AFFINE, JOIN = range(4)
 
@@ -112,17 +112,17 @@ def _kernel(
 def fused(function: Callable[..., Any], x: Tensor, terms: tuple[Pending, ...], *rest: Any) -> Any:
     """A piece as one kernel; arguments and result as of `function`, one of the functions in `l2c.engine.pending`.
 
-    Stand-ins that read more than four values go through PyTorch.
+    Forecasts that read more than four values go through PyTorch.
     """
-    stand_ins = [term for term in terms if term.weights is not None or len(term.values) > 1]
-    depth = max((len(term.values) for term in stand_ins), default=1)
+    forecasts = [term for term in terms if term.weights is not None or len(term.values) > 1]
+    depth = max((len(term.values) for term in forecasts), default=1)
     if depth > MAX_DEPTH or not x.is_contiguous():
         return function(x, terms, *rest)
     plain = [term for term in terms if term.weights is None]
-    if not stand_ins:  # copies: the first term counts as fresh, which changes nothing
-        stand_ins, plain = plain[1:], plain[:1]
+    if not forecasts:  # copies: the first term counts as fresh, which changes nothing
+        forecasts, plain = plain[1:], plain[:1]
     assert len(plain) <= 1, "a computed layer settles what was pending"
-    assert len(stand_ins) <= MAX_COUNT
+    assert len(forecasts) <= MAX_COUNT
     fresh = plain[0] if plain else None
     images, tokens, width = x.shape
     kind, out, norm = NO_NORM, x, (x, x)
@@ -136,19 +136,19 @@ def fused(function: Callable[..., Any], x: Tensor, terms: tuple[Pending, ...], *
         kind, out, norm = JOIN, x.new_empty(images, tokens, 2 * width), (rest[0].contiguous(), x)
     gates = [term.gate for term in terms if term.gate is not None]
     slots: list[Tensor] = []
-    for term in stand_ins:
+    for term in forecasts:
         values = [value.contiguous() for value in term.values]
         slots += [*values, *(values[:1] * (MAX_DEPTH - len(values)))]
         slots += [x if term.weights is None else term.weights, x if term.gate is None else term.gate]
-    slots += [x] * ((MAX_DEPTH + 2) * (MAX_COUNT - len(stand_ins)))
+    slots += [x] * ((MAX_DEPTH + 2) * (MAX_COUNT - len(forecasts)))
     _kernel[(images * tokens,)](
         x, stream, out, *norm,
         x if fresh is None else fresh.values[0].contiguous(),
         x if fresh is None or fresh.gate is None else fresh.gate,
         *slots,
         tokens, width, gates[0].stride(0) if gates else 0, row_stride, eps,
-        FRESH=fresh is not None, COUNT=len(stand_ins), DEPTH=depth,
-        WEIGHTED=any(term.weights is not None for term in stand_ins), GATED=bool(gates),
+        FRESH=fresh is not None, COUNT=len(forecasts), DEPTH=depth,
+        WEIGHTED=any(term.weights is not None for term in forecasts), GATED=bool(gates),
         KIND=kind, BLOCK=triton.next_power_of_2(width), num_warps=2,
     )  # fmt: skip
     if function is settle:

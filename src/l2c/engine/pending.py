@@ -1,7 +1,7 @@
-"""What runs between the matrix products: sums into the residual stream, stand-ins and norms, in plain PyTorch.
+"""What runs between the matrix products: sums into the residual stream, forecasts and norms, in plain PyTorch.
 
 A layer's output is not added to the stream at once. It is *pending* until the next layer needs the stream, so that the
-sum, the stand-ins of reused layers and the next norm are one pass over the tokens.
+sum, the forecasts of reused layers and the next norm are one pass over the tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Pending(NamedTuple):
     """Output of a layer that has not been added to the stream yet.
 
     Attributes:
-        values: What it computed, or the stored values that stand in for it; (B, T, D) each.
+        values: What it computed, or the stored values that forecast it; (B, T, D) each.
         weights: Weights (len(values),) of the stored values; None for a single value that counts as it is.
         gate: Factor (B, 1, D) of the output; None for none.
     """

@@ -24,10 +24,10 @@ Constants = tuple[Tensor, ...]
 """What depends on timestep and label alone: tensors (R, ...) for R images, at one evaluation."""
 
 
-class Gate(Protocol):
-    """Says at one evaluation, for each layer, what stands in, and takes what was computed."""
+class EvaluationPolicy(Protocol):
+    """Says at one evaluation, for each layer, what is forecast, and takes what was computed."""
 
-    def stand_in(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+    def forecast(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
         """Stored values and their weights; None where the layer is computed."""
         ...
 
@@ -53,7 +53,7 @@ class Program(Protocol):
         """For evaluations at `timesteps` (n,) and images of `labels` (R,): tensors (n, R, ...)."""
         ...
 
-    def evaluate(self, x: Tensor, constants: Constants, gate: Gate) -> Tensor:
+    def evaluate(self, x: Tensor, constants: Constants, policy: EvaluationPolicy) -> Tensor:
         """Prediction (R, C', H, W) for network inputs (R, C, H, W), with the constants of one evaluation."""
         ...
 
@@ -61,25 +61,25 @@ class Program(Protocol):
 class _Stream:
     """The residual stream of one evaluation, and what waits to be added to it."""
 
-    def __init__(self, pieces: Pieces, x: Tensor, gate: Gate) -> None:
-        self.pieces, self.x, self.gate = pieces, x, gate
+    def __init__(self, pieces: Pieces, x: Tensor, policy: EvaluationPolicy) -> None:
+        self.pieces, self.x, self.policy = pieces, x, policy
         self._pending: list[Pending] = []
         self._layer = -1
 
     def add(self, compute: Callable[[Tensor | None], Tensor], factor: Tensor | None = None) -> None:
-        """Adds the next layer, by its stand-in or, if `compute` must run, by its output.
+        """Adds the next layer, by its forecast or, if `compute` must run, by its output.
 
         `compute` begins with `settled`, and writes to the place that it is given.
         """
         self._layer += 1
-        stand_in = self.gate.stand_in(self._layer)
-        if stand_in is not None:
+        forecast = self.policy.forecast(self._layer)
+        if forecast is not None:
             if len(self._pending) == self.pieces.max_pending:
                 self.x = self.pieces(settle, self.x, self._pending)
-            self._pending.append(Pending(*stand_in, factor))
+            self._pending.append(Pending(*forecast, factor))
             return
-        value = compute(self.gate.place(self._layer))
-        self.gate.keep(self._layer, value)
+        value = compute(self.policy.place(self._layer))
+        self.policy.keep(self._layer, value)
         self._pending.append(Pending((value,), None, factor))
 
     def settled(self, piece: Callable[..., Any], *rest: Any) -> Any:
@@ -108,12 +108,12 @@ class DiTProgram:
         blocks = torch.stack([block.modulation(c).view(n, rows, -1) for block in model.blocks], dim=2)
         return blocks, model.final_layer.adaLN_modulation(c).view(n, rows, -1)
 
-    def evaluate(self, x: Tensor, constants: Constants, gate: Gate) -> Tensor:
+    def evaluate(self, x: Tensor, constants: Constants, policy: EvaluationPolicy) -> Tensor:
         """See `Program.evaluate`."""
         model = _alive(self._model)
         modulations, final = constants
         tokens = _patch_tokens(model.x_embedder.proj, x.to(model.pos_embed.dtype)) + model.pos_embed
-        stream = _Stream(self._pieces, tokens, gate)
+        stream = _Stream(self._pieces, tokens, policy)
         for block, modulation in zip(model.blocks, modulations.unbind(1), strict=True):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
 
@@ -151,10 +151,10 @@ class UViTProgram:
         label = model.label_emb(labels)[None].expand(n, rows, -1)
         return (torch.stack([label, time], dim=2),)
 
-    def evaluate(self, x: Tensor, constants: Constants, gate: Gate) -> Tensor:
+    def evaluate(self, x: Tensor, constants: Constants, policy: EvaluationPolicy) -> Tensor:
         """See `Program.evaluate`."""
         model: Any = _alive(self._model)
-        stream = _Stream(self._pieces, model.embed_patches(x, constants[0]), gate)
+        stream = _Stream(self._pieces, model.embed_patches(x, constants[0]), policy)
 
         def run(block: Any) -> None:
             def attend(place: Tensor | None) -> Tensor:

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from l2c.cache.predictors import is_copy
 from l2c.cache.store import FeatureStore, last_reads
-from l2c.engine.gates import PlanGate, RehearsalGate
 from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
 from l2c.engine.job import Job
+from l2c.engine.policy import PlanPolicy, TrialPolicy
 from l2c.engine.programs import Constants, Program
+from l2c.schedule.forecast import is_copy
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class StaticRun:
         )
         if job.null_class is not None:
             self._labels[len(noise) :] = job.null_class
-        self._depth, self._weights = _depth(job), _weight_table(job).to(device)
+        self._history_length, self._weights = _history_length(job), _weight_table(job).to(device)
         timesteps = torch.tensor(job.timesteps, device=device)
         sample = program.constants(timesteps[:1], self._labels)
         per_evaluation = sum(part.numel() * part.element_size() for part in sample)
@@ -72,7 +72,7 @@ class StaticRun:
         padding = -count % self._window
         self._timesteps = torch.cat([timesteps, timesteps[-1:].expand(padding)])
         self._ahead = torch.arange(self._window, device=device)
-        self._store: FeatureStore | Slots = FeatureStore(last_reads(job.stand_ins))
+        self._store: FeatureStore | Slots = FeatureStore(last_reads(job.forecasts))
         self._graphs: dict[int, Replayable] = {}
         self._refill_graph: Replayable | None = None
         self._sharing: Sharing | None = None
@@ -124,20 +124,20 @@ class StaticRun:
                 self._graphs[self._sharing.graphs[evaluation]].replay()
         return self._mix(self._solver[-1])
 
-    def rehearse(self, max_pending: int) -> None:
+    def dry_run(self, max_pending: int) -> None:
         """Evaluates with every number of layers in a row that are reused, from every layer on.
 
-        These are all the kinds of pieces there are, so afterwards no schedule whose stand-ins read as many values
+        These are all the kinds of pieces there are, so afterwards no schedule whose forecasts read as many values
         compiles anything.
         """
         halves = 2 if self.job.split else 1
         x = self._terms[0].repeat(len(self._labels) // halves // self._terms.shape[1], 1, 1, 1)
         constants = tuple(part[0][: len(x)] for part in self._constants)
-        gate = RehearsalGate(self._depth, self._weights[0, 0])
+        policy = TrialPolicy(self._history_length, self._weights[0, 0])
         for reused in range(2 * max_pending + 1):
             for first in range(reused + 1):
-                gate.reused, gate.first = reused, first
-                self._program.evaluate(x, constants, gate)
+                policy.reused, policy.first = reused, first
+                self._program.evaluate(x, constants, policy)
 
     def capture(self) -> None:
         """Runs once, which compiles what has to be compiled, then captures all evaluations."""
@@ -154,7 +154,7 @@ class StaticRun:
 
     def release(self) -> None:
         """Forgets what was captured and stored; the run is then launched piece by piece."""
-        self._store = FeatureStore(last_reads(self.job.stand_ins))
+        self._store = FeatureStore(last_reads(self.job.forecasts))
         self._graphs, self._refill_graph, self._sharing = {}, None, None
         self._pool_bytes = 0
         gc.collect()
@@ -166,7 +166,7 @@ class StaticRun:
         Args:
             capture: Captures some evaluations, and `REFILL`.
         """
-        sharing = share_graphs(self.job.stand_ins, self.job.num_evaluations)
+        sharing = share_graphs(self.job.forecasts, self.job.num_evaluations)
         branches = ("cond", "uncond") if self.job.split else ("all",)
         rows = len(self._labels) // len(branches)
         value = self._weights.new_empty((rows, *self._program.token_shape), dtype=self._constants[0].dtype)
@@ -218,8 +218,8 @@ class StaticRun:
         job, channels = self.job, x.shape[1]
 
         def call(branch: str, x: Tensor, constants: Constants) -> Tensor:
-            gate = PlanGate(job.stand_ins, self._store, branch, evaluation, weights, self._depth)
-            return self._program.evaluate(x, constants, gate)[:, :channels].to(x.dtype)
+            policy = PlanPolicy(job.forecasts, self._store, branch, evaluation, weights, self._history_length)
+            return self._program.evaluate(x, constants, policy)[:, :channels].to(x.dtype)
 
         if job.combine is None:
             return call("all", x, constants)
@@ -237,19 +237,19 @@ class StaticRun:
         return (weights @ self._terms.flatten(1)).view(self._terms.shape[1:])
 
 
-def _depth(job: Job) -> int:
-    """How many stored values a stand-in reads; 0 where they are all plain copies."""
-    terms = job.stand_ins.values()
+def _history_length(job: Job) -> int:
+    """How many stored values a forecast reads; 0 where they are all plain copies."""
+    terms = job.forecasts.values()
     if all(is_copy([weight for _, weight in row]) for row in terms):
         return 0
     return max(len(row) for row in terms)
 
 
 def _weight_table(job: Job) -> Tensor:
-    """Weights (evaluations, layers, depth) of all stand-ins, the depth a multiple of 4: rows are aligned."""
-    layers = 1 + max((layer for _, layer in job.stand_ins), default=0)
-    table = torch.zeros(job.num_evaluations, layers, 4 * math.ceil(max(_depth(job), 1) / 4))
-    for (evaluation, layer), row in job.stand_ins.items():
+    """Weights (evaluations, layers, history) of all forecasts, the history a multiple of 4: rows are aligned."""
+    layers = 1 + max((layer for _, layer in job.forecasts), default=0)
+    table = torch.zeros(job.num_evaluations, layers, 4 * math.ceil(max(_history_length(job), 1) / 4))
+    for (evaluation, layer), row in job.forecasts.items():
         for index, (_, weight) in enumerate(row):
             table[evaluation, layer, index] = float(weight)
     return table

@@ -60,7 +60,7 @@ class LayerTable:
     """The layers of a model in execution order, and what the model costs besides them.
 
     Attributes:
-        family: Architecture: `dit`, `uvit`, `flux`. Schedules move between implementations of one family.
+        architecture: `dit`, `uvit`, `flux`. Schedules move between implementations of one architecture.
         layers: The layers in the order in which they run.
         rest_macs: Multiply-accumulates outside the layers (embeddings, modulations, long skips, final layer)
             for one image and evaluation.
@@ -69,7 +69,7 @@ class LayerTable:
             not known, because the model takes any; then all MACs are 0.
     """
 
-    family: str
+    architecture: str
     layers: tuple[Layer, ...]
     rest_macs: int = 0
     sample_shape: tuple[int, ...] = ()
@@ -99,7 +99,7 @@ class LayerTable:
 
     def with_sizes_of(self, other: LayerTable) -> LayerTable:
         """This table, where it has no sizes of its own, with those of a table of the same layers."""
-        if self.sized or (self.family, self.names) != (other.family, other.names):
+        if self.sized or (self.architecture, self.names) != (other.architecture, other.names):
             return self
         layers = tuple(
             replace(theirs, module_path=mine.module_path, feeders=mine.feeders)
@@ -127,7 +127,8 @@ class LayerTable:
                 Layer(**{**layer, "feeders": tuple(layer.get("feeders", ()))}) for layer in data["layers"]
             )
             shape = tuple(int(n) for n in data["sample_shape"])
-            return cls(str(data["family"]), layers, int(data["rest_macs"]), shape)
+            architecture = data.get("architecture", data.get("family"))  # the second in files of version 1
+            return cls(str(architecture), layers, int(data["rest_macs"]), shape)
         except (KeyError, TypeError, ValueError) as error:
             raise ScheduleError(f"the layer table of the schedule is malformed ({error!r})") from error
 

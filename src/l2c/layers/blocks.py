@@ -29,7 +29,7 @@ BlockParts = Mapping[str, str | Residual]
 """Submodule of a block -> its kind, or a `Residual`; in execution order."""
 
 
-def register_blocks(class_name: str, family: str, blocks: Mapping[str, BlockParts]) -> None:
+def register_blocks(class_name: str, architecture: str, blocks: Mapping[str, BlockParts]) -> None:
     """Registers an adapter for a class of models.
 
     A submodule that a block does not have is passed over, so that the last block of an SD3, which has no MLP for
@@ -37,7 +37,7 @@ def register_blocks(class_name: str, family: str, blocks: Mapping[str, BlockPart
 
     Args:
         class_name: Top-level package and name of the class: `diffusers.WanTransformer3DModel`.
-        family: Name of the architecture, which schedules record.
+        architecture: Its name, which schedules record.
         blocks: Path of each list of blocks, in execution order, and the layers of its blocks.
 
     Raises:
@@ -59,7 +59,7 @@ def register_blocks(class_name: str, family: str, blocks: Mapping[str, BlockPart
                     "correct its line in register_blocks"
                 )
             layers += found
-        return LayerTable(family, tuple(layers))
+        return LayerTable(architecture, tuple(layers))
 
     register_adapter(class_name)(adapter)
 

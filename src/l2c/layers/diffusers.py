@@ -21,7 +21,7 @@ _JOINT: BlockParts = {"attn": ATTENTION, "attn2": ATTENTION, "ff": MLP, "ff_cont
 _SINGLE: BlockParts = {"proj_out": Residual(BLOCK, ("attn", "proj_mlp", "act_mlp"))}
 _LUMINA2: BlockParts = {"attn": ATTENTION, "feed_forward": MLP}
 
-FAMILIES: dict[str, tuple[str, dict[str, BlockParts]]] = {
+TRANSFORMERS: dict[str, tuple[str, dict[str, BlockParts]]] = {
     "PixArtTransformer2DModel": ("pixart", {"transformer_blocks": _TEXT}),
     "SD3Transformer2DModel": ("sd3", {"transformer_blocks": _JOINT}),
     "FluxTransformer2DModel": ("flux", {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE}),
@@ -63,10 +63,10 @@ FAMILIES: dict[str, tuple[str, dict[str, BlockParts]]] = {
     "CogVideoXTransformer3DModel": ("cogvideox", {"transformer_blocks": {"attn1": ATTENTION, "ff": MLP}}),
     "StableAudioDiTModel": ("stable-audio", {"transformer_blocks": _TEXT}),
 }
-"""Class -> its family, and its lists of blocks with their layers, in execution order."""
+"""Class -> its architecture, and its lists of blocks with their layers, in execution order."""
 
-for _class, (_family, _blocks) in FAMILIES.items():
-    register_blocks(f"diffusers.{_class}", _family, _blocks)
+for _class, (_architecture, _blocks) in TRANSFORMERS.items():
+    register_blocks(f"diffusers.{_class}", _architecture, _blocks)
 
 
 @register_adapter("diffusers.DiTTransformer2DModel")

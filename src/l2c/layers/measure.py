@@ -79,7 +79,7 @@ def measure_layers(
 
     layers = tuple(sized(layer) for layer in table.layers)
     total = round(counter.get_total_flops() / 2 / batch)
-    return LayerTable(table.family, layers, total - sum(layer.macs for layer in layers), shape), output
+    return LayerTable(table.architecture, layers, total - sum(layer.macs for layer in layers), shape), output
 
 
 def _cpu_attention() -> dict[Any, Any]:

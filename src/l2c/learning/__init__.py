@@ -1,1 +1,1 @@
-"""Learning what to compute and how to stand in for the rest."""
+"""Learning what to compute and how to forecast the rest."""

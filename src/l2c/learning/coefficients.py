@@ -1,4 +1,4 @@
-"""The weights of stand-ins while they are learned, whatever run they are learned through."""
+"""The weights of forecasts while they are learned, whatever run they are learned through."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.predictors import Predictor, StandInPlan, lagrange_weights, plan_stand_ins
+from l2c.schedule.forecast import Predictor, ReusePlan, lagrange_weights, plan_reuse
 
 
 class Coefficients(nn.Module):
-    """What is added to the weights that stand-ins begin with.
+    """What is added to the weights that forecasts begin with.
 
     With the parameters at zero, reused layers follow the polynomial through their last `order + 1` computed values
     over half log-SNR, or copy the last one where a solver evaluates a noise level twice.
@@ -20,16 +20,16 @@ class Coefficients(nn.Module):
     Args:
         compute: Where to compute, bool (evaluations, layers).
         log_snrs: Half log-SNRs of the evaluations.
-        depth: How many computed values a stand-in reads at most.
+        history: How many computed values a forecast reads at most.
         device: Where to learn.
-        order: Of the polynomial; `depth - 1` if not given.
-        start: Weights (evaluations, layers, depth) to begin with instead; their depth is kept.
-        begins: Evaluations, rising and from 0 on, at which a model takes over from another. Its stand-ins read values
+        order: Of the polynomial; `history - 1` if not given.
+        start: Weights (evaluations, layers, history) to begin with instead; their history is kept.
+        begins: Evaluations, rising and from 0 on, at which a model takes over from another. Its forecasts read values
             of its own only.
 
     Attributes:
         compute: The mask.
-        added: Parameters (evaluations, layers, depth): weights on the last computed value, its first difference, its
+        added: Parameters (evaluations, layers, history): weights on the last computed value, its first difference, its
             second difference, and so on. So each of them does something of its own, whereas the values themselves are
             nearly alike.
 
@@ -41,7 +41,7 @@ class Coefficients(nn.Module):
         self,
         compute: Tensor,
         log_snrs: Sequence[float],
-        depth: int,
+        history: int,
         device: torch.device,
         order: int | None = None,
         start: Tensor | None = None,
@@ -49,28 +49,28 @@ class Coefficients(nn.Module):
     ) -> None:
         super().__init__()
         self.compute = compute
-        depth = depth if start is None else start.shape[-1]
-        self._order = depth - 1 if order is None else min(order, depth - 1)
-        self._start: StandInPlan = {}
+        history = history if start is None else start.shape[-1]
+        self._order = history - 1 if order is None else min(order, history - 1)
+        self._start: ReusePlan = {}
         for first, end in zip(begins, [*begins[1:], len(compute)], strict=True):
             part = compute[first:end]
             weights = (
-                _polynomial(part, log_snrs[first:end], depth, self._order)
+                _polynomial(part, log_snrs[first:end], history, self._order)
                 if start is None
                 else start[first:end]
             )
             self._start |= _plan_of_part(part, weights, first)
-        self._differences = difference_weights(depth).to(device)
-        self.added = nn.Parameter(torch.zeros(*compute.shape, depth, device=device))
+        self._differences = difference_weights(history).to(device)
+        self.added = nn.Parameter(torch.zeros(*compute.shape, history, device=device))
 
-    def plan(self, log_snrs: Tensor | None = None) -> StandInPlan:
-        """The stand-in plan with the weights as they are, tensors with a graph.
+    def plan(self, log_snrs: Tensor | None = None) -> ReusePlan:
+        """The forecast plan with the weights as they are, tensors with a graph.
 
         Args:
             log_snrs: Half log-SNRs (evaluations,) that have been moved, so that the polynomials are others.
         """
         added = self.added @ self._differences
-        plan: StandInPlan = {}
+        plan: ReusePlan = {}
         for (evaluation, layer), terms in self._start.items():
             sources = [source for source, _ in terms]
             start = [weight for _, weight in terms]
@@ -95,32 +95,32 @@ class Coefficients(nn.Module):
         return Predictor("linear", coefficients=weights)
 
 
-def _plan_of_part(compute: Tensor, weights: Tensor, first: int) -> StandInPlan:
+def _plan_of_part(compute: Tensor, weights: Tensor, first: int) -> ReusePlan:
     """The plan of a part of the run that begins at evaluation `first`, as if nothing had been computed before."""
-    plan = plan_stand_ins(compute, Predictor("linear", coefficients=weights), None)
+    plan = plan_reuse(compute, Predictor("linear", coefficients=weights), None)
     return {
         (first + evaluation, layer): tuple((first + source, weight) for source, weight in terms)
         for (evaluation, layer), terms in plan.items()
     }
 
 
-def _polynomial(compute: Tensor, log_snrs: Sequence[float], depth: int, order: int) -> Tensor:
-    """Weights (evaluations, layers, depth) of a polynomial, 0 on the values that it does not go through."""
-    weights = torch.zeros(*compute.shape, depth, dtype=torch.float64)
+def _polynomial(compute: Tensor, log_snrs: Sequence[float], history: int, order: int) -> Tensor:
+    """Weights (evaluations, layers, history) of a polynomial, 0 on the values that it does not go through."""
+    weights = torch.zeros(*compute.shape, history, dtype=torch.float64)
     weights[..., 0] = 1
     if order and len(set(log_snrs)) == len(log_snrs):
-        for place, terms in plan_stand_ins(compute, Predictor("taylor", order), log_snrs).items():
+        for place, terms in plan_reuse(compute, Predictor("taylor", order), log_snrs).items():
             weights[place][: len(terms)] = torch.tensor([weight for _, weight in terms], dtype=torch.float64)
     return weights
 
 
-def difference_weights(depth: int) -> Tensor:
-    """Weights (depth, depth) of the backward differences of order 0 to `depth - 1` on the last values, latest first.
+def difference_weights(history: int) -> Tensor:
+    """Weights (history, history) of the backward differences of order 0 to `history - 1` on values, latest first.
 
     >>> difference_weights(3).tolist()
     [[1.0, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, -2.0, 1.0]]
     """
     return torch.tensor(
-        [[(-1) ** index * math.comb(order, index) for index in range(depth)] for order in range(depth)],
+        [[(-1) ** index * math.comb(order, index) for index in range(history)] for order in range(history)],
         dtype=torch.float32,
     )

@@ -1,6 +1,6 @@
-"""Learning stand-ins, and a solver with them, by what they do to the final picture.
+"""Learning forecasts, and a solver with them, by what they do to the final picture.
 
-Gradients go back through the whole sampled run of the frozen model, with its own stand-ins, its own stored features
+Gradients go back through the whole sampled run of the frozen model, with its own forecasts, its own stored features
 and guidance, from the distance of the final picture to a fine-step solution from the same noise. Fitting
 coefficients to the features instead, layer by layer, leaves small biases that pile up over layers and evaluations.
 """
@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.contract import Contract, Run
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.checkpoint import digest
@@ -28,6 +26,8 @@ from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ HELD_OUT_SHARE = 0.25
 
 @dataclass(frozen=True)
 class LearnSettings(TaskSettings):
-    """How masks, stand-ins and solvers are learned in the closed loop.
+    """How masks, forecasts and solvers are learned in the closed loop.
 
     Attributes:
         num_pictures: Pictures whose fine-step solutions are computed beforehand; a quarter of them is held out.
-        depth: How many computed values a stand-in reads at most.
-        learning_rate: Of Adam, for the coefficients of stand-ins; it warms up over 5 steps and falls to 0 on a cosine.
+        history: How many computed values a forecast reads at most.
+        learning_rate: Of Adam, for the coefficients of forecasts; it warms up over 5 steps and falls to 0 on a cosine.
         reference_steps: Evaluations of the fine-step solution (DPM-Solver++(3M), evenly spaced in log-SNR).
         trials: Masks that are judged for a budget, at most.
         trial_pictures: Pictures that each of them makes to be judged.
@@ -51,7 +51,7 @@ class LearnSettings(TaskSettings):
 
     iterations: int = 30
     num_pictures: int = 32
-    depth: int = 3
+    history: int = 3
     learning_rate: float = 4e-3
     reference_steps: int = 40
     trials: int = 32
@@ -63,8 +63,8 @@ class LearnSettings(TaskSettings):
         for name in ("reference_steps", "trials", "trial_pictures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.depth <= 5:
-            raise ConfigError(f"depth must be from 1 to 5, got {self.depth}")
+        if not 1 <= self.history <= 5:
+            raise ConfigError(f"history must be from 1 to 5, got {self.history}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"the learning rate must be more than 0, got {self.learning_rate}")
         if self.num_held_out < 1 or self.num_pictures - self.num_held_out < self.batch_size:
@@ -174,7 +174,7 @@ class ClosedLoop:
         return Student(
             sampler,
             compute,
-            settings.depth,
+            settings.history,
             order=order,
             free_solver=free_solver,
             bf16=settings.bf16,
@@ -249,7 +249,7 @@ def fit_predictor(
 ) -> CacheSchedule:
     """Learns a linear predictor for the mask of a schedule, end to end on the final picture.
 
-    Learning starts at the polynomial through the last `depth` computed values. The result is the schedule with
+    Learning starts at the polynomial through the last `history` computed values. The result is the schedule with
     the same mask and the learned coefficients; its provenance holds the errors of both on held-out pictures.
     Ctrl-C ends learning with the coefficients so far. Started by `accelerate launch`, the processes share every
     batch, and all return the schedule.
@@ -266,7 +266,7 @@ def fit_predictor(
 
     Raises:
         CheckpointError: If the session's checkpoint cannot be read.
-        ConfigError: If the schedule computes everything, so that nothing is stood in for; if the checkpoint is that
+        ConfigError: If the schedule computes everything, so that nothing is forecast; if the checkpoint is that
             of another run; or if the time limit leaves none for learning.
         ContractError: If the schedule is for another model.
         NumericsError: If the error is not finite.

@@ -1,7 +1,7 @@
 """Learning schedules for budgets: `learn` and `learn_family`.
 
-For every budget, a mask is searched in the closed loop, judged with stand-ins that follow a polynomial, and then its
-stand-ins are learned end to end, starting at that polynomial. So a mask is chosen for forecasting and not for copying.
+For every budget, a mask is searched in the closed loop, judged with forecasts that follow a polynomial, and then its
+forecasts are learned end to end, starting at that polynomial. So a mask is chosen for forecasting and not for copying.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from l2c.cache.cost import CostTable
-from l2c.cache.family import ScheduleFamily
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.learning.checkpoint import digest
 from l2c.learning.end_to_end import ClosedLoop, LearnSettings
-from l2c.learning.judge import Found, check_budget, find_mask
+from l2c.learning.mask_search import MaskSearchResult, check_budget, search_mask
 from l2c.learning.masks import Placement, near
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.trainer import Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.cost import CostTable
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.schedule import CacheSchedule
 
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
 """Budgets of a family, as fractions of the MACs."""
@@ -144,7 +144,7 @@ def learn_family(
     everything = loop.kept_error(
         "error of everything", loop.student(torch.ones(evaluations, len(table), dtype=torch.bool))
     )
-    schedules, masks = list[CacheSchedule](), dict[float, Found]()
+    schedules, masks = list[CacheSchedule](), dict[float, MaskSearchResult]()
     for index, budget in enumerate(budgets):
         stage = f"{budget:g}" if len(budgets) > 1 else ""
         trainer.allow(1 / (len(budgets) - index))
@@ -162,7 +162,7 @@ def learn_family(
                 "budget_unit": "fraction of MACs" if costs is None else unit.unit,
                 "budget_cost": unit.of(found.compute) / scale,
                 "held_out_error_of_everything": round(everything, 5),
-                "masks_judged": found.judged,
+                "masks_tried": found.judged,
                 "polynomial_order": found.order,
             },
             order=found.order,
@@ -182,27 +182,29 @@ def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
     return replace(costs, layers=tuple(layers), rest=rest)
 
 
-def _nearest(budget: float, masks: Mapping[float, Found]) -> Found | None:
+def _nearest(budget: float, masks: Mapping[float, MaskSearchResult]) -> MaskSearchResult | None:
     """The mask of the nearest budget, by their ratio, of those that have one."""
     nearest = min(masks, key=lambda other: abs(math.log(other / budget)), default=None)
     return None if nearest is None else masks[nearest]
 
 
-def _find_mask(loop: ClosedLoop, budget: float, costs: CostTable, stage: str, other: Found | None) -> Found:
+def _find_mask(
+    loop: ClosedLoop, budget: float, costs: CostTable, stage: str, other: MaskSearchResult | None
+) -> MaskSearchResult:
     """The mask for a budget; the search starts near the one for another budget, too."""
     settings = loop.settings
     first: list[Placement] = []
     if other is not None:
         count = max(1, round(NEAR_SHARE * settings.trials))
         first = near(other.compute, budget, costs, other.order, count, settings.seed)
-    return find_mask(
+    return search_mask(
         loop.trainer,
         lambda compute, order: loop.error(loop.student(compute, order), loop.trial),
         len(loop.sampler.run.timesteps),
         budget,
         costs,
         settings.trials,
-        depth=settings.depth,
+        history=settings.history,
         stage=stage,
         first=first,
     )

@@ -4,7 +4,7 @@ What reusing a layer costs in quality cannot be added up over layers and evaluat
 and feed back (measured: masks of the smallest summed sensitivities are worse than a fixed interval). So every mask is
 judged in the closed loop, by the error of the final pictures of whole runs, without gradients. Moves change one by one
 the evaluations that compute, and a part of the network at one more evaluation takes up what is left of the budget. The
-order of the polynomial that stand-ins follow is searched with the mask, since the best mask depends on it.
+order of the polynomial that forecasts follow is searched with the mask, since the best mask depends on it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from l2c.cache.cost import CostTable
 from l2c.learning.task import draw
+from l2c.schedule.cost import CostTable
 
 FILLS = ("first", "last", "middle")
 
@@ -29,7 +29,7 @@ class Placement:
         whole: Evaluations that compute every layer, rising; the first is 0.
         partial: Evaluation that computes some layers; None where nothing is left for one.
         fill: Which layers those are: the `first` ones, the `last`, or those in the `middle`.
-        order: Of the polynomial through stored values that stand-ins follow before they are learned.
+        order: Of the polynomial through stored values that forecasts follow before they are learned.
     """
 
     whole: tuple[int, ...]
@@ -60,7 +60,7 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
     What is left computes a part of one more evaluation: of one of the places where it is more than half of one,
     otherwise in the widest gap. The first placement is even; the others end later, are denser at the beginning or at
     the end of the run, or have their evaluations in the middle of the steps of a solver with two evaluations per step,
-    before any at their start, where stand-ins cost least (measured on DPM-Solver singlestep).
+    before any at their start, where forecasts cost least (measured on DPM-Solver singlestep).
 
     Args:
         evaluations: Of the run.

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.contract import Contract
-from l2c.cache.gates import SoftGates
-from l2c.cache.predictors import Predictor
-from l2c.cache.runtime import attach
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import attach
+from l2c.cache.policy import MixingPolicy
 from l2c.errors import ConfigError
 from l2c.layers import find_layers, fingerprint
 from l2c.learning.data import ImageData
@@ -23,15 +20,18 @@ from l2c.learning.session import OnProgress, Session
 from l2c.learning.task import TaskSettings, draw
 from l2c.learning.trainer import Trainer
 from l2c.learning.trajectories import (
-    guided_walk,
-    image_walk,
+    guided_loop,
+    image_loop,
     random_labels,
 )
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
+from l2c.sampling.loop import SamplingLoop, run_loop, sampling_loop
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.solvers import evaluations_per_step
-from l2c.sampling.walk import Walk, drive, solver_walk
+from l2c.schedule.contract import Contract
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,13 @@ class _RouterTask:
         return self.schedule({}, "").cost.fraction
 
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """See `Task.backward`; means are over the evaluations of the walk, too."""
+        """See `Task.backward`; means are over the evaluations of the loop, too."""
         losses: list[Tensor] = []
         errors: list[Tensor] = []
-        walk, first, labels = self._start_walk(draw(self.settings.seed, iteration))
-        gating = SoftGates(self._gate, Predictor(), self.run.log_snrs)
+        loop, first, labels = self._start_loop(draw(self.settings.seed, iteration))
+        policy = MixingPolicy(self._gate, Predictor(), self.run.log_snrs)
         with (
-            attach(self.sampler.denoiser.model, self.table, gating) as cache,
+            attach(self.sampler.denoiser.model, self.table, policy) as cache,
             cache.run(first=first) as clock,
         ):
 
@@ -199,7 +199,7 @@ class _RouterTask:
                     errors.append(error.detach())
                 return full
 
-            drive(walk, predict)
+            run_loop(loop, predict)
         return torch.stack(losses).mean(), torch.stack(errors).mean()
 
     def update(self, iteration: int) -> None:
@@ -210,23 +210,23 @@ class _RouterTask:
     def _loss(self, mixed: Tensor, full: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         return router_loss(mixed, full, scores, self.settings.lambda_, self.settings.reduction)
 
-    def _start_walk(self, generator: torch.Generator) -> tuple[Walk, int, Tensor]:
-        """A new walk, the evaluation that it starts with, and the labels of its network inputs."""
+    def _start_loop(self, generator: torch.Generator) -> tuple[SamplingLoop, int, Tensor]:
+        """A new loop, the evaluation that it starts with, and the labels of its network inputs."""
         denoiser, size = self.sampler.denoiser, self.settings.batch_size
         noise = torch.randn((size, *denoiser.sample_shape), generator=generator)[self.rows].to(self.device)
         if self.data is None:
             guidance = self.sampler.guidance
             labels = random_labels(generator, size, denoiser.num_classes)[self.rows].to(self.device)
-            walk = solver_walk(self.sampler.make_solver(), noise)
+            loop = sampling_loop(self.sampler.make_solver(), noise)
             if guidance.scale == 1:
-                return walk, 0, labels
+                return loop, 0, labels
             null = torch.full_like(labels, denoiser.null_class)
-            return guided_walk(walk, guidance), 0, torch.cat([labels, null])
+            return guided_loop(loop, guidance), 0, torch.cat([labels, null])
         decided = self.router.evaluations
         evaluation = decided[int(torch.randint(len(decided), (), generator=generator))]
         images, labels = self._images(self.data, generator)
-        walk = image_walk(self.sampler, images, noise, evaluation)
-        return walk, evaluation - evaluations_per_step(self.run.solver), labels
+        loop = image_loop(self.sampler, images, noise, evaluation)
+        return loop, evaluation - evaluations_per_step(self.run.solver), labels
 
     def _images(self, data: ImageData, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """This process's real images of a batch and their labels, some replaced by the null class."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from l2c.cache.gates import Compute
+from l2c.cache.policy import Compute
 from l2c.cache.values import Value
 
 

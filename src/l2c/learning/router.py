@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.contract import Run
 from l2c.sampling.solvers import evaluations_per_step
+from l2c.schedule.contract import Run
 
 MAX_LOGIT = 5.0
 

@@ -1,7 +1,7 @@
 """`learn_solver`: learning a whole run for a budget, the solver with the schedule.
 
 How many evaluations there are and where they compute is searched, by the pictures that come out before anything is
-learned. What is left, noise levels, weights of the solver and stand-ins, has gradients.
+learned. What is left, noise levels, weights of the solver and forecasts, has gradients.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.cost import CostTable
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
 from l2c.learning.end_to_end import ClosedLoop, LearnSettings
-from l2c.learning.judge import Found, find_mask
+from l2c.learning.mask_search import MaskSearchResult, search_mask
 from l2c.learning.masks import Placement, spread
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.trainer import Trainer
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.cost import CostTable
+from l2c.schedule.schedule import CacheSchedule
 
 RATIOS = (2.0, 2.5)
 """Evaluations for each that is computed, of the structures that `learn_solver` tries."""
@@ -87,7 +87,7 @@ def learn_solver(
         per_computed=per_computed,
     )
     budget = evaluations * costs.full
-    structures: list[tuple[ClosedLoop, Found]] = []
+    structures: list[tuple[ClosedLoop, MaskSearchResult]] = []
     for index, (sampler, ratio) in enumerate(zip(samplers, ratios, strict=True)):
         loop = ClosedLoop(trainer, sampler, settings, model_name)
         until = 0.5 * (index + 1) / len(ratios)
@@ -101,7 +101,7 @@ def learn_solver(
             "budget_unit": "whole evaluations",
             "structure": _name(loop),
             "structures_before_learning": {_name(other): round(it.error, 5) for other, it in structures},
-            "masks_judged": sum(it.judged for _, it in structures),
+            "masks_tried": sum(it.judged for _, it in structures),
             "polynomial_order": found.order,
             "fewer_steps": _fewer_steps(loop, int(evaluations)),
         },
@@ -115,8 +115,10 @@ def _name(loop: ClosedLoop) -> str:
     return f"{len(loop.sampler.run.timesteps)} evaluations"
 
 
-def _find_mask(loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float) -> Found:
-    """A mask for a structure, or that with everything if nothing is reused; for `until` see `find_mask`."""
+def _find_mask(
+    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float
+) -> MaskSearchResult:
+    """A mask for a structure, or that with everything if nothing is reused; for `until` see `search_mask`."""
     steps = len(loop.sampler.run.timesteps)
 
     def error_of(mask: Tensor, order: int) -> float:
@@ -125,15 +127,15 @@ def _find_mask(loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, 
     start = _every(ratio, steps, budget, costs)
     compute = start.mask(steps, budget, costs)
     if compute.all():
-        return Found(compute, start.order, error_of(compute, start.order), judged=0)
-    return find_mask(
+        return MaskSearchResult(compute, start.order, error_of(compute, start.order), judged=0)
+    return search_mask(
         loop.trainer,
         error_of,
         steps,
         budget,
         costs,
         loop.settings.trials,
-        depth=loop.settings.depth,
+        history=loop.settings.history,
         stage=f"of {_name(loop)}",
         first=[start],
         until=until,

@@ -348,7 +348,7 @@ def _describe(sampler: Sampler) -> Subject:
     """What identifies a frozen model and its run."""
     denoiser, table = sampler.denoiser, find_layers(sampler.denoiser.model)
     identity = {
-        "model": f"{table.family} with {len(table)} layers",
+        "model": f"{table.architecture} with {len(table)} layers",
         "weights": digest(fingerprint(denoiser.model, table), table.to_json()),
         "dtype": str(denoiser.dtype).removeprefix("torch."),
         "device": denoiser.device.type,

@@ -1,4 +1,4 @@
-"""Where the noisy inputs of learning come from: walks along the model's own trajectories, or from real images."""
+"""Where the noisy inputs of learning come from: loops along the model's own trajectories, or from real images."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 from l2c.sampling.guidance import Guidance
+from l2c.sampling.loop import SamplingLoop
 from l2c.sampling.noise_schedule import alpha_sigma
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.solvers import evaluations_per_step, exponential_step
-from l2c.sampling.walk import Walk
 
 
-def guided_walk(walk: Walk, guidance: Guidance) -> Walk:
-    """The same walk, which asks for the conditional and the unconditional prediction in one batch (2 B, ...)."""
-    evaluation, x = next(walk)
+def guided_loop(loop: SamplingLoop, guidance: Guidance) -> SamplingLoop:
+    """The same loop, which asks for the conditional and the unconditional prediction in one batch (2 B, ...)."""
+    evaluation, x = next(loop)
     while True:
         predicted = yield evaluation, torch.cat([x, x])
         try:
-            evaluation, x = walk.send(guidance.combine(*predicted.chunk(2)))
+            evaluation, x = loop.send(guidance.combine(*predicted.chunk(2)))
         except StopIteration as stop:
             end: Tensor = stop.value
             return end
 
 
-def image_walk(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int) -> Walk:
+def image_loop(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int) -> SamplingLoop:
     """From noised images, by one solver step, to `evaluation`.
 
     The step is the two evaluations of DPM-Solver singlestep where that is the solver, and a DDIM step for every
@@ -34,7 +34,7 @@ def image_walk(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int)
         sampler: Tells the solver.
         images: Clean images (B, C, H, W).
         noise: Unit normal noise of the same shape.
-        evaluation: Where the walk ends; 1 or more, and the start of an outer step for singlestep.
+        evaluation: Where the loop ends; 1 or more, and the start of an outer step for singlestep.
 
     Source: arXiv 2406.01733, section 3.3.
     """

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.contract import Contract
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.contract import Contract
+from l2c.schedule.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Method:
         published: The settings of its authors.
         choices: Settings among which a budget chooses, for a method whose cost follows from them alone. Without
             any, `make` takes the keyword `budget`, a share of the run's multiply-accumulates.
-        families: Architectures that it is for.
+        architectures: Architectures that it is for.
         prepare: For a method that calibrates or learns: the costly part, which all budgets share, with the
             arguments (model, solver, steps, *, spacing, guidance, **settings); what it returns is handed to
             `make` as `prepared`.
@@ -120,6 +120,6 @@ class Method:
     source: str
     published: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Mapping[str, Any], ...] = ()
-    families: tuple[str, ...] = ("dit", "uvit")
+    architectures: tuple[str, ...] = ("dit", "uvit")
     prepare: Callable[..., Any] | None = None
     prepare_settings: tuple[str, ...] = ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
+from l2c.schedule.schedule import CacheSchedule
 
 
 def threshold_for(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.methods.base import Method, Target, blocks_of, check_every
+from l2c.schedule.schedule import CacheSchedule
 
 
 def deepcache(

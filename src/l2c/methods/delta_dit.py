@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.methods.base import Method, Target, blocks_of, check_every
+from l2c.schedule.schedule import CacheSchedule
 
 
 def delta_dit(
@@ -75,5 +75,5 @@ METHOD = Method(
     choices=tuple(
         {"every": every, "share": share} for every in (2, 3, 4, 6) for share in (0.75, 0.25, 0.5, 0.9)
     ),
-    families=("dit",),
+    architectures=("dit",),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.methods.base import Method, Target, check_every
+from l2c.schedule.schedule import CacheSchedule
 
 PUBLISHED_STEPS = 50
 PUBLISHED_KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)
@@ -43,9 +43,9 @@ def faster_diffusion(
     Source: Li et al., arXiv 2312.09608; section 3.3 and the released code for Stable Diffusion at 50 steps.
     """
     target = Target.of(model, solver, steps, spacing)
-    if target.layers.family != "uvit":
+    if target.layers.architecture != "uvit":
         raise ConfigError(
-            f"faster-diffusion needs a model with an encoder and a decoder, a U-ViT; got a {target.layers.family}"
+            f"faster-diffusion needs a model with an encoder and a decoder, a U-ViT; got a {target.layers.architecture}"
         )
     count = target.num_evaluations
     if every is None:
@@ -72,5 +72,5 @@ METHOD = Method(
     "arXiv 2312.09608",
     published={},
     choices=({}, *({"every": every} for every in range(1, 9))),
-    families=("uvit",),
+    architectures=("uvit",),
 )

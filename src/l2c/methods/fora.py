@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.methods.base import Method
 from l2c.methods.interval import interval
+from l2c.schedule.schedule import CacheSchedule
 
 
 def fora(

@@ -1,12 +1,12 @@
-"""The whole network at every n-th evaluation, nothing but stand-ins in between."""
+"""The whole network at every n-th evaluation, nothing but forecasts in between."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule
 from l2c.methods.base import Method, Target, check_every
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 
 
 def interval(

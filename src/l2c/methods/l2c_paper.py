@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.learning import paper
 from l2c.learning.paper import RouterSettings
 from l2c.methods.base import Method
 from l2c.methods.budget import threshold_for
+from l2c.schedule.schedule import CacheSchedule
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "dit-50": {"lambda_": 1e-6, "threshold": 0.1, "reduction": "mean"},

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from l2c.cache.family import ScheduleFamily
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.methods.base import Method
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.schedule import CacheSchedule
 
 ASSET_PREFIX = "l2c:"
 
@@ -24,7 +24,7 @@ def learned(
     path: str | Path = "",
     budget: float | None = None,
 ) -> CacheSchedule:
-    """A schedule from a file that `l2c learn` wrote, whose mask and stand-ins were learned together.
+    """A schedule from a file that `l2c learn` wrote, whose mask and forecasts were learned together.
 
     Args:
         model: Only for the form of all methods; the schedule is checked against it when it is enabled.

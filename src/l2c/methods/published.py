@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.contract import Contract
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import CheckpointError, ConfigError, ScheduleError
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle
 from l2c.models.sizes import model_config, new_model, resolve_name
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.contract import Contract
+from l2c.schedule.schedule import CacheSchedule
 
 ROUTER_SUFFIXES = (".pt", ".pth")
 _ROW_KEY = re.compile(r"(\d+)\.prob")

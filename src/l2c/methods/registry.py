@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.methods.base import Method
+from l2c.schedule.schedule import CacheSchedule
 
 _FILES = (
     "fewer_steps",

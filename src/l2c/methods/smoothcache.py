@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from l2c.cache.cached_model import attach
 from l2c.cache.clock import Clock
-from l2c.cache.gates import AskedGate, Compute, LayerGate
-from l2c.cache.runtime import attach
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.policy import BoundPolicy, Compute, LayerPolicy
 from l2c.errors import ConfigError
 from l2c.layers import LayerTable
 from l2c.methods.base import Method, Target
 from l2c.methods.budget import threshold_for
 from l2c.sampling.sampler import seeded_noise
+from l2c.schedule.schedule import CacheSchedule
 
 LOOKAHEAD = 3
 CALIBRATION_SEED = 7_000_000
@@ -166,7 +166,7 @@ def scan(errors: Tensor, threshold: float) -> Tensor:
 
 @dataclass
 class _Recorder:
-    """A `Gating` that computes everything and measures how outputs change."""
+    """A `ReusePolicy` that computes everything and measures how outputs change."""
 
     num_evaluations: int
     table: LayerTable
@@ -181,9 +181,9 @@ class _Recorder:
             for j in range(self.lookahead):
                 table[j, max(0, self.num_evaluations - j - 1) :] = torch.inf
 
-    def layer_gate(self, clock: Clock, layer: int) -> LayerGate:
-        """See `Gating.layer_gate`."""
-        return AskedGate(self, clock, layer)
+    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
+        """See `ReusePolicy.layer_policy`."""
+        return BoundPolicy(self, clock, layer)
 
     def computes(self, clock: Clock, layer: int) -> bool:
         """Always."""
@@ -204,7 +204,7 @@ class _Recorder:
         return fresh
 
     def clear(self) -> None:
-        """See `Gating.clear`."""
+        """See `ReusePolicy.clear`."""
         self._past.clear()
 
 

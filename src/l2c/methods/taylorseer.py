@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.predictors import Predictor
-from l2c.cache.schedule import CacheSchedule
 from l2c.errors import ConfigError
 from l2c.methods.base import Method, Target, check_every
+from l2c.schedule.forecast import Predictor
+from l2c.schedule.schedule import CacheSchedule
 
 MAX_ORDER = 6
 

@@ -19,7 +19,7 @@ def schedule_card(
     """
     cost, cached = summary["cost"], summary["cached"]
     facts = {
-        "For": f"{summary['model'] or summary['family']}, {summary['layers']} layers",
+        "For": f"{summary['model'] or summary['architecture']}, {summary['layers']} layers",
         **_origin(summary["provenance"]),
         "Samples of": " x ".join(map(str, summary["sample_shape"])) or "any shape",
         "Run": f"{summary['solver']} ({summary['spacing']}), {summary['steps']} steps, "
@@ -37,7 +37,7 @@ def schedule_card(
     return f"""---
 {_front_matter(summary)}---
 
-# Cache schedule for {_escaped(str(summary["model"] or summary["family"]))}
+# Cache schedule for {_escaped(str(summary["model"] or summary["architecture"]))}
 
 Which layers of a diffusion transformer compute at which evaluation; the others reuse what they put out before. Use it
 with `l2c`:
@@ -64,7 +64,7 @@ l2c.enable_cache(pipe, schedule)  # then call the pipeline as before
 
 
 def _front_matter(summary: Mapping[str, Any]) -> str:
-    lines = ["library_name: l2c", "tags:", "- diffusion", "- cache-schedule", f"- {summary['family']}"]
+    lines = ["library_name: l2c", "tags:", "- diffusion", "- cache-schedule", f"- {summary['architecture']}"]
     model = str(summary["model"])
     owner, _, name = model.partition("/")
     if owner and name and "/" not in name and " " not in model:

@@ -206,7 +206,7 @@ def _heat_maps(ways: list[WayResult]) -> str:
         return ""
     return f"""<h3>Schedules</h3>
 <p class="note">Evaluations from left to right, blocks from bottom to top; attention above, MLPs below. Coloured is
-computed, grey is stood in for. Caches of other libraries decide anew in every run and have none.</p>
+computed, grey is forecast. Caches of other libraries decide anew in every run and have none.</p>
 <div class="maps">{"".join(cards)}</div>"""
 
 

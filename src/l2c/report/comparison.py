@@ -131,7 +131,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ComparisonResults:
-    """A comparison as it stands in a folder.
+    """A comparison as it is forecast a folder.
 
     Attributes:
         config: As it was run.

@@ -10,8 +10,6 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-from l2c.cache.contract import Run
-from l2c.cache.schedule import CacheSchedule
 from l2c.engine.engine import MODES, Engine
 from l2c.engine.job import Job
 from l2c.engine.programs import has_program
@@ -19,9 +17,11 @@ from l2c.errors import ConfigError
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver, solver_table
+from l2c.sampling.lock import model_lock
 from l2c.sampling.noise_schedule import NoiseSchedule
 from l2c.sampling.solvers import make_solver
-from l2c.sampling.turns import turn
+from l2c.schedule.contract import Run
+from l2c.schedule.schedule import CacheSchedule
 
 ENGINES = ("auto", *MODES)
 
@@ -52,7 +52,7 @@ class CompiledSampler:
         self.job = Job(
             timesteps=tuple(t + denoiser.first_timestep for t in run.timesteps),
             solver=_table(run, denoiser.noise_schedule),
-            stand_ins={} if schedule is None else schedule.plan,
+            forecasts={} if schedule is None else schedule.plan,
             null_class=denoiser.null_class if guided else None,
             split=guided and guidance.mode == "split",
             combine=guidance.combine if guided else None,
@@ -69,7 +69,7 @@ class CompiledSampler:
         Returns:
             Samples (B, C, H, W), float32, unclamped.
         """
-        with turn(self.denoiser.model):
+        with model_lock(self.denoiser.model):
             return self.engine.run(self.job, noise, labels, self.guidance.scale)
 
 

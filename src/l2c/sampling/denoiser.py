@@ -41,7 +41,7 @@ class Denoiser:
         table = find_layers(model)
         if not table.sized:
             raise ConfigError(
-                f"{type(model).__name__} is not sampled by class labels; make its pipeline and use l2c.pipelines"
+                f"{type(model).__name__} is not sampled by class labels; make its pipeline and use l2c.hosts.pipeline"
             )
         config: Any = model.config
         num_classes = getattr(config, "num_classes", None)

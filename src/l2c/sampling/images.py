@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from l2c.cache.runtime import CachedModel, active_cache, enable_cache
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import CachedModel, active_cache, enable_cache
 from l2c.errors import CacheStateError, ConfigError, ContractError
 from l2c.sampling.compiled import log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
+from l2c.sampling.lock import model_lock
 from l2c.sampling.memory import store_bytes
 from l2c.sampling.sampler import Observer, Sampler, seeded_noise
-from l2c.sampling.turns import turn
+from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def sample(
     size = batch_size or count
     parts = zip(torch.split(noise, size), torch.split(label_tensor, size), strict=True)
     inputs = ((part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts)
-    with turn(model):
+    with model_lock(model):
         enabled = active_cache(model)
         made_for = schedule or (enabled.schedule if enabled else None)
         sampler = resolve_sampler(

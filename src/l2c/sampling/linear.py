@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2c.cache.contract import Run
 from l2c.errors import ConfigError
+from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.sampling.solvers import Solver
-from l2c.sampling.walk import drive, solver_walk
+from l2c.schedule.contract import Run
 
 LEARNED = "learned"
 """Name of solvers whose table was learned."""
@@ -84,7 +84,7 @@ def solver_table(solver: Solver) -> Tensor:
         rows.append(x.flatten())
         return unit[evaluation + 1]
 
-    rows.append(drive(solver_walk(solver, unit[0]), predict).flatten())
+    rows.append(run_loop(sampling_loop(solver, unit[0]), predict).flatten())
     return torch.stack(rows)
 
 

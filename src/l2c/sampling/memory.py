@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from l2c.cache.runtime import CachedModel
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.cached_model import CachedModel
 from l2c.cache.store import peak_bytes
 from l2c.engine.graphs import held_elements, share_graphs
 from l2c.layers import find_layers
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.schedule import CacheSchedule
 
 
 def store_bytes(cache: CachedModel, sampler: Sampler, batch_size: int) -> int:

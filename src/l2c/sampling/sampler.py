@@ -11,18 +11,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from l2c.cache.cached_model import active_cache, attach, check_model
 from l2c.cache.clock import Clock
-from l2c.cache.contract import Run
-from l2c.cache.gates import HardGates
-from l2c.cache.runtime import active_cache, attach, check_model
-from l2c.cache.schedule import CacheSchedule
+from l2c.cache.policy import StaticPolicy
 from l2c.sampling.compiled import CompiledSampler, log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver
+from l2c.sampling.lock import model_lock
+from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.sampling.solvers import Solver, make_solver
-from l2c.sampling.turns import turn
-from l2c.sampling.walk import drive, solver_walk
+from l2c.schedule.contract import Run
+from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,10 @@ class Sampler:
 
         @torch.no_grad()
         def eager(noise: Tensor, labels: Tensor) -> Tensor:
-            with turn(model), ExitStack() as stack:
+            with model_lock(model), ExitStack() as stack:
                 if schedule is not None and table is not None:
-                    gates = HardGates(schedule.plan, schedule.num_evaluations)
-                    stack.enter_context(attach(model, table, gates, schedule))
+                    policy = StaticPolicy(schedule.plan, schedule.num_evaluations)
+                    stack.enter_context(attach(model, table, policy, schedule))
                 return self(noise, labels)
 
         return eager
@@ -133,7 +133,7 @@ class Sampler:
                     observer(evaluation, x, predicted)
                 return predicted
 
-            return drive(solver_walk(solver, noise), predict)
+            return run_loop(sampling_loop(solver, noise), predict)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from l2c.cache.contract import Run
 from l2c.errors import ConfigError
 from l2c.models.config import NUM_TRAIN_TIMESTEPS
 from l2c.sampling.noise_schedule import NoiseSchedule, alpha_sigma
+from l2c.schedule.contract import Run
 
 SPACINGS = ("linspace", "trailing", "karras", "logsnr")
 

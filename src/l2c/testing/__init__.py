@@ -1,6 +1,5 @@
 """Small models with random weights and a call counter, for tests of l2c and of what builds on it."""
 
-from l2c.testing.families import TINY, TinyTransformer
 from l2c.testing.models import count_calls, tiny_diffusers_dit, tiny_dit, tiny_uvit
 from l2c.testing.pipelines import (
     TINY_PIPELINES,
@@ -10,6 +9,7 @@ from l2c.testing.pipelines import (
     tiny_pipeline,
     tiny_run,
 )
+from l2c.testing.transformers import TINY, TinyTransformer
 
 __all__ = [
     "TINY",

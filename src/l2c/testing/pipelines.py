@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2c.cache.schedule import CacheSchedule
-from l2c.pipelines.interval import interval
-from l2c.testing.families import TEXT, TINY, WORDS
+from l2c.hosts.pipeline.interval import interval
+from l2c.schedule.schedule import CacheSchedule
+from l2c.testing.transformers import TEXT, TINY, WORDS
 
 _WORDS = ("a", "an", "and", "bird", "boat", "cat", "dog", "green", "house", "of", "painting", "photo", "the")
 

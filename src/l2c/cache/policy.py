@@ -1,0 +1,190 @@
+"""Reuse policies: per layer and evaluation, whether it is computed, forecast, or mixed.
+
+Two of them share the cached forward. `StaticPolicy` does what a schedule has resolved beforehand into a reuse plan, for
+sampling. `MixingPolicy` has a share in [0, 1] per (evaluation, layer), for learning; at 0 and 1 it does what a static
+policy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from l2c.cache.clock import Clock
+from l2c.cache.store import FeatureStore, last_reads
+from l2c.cache.values import Value, combine_values, mix_values
+from l2c.errors import CacheStateError
+from l2c.schedule.forecast import Predictor, ReusePlan
+
+Compute = Callable[[], Any]
+"""Runs a layer; returns its `Value`."""
+
+
+class LayerPolicy(Protocol):
+    """Decides for one layer between computing and forecasting."""
+
+    def output(self, compute: Compute) -> Value:
+        """Output of the layer now; calls `compute` only if it must."""
+        ...
+
+    def computes(self) -> bool:
+        """Whether `output` would call `compute`."""
+        ...
+
+
+class ReusePolicy(Protocol):
+    """Decides, per layer and evaluation, between computing and forecasting; owns the stored features."""
+
+    @property
+    def num_evaluations(self) -> int:
+        """How many evaluations it covers."""
+        ...
+
+    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
+        """The gate of a layer at whatever evaluation and branch the clock is."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets all features."""
+        ...
+
+
+class _Asked(Protocol):
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value: ...
+
+    def computes(self, clock: Clock, layer: int) -> bool: ...
+
+
+@dataclass
+class BoundPolicy:
+    """The gate of a layer in a `ReusePolicy` that looks everything up when it is asked.
+
+    Attributes:
+        policy: Has `output` and `computes` as a `LayerPolicy` does, of a clock and the index of a layer.
+        clock: Which evaluation and branch it is.
+        layer: Index of the layer.
+    """
+
+    policy: _Asked
+    clock: Clock
+    layer: int
+
+    def output(self, compute: Compute) -> Value:
+        """See `LayerPolicy.output`."""
+        return self.policy.output(self.clock, self.layer, compute)
+
+    def computes(self) -> bool:
+        """See `LayerPolicy.computes`."""
+        return self.policy.computes(self.clock, self.layer)
+
+
+class StaticPolicy:
+    """Gates of a static schedule: a reused layer is not called."""
+
+    def __init__(self, plan: ReusePlan, num_evaluations: int) -> None:
+        self.num_evaluations = num_evaluations
+        self.plan = plan
+        self.store = FeatureStore(last_reads(plan))
+
+    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
+        """See `ReusePolicy.layer_policy`."""
+        return BoundPolicy(self, clock, layer)
+
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """Whether a layer is computed now."""
+        return (clock.evaluation, layer) not in self.plan
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
+        """Output of a layer now; calls `compute` only if it must."""
+        evaluation, branch = clock.evaluation, clock.branch
+        terms = self.plan.get((evaluation, layer))
+        if terms is None:
+            fresh: Value = compute()
+            self.store.put(branch, evaluation, layer, fresh)
+            return fresh
+        values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
+        return combine_values(values, [weight for _, weight in terms])
+
+    def clear(self) -> None:
+        """See `ReusePolicy.clear`."""
+        self.store.clear()
+
+
+@dataclass
+class MixingPolicy:
+    """Mixes fresh and forecast outputs by the scores of a router that is being learned, differentiable in them.
+
+    A layer's output is `s * fresh + (1 - s) * forecast`, and its history moves on by the same share: after a
+    share of 1 it starts with the fresh value, after a share of 0 it is what it was. `True` stands for 1 and
+    computes without mixing; `False` for 0, and the layer is not called.
+
+    Attributes:
+        shares: Function (evaluation, layer) -> bool or tensor () in [0, 1].
+        predictor: Forecast for what is not computed; the first `predictor.history` evaluations must have the
+            share True where a tensor follows.
+        log_snrs: Half log-SNR of every evaluation.
+
+    Source: the mix is equation 6 of arXiv 2406.01733; the moving history is ours.
+    """
+
+    shares: Callable[[int, int], bool | Tensor]
+    predictor: Predictor
+    log_snrs: tuple[float, ...]
+    _history: dict[tuple[str, int], tuple[list[Value], list[float | Tensor]]] = field(default_factory=dict)
+
+    @property
+    def num_evaluations(self) -> int:
+        """See `ReusePolicy.num_evaluations`."""
+        return len(self.log_snrs)
+
+    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
+        """See `ReusePolicy.layer_policy`."""
+        return BoundPolicy(self, clock, layer)
+
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """Whether a layer is computed at all now."""
+        return self.shares(clock.evaluation, layer) is not False
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
+        """Output of a layer now; calls `compute` only if it must."""
+        now = self.log_snrs[clock.evaluation]
+        share = self.shares(clock.evaluation, layer)
+        values, times = self._history.get((clock.branch, layer), ([], []))
+        if share is True:
+            fresh: Value = compute()
+            length = self.predictor.history
+            self._history[clock.branch, layer] = ([fresh, *values][:length], [now, *times][:length])
+            return fresh
+        forecast = self._forecast(clock.evaluation, layer, values, times)
+        if share is False:
+            return forecast
+        if len(values) < self.predictor.history:
+            raise CacheStateError(
+                f"layer {layer} is mixed at evaluation {clock.evaluation} after {len(values)} computed "
+                f"values, but the {self.predictor.name} predictor reads {self.predictor.history}; "
+                "let the evaluations before compute"
+            )
+        fresh = compute()
+        output = mix_values(share, fresh, forecast)
+        self._history[clock.branch, layer] = (
+            [mix_values(share, new, old) for new, old in zip([fresh, *values], values, strict=False)],
+            [share * new + (1 - share) * old for new, old in zip([now, *times], times, strict=False)],
+        )
+        return output
+
+    def _forecast(
+        self, evaluation: int, layer: int, values: list[Value], times: list[float | Tensor]
+    ) -> Value:
+        if not values:
+            raise CacheStateError(
+                f"layer {layer} is reused at evaluation {evaluation} before it was ever computed"
+            )
+        weights = self.predictor.weights_at(evaluation, layer, self.log_snrs[evaluation], times)
+        return combine_values(values, weights)
+
+    def clear(self) -> None:
+        """See `ReusePolicy.clear`."""
+        self._history.clear()

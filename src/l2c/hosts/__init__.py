@@ -1,0 +1,1 @@
+"""Hosts: what runs the evaluations that schedules are for."""

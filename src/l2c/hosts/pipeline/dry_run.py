@@ -1,0 +1,196 @@
+"""A run of a pipeline with the transformers called once each: what a schedule has to know before there is one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.patch import MethodPatch
+from l2c.errors import ConfigError
+from l2c.hosts.pipeline.clock import SchedulerClock
+from l2c.hosts.pipeline.compilation import eagerly
+from l2c.hosts.pipeline.enable import transformers_of
+from l2c.hosts.pipeline.runs import describe_run
+from l2c.layers import LayerTable, find_layers, measure_layers
+from l2c.schedule.contract import Run
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a call of a pipeline does.
+
+    Attributes:
+        run: Its scheduler's run.
+        tables: Layers of each transformer, with their sizes in this call, by name of the component.
+        evaluations: At which evaluations each transformer is called.
+        calls_per_evaluation: Calls of a transformer in its first evaluation: 2 for guidance in two calls.
+        resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
+    """
+
+    run: Run
+    tables: dict[str, LayerTable]
+    evaluations: dict[str, list[int]]
+    calls_per_evaluation: dict[str, int]
+    resolution: dict[str, int]
+
+    @property
+    def table(self) -> LayerTable:
+        """The layers, which all transformers have.
+
+        Raises:
+            ConfigError: If they differ.
+        """
+        first, *others = self.tables.values()
+        if any(table != first for table in others):
+            raise ConfigError(
+                f"the transformers of this pipeline ({', '.join(self.tables)}) have different layers, and a schedule "
+                "is for one kind"
+            )
+        return first
+
+    @property
+    def order(self) -> list[str]:
+        """Names of the transformers in the order in which they begin."""
+        return sorted(self.evaluations, key=lambda name: min(self.evaluations[name]))
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Evaluations at which a transformer begins, which are its own until the next one takes over.
+
+        Raises:
+            ConfigError: If several of them are called in turns.
+        """
+        spans = sorted((min(called), max(called)) for called in self.evaluations.values())
+        if any(last >= begin for (_, last), (begin, _) in pairwise(spans)):
+            raise ConfigError(
+                f"the transformers of this pipeline ({', '.join(self.tables)}) are called in turns, and a schedule is "
+                "for one after another"
+            )
+        return (0, *(begin for begin, _ in spans[1:]))
+
+
+class _DryForward:
+    """Replaces a transformer's forward: the first call is real and measured, the others return zeros."""
+
+    def __init__(self, model: nn.Module, clock: SchedulerClock) -> None:
+        self.model, self.clock = model, clock
+        self.table: LayerTable | None = None
+        self.evaluations: list[int] = []
+        self._blanks: dict[Any, Any] = {}
+        self._real = False
+
+    def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._real:
+            return original(*args, **kwargs)
+        self.evaluations.append(self.clock.evaluation)
+        sample = kwargs.get("hidden_states", args[0] if args else None)
+        shape = sample.shape if isinstance(sample, Tensor) else None
+        if shape not in self._blanks:
+            self._real = True
+            try:
+                if self.table is None:
+                    table = find_layers(self.model)
+                    self.table, output = measure_layers(self.model, table, args, kwargs)
+                else:
+                    output = original(*args, **kwargs)
+            finally:
+                self._real = False
+            self._blanks[shape] = _zeros(output)
+        return self._blanks[shape]
+
+
+def _zeros(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value)
+    if isinstance(value, Mapping):  # diffusers' outputs, too
+        return type(value)(**{key: _zeros(part) for key, part in value.items()})
+    if isinstance(value, (tuple, list)):
+        return type(value)([_zeros(part) for part in value])
+    return value
+
+
+@torch.no_grad()
+def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
+    """Calls a pipeline with its transformers computing once and returning zeros from then on.
+
+    Text encoders and scheduler run as in earnest, so timesteps, shapes and the number of calls are the actual
+    ones; the picture is thrown away. Random numbers that a generator or the global one hold are not used up.
+
+    Args:
+        pipe: A diffusers pipeline without a cache enabled.
+        args: What it will be called with.
+        call: What it will be called with, by name.
+
+    Raises:
+        ConfigError: If it is called for no steps, or calls no transformer under its scheduler.
+    """
+    call.pop("generator", None)
+    steps = call.get("num_inference_steps")
+    if isinstance(steps, int) and steps < 1:
+        raise ConfigError(f"a run has at least 1 step, got num_inference_steps={steps}")
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if takes_latent_output(pipe):
+        call["output_type"] = "latent"
+    run: Run | None = None
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(eagerly())
+        models = transformers_of(pipe)
+        clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None)
+        stack.callback(clock.restore)
+        actors = {name: _DryForward(model, clock) for name, model in models.items()}
+        for name, actor in actors.items():
+            stack.callback(MethodPatch(models[name], "forward", actor.forward).remove)
+        quiet = MethodPatch(pipe, "progress_bar", _quiet)
+        stack.callback(quiet.remove)
+        resolution: dict[str, int] = {}
+        if hasattr(pipe, "prepare_latents"):
+            stack.callback(MethodPatch(pipe, "prepare_latents", _noting(resolution)).remove)
+        pipe(*args, **call)
+        run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call))
+    tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
+    if not tables:
+        raise ConfigError(f"{type(pipe).__name__} called no transformer in its scheduler's run")
+    evaluations = {name: sorted(set(actors[name].evaluations)) for name in tables}
+    calls = {name: actors[name].evaluations.count(evaluations[name][0]) for name in tables}
+    return DryRun(run, tables, evaluations, calls, resolution)
+
+
+def takes_latent_output(pipe: Any) -> bool:
+    """Whether a pipeline can be asked for latents, so that nothing has to be decoded."""
+    call = type(pipe).__call__
+    return "output_type" in inspect.signature(call).parameters and '"latent"' in inspect.getsource(call)
+
+
+def _noting(resolution: dict[str, int]) -> Callable[..., Any]:
+    """Notes the resolution that latents are asked for."""
+
+    def prepare(original: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind(*args, **kwargs)
+        given.apply_defaults()
+        sizes = {key: given.arguments.get(key) for key in ("height", "width", "num_frames")}
+        resolution.update(
+            {key: int(value) for key, value in sizes.items() if isinstance(value, (int, float))}
+        )
+        return original(*args, **kwargs)
+
+    return prepare
+
+
+def _quiet(original: Any, *args: Any, **kwargs: Any) -> Any:
+    bar = original(*args, **kwargs)
+    bar.disable = True
+    return bar
+
+
+def _guidance(pipe: Any, parameters: Mapping[str, Any], call: Mapping[str, Any]) -> float | None:
+    default = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
+    scale = call.get("guidance_scale", getattr(pipe, "_guidance_scale", default))
+    return float(scale) if isinstance(scale, (int, float)) else None

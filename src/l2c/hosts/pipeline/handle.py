@@ -1,0 +1,159 @@
+"""The handle of a cache on a pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from l2c.cache.patch import MethodPatch
+from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
+from l2c.hosts.pipeline.runs import describe_run, run_problem
+from l2c.hosts.pipeline.summary import RunSummary, summarize_model
+from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
+from l2c.schedule.schedule import CacheSchedule
+
+HANDLE = "_l2c_cache"
+"""Attribute of a pipeline or model that holds the handle of its enabled cache."""
+
+
+class PipelineCache:
+    """An enabled cache on a pipeline: the handle that `enable_cache` returns, also a context manager.
+
+    Args:
+        target: The pipeline, or a transformer alone.
+        scheduler: Its scheduler.
+        models: The transformers by name of the component.
+        schedules: What they compute and reuse, likewise.
+        any_weights: Whether other weights are accepted with a warning.
+        any_run: Whether other timesteps and resolutions are.
+        wrapper: What `torch.compile` has wrapped around a transformer alone.
+
+    Attributes:
+        clock: The scheduler's clock.
+        transformers: The cached transformers by name of the component.
+        any_weights: As given.
+        any_run: As given.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        scheduler: Any,
+        models: Mapping[str, nn.Module],
+        schedules: Mapping[str, CacheSchedule],
+        any_weights: bool,
+        any_run: bool,
+        wrapper: Any = None,
+    ) -> None:
+        self.any_weights, self.any_run = any_weights, any_run
+        self.transformers: dict[str, CachedTransformer] = {}
+        self._target, self._wrapper, self._bar = target, wrapper, None
+        self._checked = False
+        self._adapters: dict[str, int] = {}
+        self.clock = SchedulerClock(scheduler, self._start, self._end)
+        try:
+            for name, schedule in schedules.items():
+                self.transformers[name] = CachedTransformer(name, models[name], schedule, self)
+            if callable(getattr(target, "progress_bar", None)):
+                self._bar = MethodPatch(target, "progress_bar", self._progress_bar)
+            self._adapters = self._count_adapters()
+            setattr(target, HANDLE, self)
+        except BaseException:
+            self.restore()
+            raise
+
+    def _start(self) -> None:
+        self._checked = False
+        for name, transformer in self.transformers.items():
+            wrapper = self._wrapper
+            transformer.begin_run(wrapper if wrapper is not None else getattr(self._target, name, None))
+
+    def _end(self) -> None:
+        for transformer in self.transformers.values():
+            transformer.end_run()
+
+    def _progress_bar(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> WatchedBar:
+        return WatchedBar(original(*args, **kwargs), self.clock.end)
+
+    def enter_evaluation(self) -> int:
+        """The evaluation at which a transformer is called; checks the run before its first.
+
+        Raises:
+            CacheStateError: Outside a run, or if the model's own cache has been enabled since.
+            ContractError: If the schedule was made for another run.
+        """
+        evaluation = self.clock.evaluation
+        if not self._checked:
+            try:
+                self._check_run()
+            except BaseException:
+                self.clock.end()
+                raise
+            self._checked = True
+        return evaluation
+
+    def _check_run(self) -> None:
+        guidance = getattr(self._target, "_guidance_scale", None)
+        run = describe_run(self.clock.scheduler, float(guidance) if guidance is not None else None)
+        for transformer in self.transformers.values():
+            refuse_other_cache(transformer.model)
+            contract = transformer.schedule.contract
+            problem = run_problem(contract, run)
+            if problem is not None:
+                if not self.any_run or len(run.timesteps) != transformer.schedule.num_evaluations:
+                    raise problem
+                warnings.warn(problem.args[0], stacklevel=2)
+            if note := contract.guidance_note(run):
+                warnings.warn(note, stacklevel=2)
+            transformer.cache.follow()
+            if note := transformer.compile_note():
+                warnings.warn(note, stacklevel=2)
+        self._note_adapters()
+
+    def _count_adapters(self) -> dict[str, int]:
+        return {
+            name: sum(".lora_" in key for key, _ in transformer.model.named_parameters())
+            for name, transformer in self.transformers.items()
+        }
+
+    def _note_adapters(self) -> None:
+        now = self._count_adapters()
+        if now != self._adapters:
+            self._adapters = now
+            warnings.warn(
+                "a LoRA was loaded or unloaded since the cache was enabled; it is used, but how far off the "
+                "schedule is with it was not measured: l2c.check tells",
+                stacklevel=2,
+            )
+
+    def summary(self) -> RunSummary:
+        """What was computed and reused in the last run."""
+        models = {
+            name: summarize_model(transformer.policy.counts, transformer.cache.table)
+            for name, transformer in self.transformers.items()
+        }
+        return RunSummary(self.clock.num_evaluations, self.clock.finished, models)
+
+    def restore(self) -> None:
+        """Disables the cache; doing it twice does nothing."""
+        self.clock.restore()
+        for transformer in self.transformers.values():
+            transformer.restore()
+        if self._bar is not None:
+            self._bar.remove()
+        if vars(self._target).get(HANDLE) is self:
+            with suppress(AttributeError):
+                delattr(self._target, HANDLE)
+
+    def __enter__(self) -> PipelineCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()

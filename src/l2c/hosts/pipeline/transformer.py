@@ -1,0 +1,204 @@
+"""A transformer in a pipeline: each of its calls belongs to an evaluation and to a branch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from l2c.cache.cached_model import CachedModel, attach
+from l2c.cache.clock import DEFAULT_BRANCH
+from l2c.cache.patch import MethodPatch, patch_of
+from l2c.errors import CacheStateError
+from l2c.hosts.pipeline.clock import SchedulerClock
+from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
+from l2c.hosts.pipeline.policy import PipelinePolicy
+from l2c.layers import find_layers, fingerprint
+from l2c.schedule.schedule import CacheSchedule
+
+_UNKNOWN_WRAPPER = (
+    "a compiled transformer is called that its l2c cache does not know; enable the cache on what torch.compile has "
+    "returned, or compile in place with transformer.compile()"
+)
+
+
+class Owner(Protocol):
+    """What a transformer knows of the pipeline's cache that it belongs to."""
+
+    any_weights: bool
+    clock: SchedulerClock
+
+    def enter_evaluation(self) -> int:
+        """The evaluation at which it is called."""
+        ...
+
+
+class CachedTransformer:
+    """A transformer whose evaluations are told by a scheduler's clock.
+
+    Args:
+        name: Name of the component.
+        model: The transformer.
+        schedule: What it computes and reuses.
+        owner: The pipeline's cache that it belongs to.
+    """
+
+    def __init__(self, name: str, model: nn.Module, schedule: CacheSchedule, owner: Owner) -> None:
+        table = find_layers(model).with_sizes_of(schedule.layers)
+        schedule.check_layers(table)
+        refuse_other_cache(model)
+        problem = schedule.contract.compare_weights(fingerprint(model, table))
+        if problem and not owner.any_weights:
+            raise problem
+        if problem:
+            warnings.warn(problem.args[0], stacklevel=5)
+        self.name, self.model, self.schedule = name, model, schedule
+        self.policy = PipelinePolicy(schedule.plan, schedule.num_evaluations, len(table))
+        self.cache: CachedModel = attach(model, table, self.policy, schedule)
+        self._owner = owner
+        self._context = DEFAULT_BRANCH
+        self._shapes: dict[str, list[Any]] = {}
+        self._calls: dict[str, int] = {}
+        self._compilation, self._graphs = Compilation(), 0
+        self._entered = False
+        self._patches = [MethodPatch(model, "forward", self._forward)]
+        if hasattr(model, "cache_context"):
+            self._patches.append(MethodPatch(model, "cache_context", self._cache_context))
+
+    def begin_run(self, component: Any) -> None:
+        """Starts from nothing.
+
+        Args:
+            component: What the pipeline calls: the model, or what `torch.compile` has wrapped around it.
+        """
+        self._cover_anew()
+        self._follow_compiler(component)
+        self.policy.begin_run()
+        self.cache.clock.stop()
+        self._shapes.clear()
+
+    def end_run(self) -> None:
+        """Lets go of all features; counts stay."""
+        self.policy.clear()
+        self.cache.clock.stop()
+
+    def restore(self) -> None:
+        """Gives the model its own methods back."""
+        for patch in reversed(self._patches):
+            patch.remove()
+        self._patches.clear()
+        self.cache.restore()
+
+    def _cover_anew(self) -> None:
+        """Covers what offloading has put back in place of a method, as it does after every call of a pipeline."""
+        for index, patch in enumerate(self._patches):
+            method, hooked = vars(patch.owner).get(patch.name), vars(self.model).get("_old_forward")
+            known = patch_of(method) in self._patches or patch_of(hooked) is patch
+            if patch.owner is self.model and not known and not is_compiled(method):
+                replacement = patch.replacement
+                patch.remove()
+                self._patches[index] = MethodPatch(self.model, patch.name, replacement)
+
+    def _cache_context(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+        return _NamedCall(self, name, original(name, *args, **kwargs))
+
+    def _follow_compiler(self, component: Any) -> None:
+        """Covers what has been compiled since, so that a call is entered before a compiler follows it."""
+        found = find_compilation(self.model, component)
+        if found != self._compilation:
+            self._compilation, self._graphs = found, found.num_graphs(self.schedule)
+            self.policy.replayed = found.replayed
+        for owner, name in self._compilation.entries:
+            if patch_of(vars(owner)[name]) is None:
+                self._patches.append(MethodPatch(owner, name, self._enter))
+        leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
+
+    def compile_note(self) -> str | None:
+        """What to tell whoever compiled the model as a whole for a schedule of many different rows."""
+        return self._compilation.note(self._graphs)
+
+    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._entered:
+            return original(*args, **kwargs)
+        return self._enter(original, *args, **kwargs)
+
+    def _enter(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of the model: tells the layers what they do in it, and takes what they have computed."""
+        evaluation = self._owner.enter_evaluation()
+        clock = self.cache.clock
+        if not clock.running or clock.evaluation != evaluation:
+            clock.start(evaluation)
+            clock.tick(evaluation)
+            self._calls.clear()
+        branch = self._branch(kwargs.get("hidden_states", args[0] if args else None), kwargs)
+        self.policy.begin_call(evaluation, branch)
+        self._entered = True
+        try:
+            with clock.in_branch(branch), self._compilation.room(self._graphs):
+                result = original(*args, **kwargs)
+        except BaseException:
+            self._owner.clock.end()
+            raise
+        finally:
+            self._entered = False
+        self.policy.end_call()
+        return result
+
+    def _branch(self, sample: Any, kwargs: Mapping[str, Any]) -> str:
+        """Name of a call: its `cache_context`, then its place among the calls of the evaluation, then its shape."""
+        name = self._context
+        place = self._calls[name] = self._calls.get(name, 0) + 1
+        if place > 1:
+            name = f"{name}-{place}"
+        text = kwargs.get("encoder_hidden_states")
+        shape = [value.shape if isinstance(value, Tensor) else None for value in (sample, text)]
+        shapes = self._shapes.setdefault(name, [])
+        if not shapes:
+            self._check_shape(sample)
+        if shape not in shapes:
+            shapes.append(shape)
+        number = shapes.index(shape)
+        return f"{name} (shape {number + 1})" if number else name
+
+    def _check_shape(self, sample: Any) -> None:
+        """Warns when samples have another shape than those that the schedule was made for."""
+        expected = self.schedule.layers.sample_shape
+        got = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else ()
+        if expected and got and got != expected:
+            warnings.warn(
+                f"the schedule was made for samples of {'x'.join(map(str, expected))} and the run has "
+                f"{'x'.join(map(str, got))}; it works, but how close the pictures are was not measured there",
+                stacklevel=2,
+            )
+
+
+class _NamedCall:
+    """diffusers' `cache_context`, which here names the branch as well."""
+
+    def __init__(self, transformer: CachedTransformer, name: str, inner: Any) -> None:
+        self._transformer, self._name, self._inner = transformer, name, inner
+        self._before = DEFAULT_BRANCH
+
+    def __enter__(self) -> Any:
+        self._before, self._transformer._context = self._transformer._context, self._name
+        return self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._transformer._context = self._before
+        return self._inner.__exit__(*error)
+
+
+def refuse_other_cache(model: nn.Module) -> None:
+    """Refuses a model whose own diffusers cache is enabled.
+
+    Raises:
+        CacheStateError: If it is.
+    """
+    if getattr(model, "is_cache_enabled", False):
+        raise CacheStateError(
+            f"diffusers' own cache ({type(getattr(model, '_cache_config', None)).__name__}) is enabled on this "
+            f"{type(model).__name__}, and two caches would feed each other stale features; call its disable_cache() "
+            "first"
+        )

@@ -1,0 +1,161 @@
+"""A mask for a budget, found by judging masks one after another, with what is known kept in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from l2c.errors import ConfigError
+from l2c.learning.masks import Placement, search, spread
+from l2c.learning.session import SEARCHING, Progress
+from l2c.learning.trainer import Trainer
+from l2c.schedule.cost import BUDGET_TOLERANCE, CostTable
+
+
+def check_budget(
+    budget: float, evaluations: int, costs: CostTable, scale: float, always: Sequence[int] = ()
+) -> None:
+    """Refuses a budget that no mask can meet, or that needs none.
+
+    Args:
+        budget: What a run may cost, in units of `scale`.
+        evaluations: Of the run.
+        costs: Cost of every layer.
+        scale: In the unit of the costs.
+        always: Evaluations besides the first that have to compute everything.
+
+    Raises:
+        ConfigError: If it is too small or too large.
+    """
+    costs.check_budget(budget * scale, evaluations)
+    others, left = evaluations - len(always), budget * scale - len(always) * costs.full
+    least = torch.zeros(evaluations, len(costs.layers), dtype=torch.bool)
+    least[[0, *always]] = True
+    if always and costs.of(least) > budget * scale * (1 + BUDGET_TOLERANCE):
+        raise ConfigError(
+            f"a budget of {budget:g} cannot be met: the first evaluation of each of the {1 + len(always)} models that "
+            f"share the run has to compute every layer, so that it takes at least {costs.of(least) / scale:.1%} of the "
+            "work; allow more, or take more steps"
+        )
+    if spread(others, left, costs)[0].mask(others, left, costs).all():
+        raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
+
+
+@dataclass(frozen=True)
+class MaskSearchResult:
+    """What a search found.
+
+    Attributes:
+        compute: The mask, bool (evaluations, layers).
+        order: Of the polynomial that forecasts follow best with it.
+        error: Of what it makes with them.
+        judged: Masks that were judged.
+    """
+
+    compute: Tensor
+    order: int
+    error: float
+    judged: int
+
+
+def search_mask(
+    trainer: Trainer,
+    error_of: Callable[[Tensor, int], float],
+    evaluations: int,
+    budget: float,
+    costs: CostTable,
+    trials: int,
+    *,
+    history: int,
+    stage: str = "",
+    always: Sequence[int] = (),
+    first: Sequence[Placement] = (),
+    until: float = 0.5,
+) -> MaskSearchResult:
+    """The mask that a search finds for a budget, or the checkpoint has.
+
+    Args:
+        trainer: Its seed, checkpoint and time limit are the search's, too.
+        error_of: Error of what a mask makes, with forecasts that follow a polynomial of an order.
+        evaluations: Of the run.
+        budget: What a run may cost, in the unit of the costs.
+        costs: Cost of every layer.
+        trials: Masks to judge at most.
+        history: How many computed values forecasts read at most: more than the order of a polynomial.
+        stage: Tells it from other searches of the same checkpoint.
+        always: Evaluations besides the first that have to compute everything; the search is for the others.
+        first: Placements to start from besides those that `spread` makes, and before them.
+        until: Share of the time limit after which no more masks are judged.
+    """
+    key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
+    if key not in trainer.kept:
+        orders = [order for order in (2, 1) if order < history] or [0]
+        whole = torch.zeros(evaluations, dtype=torch.bool)
+        whole[list(always)] = True
+        others, left = evaluations - len(always), budget - len(always) * costs.full
+
+        def mask_of(placement: Placement) -> Tensor:
+            mask = torch.ones(evaluations, len(costs.layers), dtype=torch.bool)
+            mask[~whole] = placement.mask(others, left, costs)
+            return mask
+
+        known = [replace(placement, order=min(placement.order, orders[0])) for placement in first]
+        starts = list(dict.fromkeys([*known, *spread(others, left, costs, orders[0])]))
+        fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
+        judge = _Trials(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction, until)
+        seed = trainer.settings.seed
+        found = search(starts, judge.error, others, trials, seed, judge.report, orders)
+        trainer.kept[key] = mask_of(found).to(torch.uint8)
+        trainer.kept[order_key] = torch.tensor(found.order)
+        trainer.save()
+    kept = trainer.kept
+    errors = kept[trials_key].tolist()
+    return MaskSearchResult(kept[key].bool(), int(kept[order_key]), min(errors), len(errors))
+
+
+class _Trials:
+    """Judges masks by what they make, and remembers in the checkpoint how far it has come.
+
+    A search that goes on takes the same way again, so that errors in the order of trials are all there is to know.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        error_of: Callable[[Placement], float],
+        trials: int,
+        stage: str,
+        fraction: float,
+        until: float,
+    ) -> None:
+        self._trainer, self._error_of = trainer, error_of
+        self._trials, self._fraction, self._until = trials, fraction, until
+        self._name = f"{SEARCHING} {stage}".rstrip()
+        self._key = f"trials {stage}".rstrip()
+        self._known = iter(trainer.kept.get(self._key, _NONE).tolist())
+        self._began_s = trainer.elapsed_s
+
+    def error(self, placement: Placement) -> float:
+        """Error of what a placement makes."""
+        if (recorded := next(self._known, None)) is not None:
+            return float(recorded)
+        trainer, error = self._trainer, self._error_of(placement)
+        trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
+        trainer.save(if_due=True)
+        return error
+
+    def report(self, trial: int, error: float) -> bool:
+        """Reports so many trials and the least error; returns whether the time for searching is over."""
+        trainer, trials = self._trainer, self._trials
+        elapsed_s = trainer.elapsed_s
+        left_s = (elapsed_s - self._began_s) / trial * (trials - trial)
+        trainer.report(
+            Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
+        )
+        return trainer.used_up(self._until)
+
+
+_NONE = torch.zeros(0, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Schedules: masks, forecasts, costs and contracts, and their files."""

@@ -1,0 +1,147 @@
+"""What evaluations cost, layer by layer, in multiply-accumulates or in milliseconds, and budgets of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.errors import ConfigError, DataError
+from l2c.layers import LayerTable
+
+BUDGET_TOLERANCE = 0.01
+"""How far above a budget counts as within it, relatively."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Cost of one evaluation, part by part.
+
+    Attributes:
+        unit: `MACs`, for one image without guidance, or `ms`, at the batch that was measured.
+        layers: Of every layer, in the order of the `LayerTable`.
+        rest: Of everything that no schedule can save.
+        architecture: Architecture that it is for; empty fits any with as many layers.
+        names: Names of the layers; empty fits any.
+        history: How many values a forecast reads, that `rest` has for every layer.
+        per_value: Of each value that a forecast reads after the first: what is saved where fewer have been computed.
+    """
+
+    unit: str
+    layers: tuple[float, ...]
+    rest: float
+    architecture: str = ""
+    names: tuple[str, ...] = ()
+    history: int = 1
+    per_value: float = 0.0
+
+    @classmethod
+    def macs(cls, table: LayerTable) -> CostTable:
+        """In multiply-accumulates."""
+        costs = tuple(float(layer.macs) for layer in table.layers)
+        return cls("MACs", costs, float(table.rest_macs), table.architecture, table.names)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CostTable:
+        """Inverse of `to_json`.
+
+        Raises:
+            DataError: If something is missing, of the wrong kind, or no cost.
+        """
+        try:
+            layers, rest = tuple(float(cost) for cost in data["layers"]), float(data["rest"])
+            names = tuple(str(name) for name in data["names"])
+            history, per_value = int(data["history"]), float(data["per_value"])
+            table = cls(str(data["unit"]), layers, rest, str(data["architecture"]), names, history, per_value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"the table of costs is malformed ({error!r})") from error
+        if not layers or len(names) not in (0, len(layers)) or not 0 < table.full < math.inf:
+            raise DataError(
+                f"the table of costs is malformed: it has {len(layers)} costs of layers, {len(names)} names, and "
+                f"{table.full:g} for all"
+            )
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "layers": list(self.layers), "names": list(self.names)}
+
+    def check_layers(self, table: LayerTable) -> None:
+        """Compares a model's layers with those that the costs are of.
+
+        Raises:
+            ConfigError: If architecture, number or names of the layers differ.
+        """
+        same = self.architecture in ("", table.architecture) and self.names in ((), table.names)
+        if not same or len(self.layers) != len(table):
+            raise ConfigError(
+                f"the costs are those of {len(self.layers)} layers"
+                f"{f' of a {self.architecture}' if self.architecture else ''}, but "
+                f"the model is a {table.architecture} with {len(table)} layers; measure this one with l2c profile"
+            )
+
+    @property
+    def full(self) -> float:
+        """Of an evaluation that computes everything."""
+        return sum(self.layers) + self.rest
+
+    def of(self, compute: Tensor) -> float:
+        """Cost of a run with a mask, bool (evaluations, layers).
+
+        Raises:
+            ConfigError: If the mask has another number of layers.
+        """
+        if compute.ndim != 2 or compute.shape[1] != len(self.layers):
+            raise ConfigError(
+                f"the costs are those of {len(self.layers)} layers but the mask is {tuple(compute.shape)} "
+                "(evaluations, layers)"
+            )
+        per_layer = torch.tensor(self.layers, dtype=torch.float64)
+        compute = compute.cpu()
+        missing = (self.history - compute.cumsum(dim=0)).clamp(min=0)[~compute].sum()
+        least = len(compute) * self.rest - self.per_value * int(missing)
+        return float(compute.sum(dim=0).double() @ per_layer) + least
+
+    def check_budget(self, budget: float, evaluations: int) -> None:
+        """Refuses a budget that no mask can meet.
+
+        Args:
+            budget: In `unit`, for a whole run.
+            evaluations: Of the run.
+
+        Raises:
+            ConfigError: If it is less than a first evaluation and the rest of all others, or more than computing
+                everything.
+        """
+        full = evaluations * self.full
+        if self.unit == "ms" and not any(self.layers):
+            raise ConfigError(
+                "by the table of costs no layer saves any time when it is reused, so no schedule makes the run faster; "
+                "measure larger batches, or with another engine"
+            )
+        first = torch.zeros(evaluations, len(self.layers), dtype=torch.bool)
+        first[:1] = True
+        least = self.of(first)
+        if not budget <= full * (1 + BUDGET_TOLERANCE):  # NaN is not, either
+            raise ConfigError(
+                f"a budget of {self.show(budget)} is more than the {self.show(full)} of computing everything; "
+                "no schedule is needed"
+            )
+        if not budget >= least * (1 - BUDGET_TOLERANCE):
+            raise ConfigError(
+                f"a budget of {self.show(budget)} cannot be met: the first evaluation has to compute every layer, and "
+                f"with what no schedule can save the run takes at least {self.show(least)} ({least / full:.1%}); allow "
+                "more, or take more steps"
+            )
+
+    def show(self, cost: float) -> str:
+        """A cost with its unit, for people.
+
+        >>> CostTable("MACs", (1.0,), 0.0).show(1.5e9)
+        '1.5 GMACs'
+        """
+        return f"{cost / 1e9:.4g} GMACs" if self.unit == "MACs" else f"{cost:.4g} {self.unit}"

@@ -1,0 +1,98 @@
+"""`ScheduleFamily`: schedules for one model and run along the whole curve of costs, in one file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from l2c.errors import ConfigError, ScheduleError
+from l2c.schedule.cost import BUDGET_TOLERANCE
+from l2c.schedule.file import malformed, read_tensors, write_tensors
+from l2c.schedule.schedule import CacheSchedule
+
+FORMAT = "l2c.schedule-family"
+VERSION = 1
+
+
+class ScheduleFamily:
+    """Schedules for the same model and solver, from the most expensive to the cheapest.
+
+    Args:
+        schedules: At least one, in any order.
+
+    Raises:
+        ScheduleError: If there are none, or they are for different models or solvers.
+    """
+
+    def __init__(self, schedules: Sequence[CacheSchedule]) -> None:
+        if not schedules:
+            raise ScheduleError("a family needs at least one schedule")
+        self._schedules = sorted(schedules, key=lambda schedule: -schedule.cost.macs)
+        for schedule in schedules:
+            schedule.check_layers(schedules[0].layers)
+            if schedule.contract != schedules[0].contract:
+                raise ScheduleError(
+                    "the schedules of a family are for one model and one run; save these apart"
+                )
+
+    def __len__(self) -> int:
+        return len(self._schedules)
+
+    def __iter__(self) -> Iterator[CacheSchedule]:
+        return iter(self._schedules)
+
+    def at(self, budget: float) -> CacheSchedule:
+        """The best schedule that costs at most a share of the run's multiply-accumulates (MACs), within 1 %.
+
+        The best is the one of the least error on held-out pictures, or of the highest cost where that is not recorded.
+
+        Args:
+            budget: Fraction of the MACs, from 0 to 1.
+
+        Raises:
+            ConfigError: If the budget is no fraction, or less than what the cheapest schedule costs.
+        """
+        if not 0 < budget <= 1:
+            raise ConfigError(
+                f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}"
+            )
+        within = [s for s in self._schedules if s.cost.fraction <= budget * (1 + BUDGET_TOLERANCE)]
+        if within:
+            return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
+        least = self._schedules[-1].cost.fraction
+        raise ConfigError(
+            f"the cheapest schedule of the family takes {least:.1%} of the MACs, more than the budget of "
+            f"{budget:.1%}; ask for {least:.3f} or more, or learn one with l2c learn --budget {budget:g}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes all schedules as one `.safetensors` file; an interrupted write leaves the old file.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        tensors, headers = {}, []
+        for index, schedule in enumerate(self._schedules):
+            parts, header = schedule.pack()
+            tensors.update({f"{index}.{name}": tensor for name, tensor in parts.items()})
+            headers.append(header)
+        write_tensors(path, FORMAT, tensors, {"version": VERSION, "schedules": headers})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScheduleFamily:
+        """Reads a family, or one that comes with l2c by its name; nothing in the file is ever executed.
+
+        Raises:
+            ScheduleError: If the file is missing, truncated, of another kind, or malformed.
+        """
+        tensors, header = read_tensors(path, FORMAT, VERSION)
+        headers = header.get("schedules")
+        if not isinstance(headers, list):
+            raise malformed(path, KeyError("schedules"))
+        schedules = []
+        for index, entry in enumerate(headers):
+            prefix = f"{index}."
+            parts = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
+            schedules.append(CacheSchedule.unpack(parts, entry, path))
+        return cls(schedules)

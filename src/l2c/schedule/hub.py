@@ -1,0 +1,113 @@
+"""Schedules in folders and on a hub, through huggingface_hub; nothing that is loaded is ever executed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2c.errors import OutputError, ScheduleError
+from l2c.files import atomic_write
+
+if TYPE_CHECKING:
+    from l2c.schedule.schedule import CacheSchedule
+
+SCHEDULE_FILE = "schedule.safetensors"
+HEAT_MAP_FILE = "schedule.png"
+CARD_FILE = "README.md"
+
+
+def save_folder(schedule: CacheSchedule, folder: str | Path, repo_id: str = "") -> Path:
+    """Writes a schedule, its heat map and its card into a folder.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    from l2c.report.card import schedule_card
+    from l2c.report.figures import heat_map
+
+    folder, summary = Path(folder), schedule.summary()
+    card = schedule_card(
+        summary, {"schedule": SCHEDULE_FILE, "heat_map": HEAT_MAP_FILE}, repo_id or folder.name
+    )
+    advice = "choose another folder"
+    atomic_write(folder / HEAT_MAP_FILE, heat_map(summary), advice)
+    atomic_write(folder / CARD_FILE, card.encode(), advice)
+    schedule.save(folder / SCHEDULE_FILE)
+    return folder
+
+
+def push(
+    schedule: CacheSchedule,
+    repo_id: str,
+    message: str,
+    private: bool | None,
+    token: str | bool | None,
+    pr: bool,
+) -> str:
+    """Uploads a schedule with its card in one commit; makes the repository if it is not there.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        OutputError: If the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_folder(schedule, folder, repo_id)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=message, create_pr=pr
+            )
+        except Exception as error:
+            if (said := hub_problem(error)) is None:
+                raise
+            raise OutputError(
+                f"cannot upload the schedule to {repo_id}: {said}; check the name, and log in with: hf auth login"
+            ) from error
+    return str(commit.commit_url)
+
+
+def fetch(name: str | Path, revision: str | None, token: str | bool | None, local_files_only: bool) -> Path:
+    """Path of the schedule file of a folder or a repository on the hub, downloaded if it must be.
+
+    Raises:
+        ScheduleError: If there is none, or the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / SCHEDULE_FILE).is_file():
+            raise ScheduleError(
+                f"the folder {path} has no {SCHEDULE_FILE}; schedule.save_pretrained writes one"
+            )
+        return path / SCHEDULE_FILE
+    if path.suffix == ".safetensors":  # of a file, not of a repository: no need to ask the hub for it
+        raise ScheduleError(f"there is no schedule file {path}; l2c learn --out makes one")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        options: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        return Path(hf_hub_download(str(name), SCHEDULE_FILE, **options))
+    except Exception as error:
+        if (said := hub_problem(error)) is None:
+            raise
+        raise ScheduleError(
+            f"there is no folder {name}, and no {SCHEDULE_FILE} could be had from a repository of that name: {said}"
+        ) from error
+
+
+def hub_problem(error: Exception) -> str | None:
+    """The first line of what a hub, the network or the file system says; None for faults of the program."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    known = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+    names = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    if not isinstance(error, known) and not names & {"httpx", "httpx2", "httpcore", "requests"}:
+        return None
+    return " ".join(str(error).split("\n\n")[0].split()).rstrip(".") or type(error).__name__

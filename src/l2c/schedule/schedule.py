@@ -1,0 +1,240 @@
+"""`CacheSchedule`: what to compute at which evaluation, how to forecast the rest, and what it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.errors import ConfigError, ContractError, ScheduleError
+from l2c.layers import LayerTable
+from l2c.schedule import hub
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.file import malformed, read_tensors, write_tensors
+from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, without_zeros
+from l2c.schedule.summary import summarize
+
+FORMAT = "l2c.cache-schedule"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a schedule computes, in multiply-accumulates (MACs) for one image, without guidance.
+
+    Attributes:
+        macs: Of the whole run with the schedule.
+        full_macs: Of the whole run with everything computed.
+        linear_macs: Like `macs`, leaving out the attention products, as DiT papers count.
+        full_linear_macs: Like `full_macs`, leaving out the attention products.
+    """
+
+    macs: int
+    full_macs: int
+    linear_macs: int
+    full_linear_macs: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the MACs that is left."""
+        return self.macs / self.full_macs
+
+
+@dataclass(frozen=True, eq=False)
+class CacheSchedule:
+    """Which layers compute at which evaluation, how the others are forecast, and the contract.
+
+    Attributes:
+        compute: Bool (evaluations, layers); True where a layer is computed.
+        layers: The layers of the architecture it is for.
+        contract: What it was made for.
+        predictor: How reused layers are forecast.
+        scores: Router scores (evaluations, layers) in [0, 1] it was thresholded from, if it was; NaN where
+            there is none.
+        provenance: How it came to be: method, settings, figures. Plain data.
+
+    Raises:
+        ScheduleError: If the parts do not fit each other.
+    """
+
+    compute: Tensor
+    layers: LayerTable
+    contract: Contract
+    predictor: Predictor = field(default_factory=Predictor)
+    scores: Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = (len(self.contract.run.timesteps), len(self.layers))
+        if self.compute.dtype != torch.bool or tuple(self.compute.shape) != expected:
+            raise ScheduleError(
+                f"the mask must be bool of shape {expected} (evaluations, layers), "
+                f"got {self.compute.dtype} {tuple(self.compute.shape)}"
+            )
+        if self.scores is not None and self.scores.shape != self.compute.shape:
+            raise ScheduleError(f"scores {tuple(self.scores.shape)} and mask {expected} differ in shape")
+        _ = self.plan  # a schedule that reuses what was never computed is refused here
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of model evaluations of the run."""
+        return int(self.compute.shape[0])
+
+    @cached_property
+    def plan(self) -> ReusePlan:
+        """For every reused (evaluation, layer): which computed values are read, with which weights."""
+        return without_zeros(plan_reuse(self.compute, self.predictor, self.contract.run.log_snrs))
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Multiply-accumulates with and without the schedule."""
+        evaluations, table = self.num_evaluations, self.layers
+        linear = torch.tensor([layer.linear_macs for layer in table.layers], dtype=torch.float64)
+        total = torch.tensor([layer.macs for layer in table.layers], dtype=torch.float64)
+        counts = self.compute.sum(dim=0).double()
+        rest = evaluations * table.rest_macs
+        return Cost(
+            macs=round(float(counts @ total)) + rest,
+            full_macs=evaluations * table.full_macs,
+            linear_macs=round(float(counts @ linear)) + rest,
+            full_linear_macs=evaluations * round(float(linear.sum())) + rest,
+        )
+
+    def check_layers(self, table: LayerTable) -> None:
+        """Compares a model's layers with those that the schedule was made for.
+
+        Raises:
+            ContractError: If architecture, layers or sizes differ.
+        """
+        mine = self.layers
+        if (mine.architecture, mine.names) != (table.architecture, table.names):
+            raise ContractError(
+                f"schedule was made for a {mine.architecture} with {len(mine)} layers "
+                f"({self.contract.model or 'unnamed model'}), but the model is a {table.architecture} with "
+                f"{len(table)} layers; learn one for this model with l2c learn"
+            )
+        if [layer.macs for layer in mine.layers] != [layer.macs for layer in table.layers]:
+            raise ContractError(
+                f"schedule was made for a {mine.architecture} with {mine.full_macs / 1e9:.3g} GMACs per evaluation at "
+                f"{'x'.join(map(str, mine.sample_shape))}, but the model has {table.full_macs / 1e9:.3g} GMACs at "
+                f"{'x'.join(map(str, table.sample_shape))}; learn one for this model with l2c learn"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the schedule as one `.safetensors` file; an interrupted write leaves the old file.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        tensors, header = self.pack()
+        write_tensors(path, FORMAT, tensors, {"version": VERSION, **header})
+
+    @classmethod
+    def load(cls, path: str | Path) -> CacheSchedule:
+        """Reads a schedule file, or one that comes with l2c by its name; nothing in it is ever executed.
+
+        Raises:
+            ScheduleError: If the file is missing, truncated, of another kind, or malformed.
+        """
+        tensors, header = read_tensors(path, FORMAT, VERSION)
+        return cls.unpack(tensors, header, path)
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything in the schedule, as tensors and plain data."""
+        tensors = {"compute": self.compute.to(torch.uint8).contiguous()}
+        if self.scores is not None:
+            tensors["scores"] = self.scores.float().contiguous()
+        if self.predictor.coefficients is not None:
+            tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
+        header = {
+            "layers": self.layers.to_json(),
+            "contract": asdict(self.contract),
+            "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
+            "provenance": dict(self.provenance),
+        }
+        return tensors, header
+
+    @classmethod
+    def unpack(
+        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str | Path
+    ) -> CacheSchedule:
+        """The schedule that `pack` took apart.
+
+        Args:
+            tensors: Tensors by name.
+            header: The plain data.
+            path: Where it was read, for the error.
+
+        Raises:
+            ScheduleError: If something is missing or malformed.
+        """
+        try:
+            contract = dict(header["contract"])
+            run: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in contract.pop("run").items()
+            }
+            if run.get("weights") is not None:
+                run["weights"] = tuple(tuple(row) for row in run["weights"])
+            contract["fingerprint"] = tuple(contract["fingerprint"])
+            predictor = Predictor(**header["predictor"], coefficients=tensors.get("coefficients"))
+            return cls(
+                compute=tensors["compute"].bool(),
+                layers=LayerTable.from_json(header["layers"]),
+                contract=Contract(run=Run(**run), **contract),
+                predictor=predictor,
+                scores=tensors.get("scores"),
+                provenance=header["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise malformed(path, error) from error
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the schedule into a folder, with its heat map and a card that says what it is for.
+
+        Raises:
+            OutputError: If a file cannot be written.
+        """
+        return hub.save_folder(self, folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload cache schedule",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a repository on the Hugging Face hub; returns its address.
+
+        Raises:
+            OutputError: If the hub refuses or cannot be reached.
+        """
+        return hub.push(self, repo_id, commit_message, private, token, create_pr)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> CacheSchedule:
+        """Reads a schedule from a folder, or from a repository on the Hugging Face hub (`user/name`).
+
+        Only the schedule file is read, and nothing in it is ever executed.
+
+        Raises:
+            ScheduleError: If there is none, the hub cannot be reached, or the file is malformed.
+        """
+        return cls.load(hub.fetch(name, revision, token, local_files_only))
+
+    def summary(self) -> dict[str, Any]:
+        """The schedule in figures, as plain data; see `l2c.schedule.summary.summarize`."""
+        return summarize(self)

@@ -1,0 +1,102 @@
+"""A schedule in figures, as plain data: what `l2c inspect` shows and what figures are drawn from."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from l2c.schedule.schedule import CacheSchedule
+
+
+def summarize(schedule: CacheSchedule) -> dict[str, Any]:
+    """The schedule as JSON types.
+
+    `cached` speaks of the evaluations that a router decided, as the L2C paper counts its layers, or, without
+    scores, of those that reuse anything. In `rows`, one per evaluation, `mask` has a character per layer, `1`
+    where it is computed, and `fraction` is the share of the evaluation's MACs that is left.
+    """
+    run, table, cost = schedule.contract.run, schedule.layers, schedule.cost
+    scores = schedule.scores
+    cached = ~schedule.compute.all(dim=1) if scores is None else scores.isfinite().any(dim=1)
+    kinds = {
+        kind: {
+            "computed": int(schedule.compute[cached][:, columns].sum()),
+            "total": int(cached.sum()) * len(columns),
+        }
+        for kind, columns in _columns_by_kind(schedule).items()
+    }
+    total = sum(kind["total"] for kind in kinds.values())
+    computed = sum(kind["computed"] for kind in kinds.values())
+    return {
+        "architecture": table.architecture,
+        "model": schedule.contract.model,
+        "solver": run.solver,
+        "steps": run.steps,
+        "spacing": run.spacing,
+        "guidance": run.guidance,
+        "evaluations": schedule.num_evaluations,
+        "layers": len(table),
+        "layer_names": list(table.names),
+        "layer_kinds": [layer.kind for layer in table.layers],
+        "predictor": schedule.predictor.name,
+        "cached": {
+            "evaluations": int(cached.sum()),
+            "computed": computed,
+            "total": total,
+            "removed": 1 - computed / total if total else 0.0,
+            "kinds": kinds,
+        },
+        "cost": {
+            "macs": cost.macs,
+            "full_macs": cost.full_macs,
+            "fraction": cost.fraction,
+            "linear_macs": cost.linear_macs,
+            "full_linear_macs": cost.full_linear_macs,
+        },
+        "rows": _rows(schedule),
+        "scores": _scores(schedule),
+        "sample_shape": list(table.sample_shape),
+        "prediction_type": schedule.contract.prediction_type,
+        "weights": "any" if not schedule.contract.fingerprint else "fingerprinted",
+        "provenance": dict(schedule.provenance),
+    }
+
+
+def _columns_by_kind(schedule: CacheSchedule) -> dict[str, list[int]]:
+    columns: dict[str, list[int]] = {}
+    for index, layer in enumerate(schedule.layers.layers):
+        columns.setdefault(layer.kind, []).append(index)
+    return columns
+
+
+def _rows(schedule: CacheSchedule) -> list[dict[str, Any]]:
+    run, table = schedule.contract.run, schedule.layers
+    macs = torch.tensor([layer.macs for layer in table.layers], dtype=torch.float64)
+    columns = _columns_by_kind(schedule)
+    return [
+        {
+            "evaluation": evaluation,
+            "timestep": timestep,
+            "log_snr": log_snr if math.isfinite(log_snr) else None,
+            "computed": int(row.sum()),
+            "kinds": {kind: int(row[indices].sum()) for kind, indices in columns.items()},
+            "fraction": (float(row.double() @ macs) + table.rest_macs) / table.full_macs,
+            "mask": "".join("1" if computes else "0" for computes in row.tolist()),
+        }
+        for evaluation, (timestep, log_snr, row) in enumerate(
+            zip(run.timesteps, run.log_snrs, schedule.compute, strict=True)
+        )
+    ]
+
+
+def _scores(schedule: CacheSchedule) -> list[list[float | None]] | None:
+    """Router scores per evaluation and layer, None where there is none."""
+    if schedule.scores is None:
+        return None
+    return [
+        [round(score, 4) if math.isfinite(score) else None for score in row]
+        for row in schedule.scores.tolist()
+    ]

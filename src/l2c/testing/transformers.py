@@ -1,0 +1,392 @@
+"""diffusers' transformers in sizes that a test can afford, with random weights, and inputs that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WIDTH, TEXT, WORDS = 16, 16, 5
+_HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
+
+
+@dataclass(frozen=True)
+class TinyTransformer:
+    """A small model of a family, and how to call it.
+
+    Attributes:
+        class_name: Name of its class in diffusers.
+        config: Its configuration.
+        shape: Shape of its input for one image, without the batch.
+        conditions: Function of the batch size that returns everything but `hidden_states` and `timestep`.
+    """
+
+    class_name: str
+    config: dict[str, Any]
+    shape: tuple[int, ...]
+    conditions: Callable[[int], dict[str, Any]]
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The model with weights from `seed`, frozen."""
+        import diffusers
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: nn.Module = getattr(diffusers, self.class_name)(**self.config)
+        return model.eval().requires_grad_(False)
+
+    def call(self, model: nn.Module, x: Tensor, timestep: float) -> Tensor:
+        """What the model predicts for samples (B, ...) at a timestep."""
+        given = self.conditions(x.shape[0])
+        output = model(
+            hidden_states=x, timestep=torch.full(x.shape[:1], timestep), return_dict=False, **given
+        )[0]
+        return torch.stack(output) if isinstance(output, list) else output
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _text(batch: int) -> dict[str, Any]:
+    return {"encoder_hidden_states": _random(1, WORDS, TEXT).repeat(batch, 1, 1)}
+
+
+def _masked(batch: int) -> dict[str, Any]:
+    return {**_text(batch), "encoder_attention_mask": torch.ones(batch, WORDS, dtype=torch.bool)}
+
+
+def _pooled(batch: int) -> dict[str, Any]:
+    return {**_text(batch), "pooled_projections": _random(1, TEXT).repeat(batch, 1)}
+
+
+def _flux(batch: int) -> dict[str, Any]:
+    return {
+        **_pooled(batch),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(WORDS, 3),
+        "guidance": torch.ones(batch),
+    }
+
+
+def _chroma(batch: int) -> dict[str, Any]:
+    return {**_text(batch), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(WORDS, 3)}
+
+
+def _lumina(batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    return {
+        **_text(batch),
+        "encoder_mask": torch.ones(batch, WORDS),
+        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 384, 384),
+        "cross_attention_kwargs": {},
+    }
+
+
+def _hunyuan_dit(batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed
+
+    grid = get_2d_rotary_pos_embed(8, ((0, 0), (4, 4)), (4, 4), output_type="pt")
+    return {
+        **_text(batch),
+        "text_embedding_mask": torch.ones(batch, WORDS),
+        "encoder_hidden_states_t5": _random(1, WORDS, TEXT).repeat(batch, 1, 1),
+        "text_embedding_mask_t5": torch.ones(batch, WORDS),
+        "image_meta_size": torch.full((batch, 6), 64.0),
+        "style": torch.zeros(batch, dtype=torch.long),
+        "image_rotary_emb": grid,
+    }
+
+
+def _qwen(batch: int) -> dict[str, Any]:
+    return {
+        **_text(batch),
+        "encoder_hidden_states_mask": torch.ones(batch, WORDS, dtype=torch.long),
+        "img_shapes": [[(1, 4, 4)]] * batch,
+    }
+
+
+def _hunyuan_video(batch: int) -> dict[str, Any]:
+    return {**_pooled(batch), **_masked(batch), "guidance": torch.full((batch,), 6000.0)}
+
+
+def _ltx(batch: int) -> dict[str, Any]:
+    return {**_masked(batch), "num_frames": 2, "height": 4, "width": 4}
+
+
+def _stable_audio(batch: int) -> dict[str, Any]:
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    return {
+        **_text(batch),
+        "global_hidden_states": _random(1, 1, TEXT).repeat(batch, 1, 1),
+        "rotary_embedding": get_1d_rotary_pos_embed(4, 9, use_real=True, repeat_interleave_real=False),
+    }
+
+
+TINY: dict[str, TinyTransformer] = {
+    tiny.class_name: tiny
+    for tiny in (
+        TinyTransformer(
+            "DiTTransformer2DModel",
+            {**_HEADS, "in_channels": 3, "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 10},
+            (3, 8, 8),
+            lambda batch: {"class_labels": torch.ones(batch, dtype=torch.long)},
+        ),
+        TinyTransformer(
+            "PixArtTransformer2DModel",
+            {
+                **_HEADS,
+                "num_layers": 2,
+                "sample_size": 8,
+                "cross_attention_dim": WIDTH,
+                "caption_channels": TEXT,
+                "use_additional_conditions": False,
+            },
+            (4, 8, 8),
+            lambda batch: {**_text(batch), "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
+        ),
+        TinyTransformer(
+            "SD3Transformer2DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "out_channels": 4,
+                "num_layers": 3,
+                "sample_size": 8,
+                "joint_attention_dim": TEXT,
+                "caption_projection_dim": WIDTH,
+                "pooled_projection_dim": TEXT,
+                "pos_embed_max_size": 8,
+                "dual_attention_layers": (0,),
+                "qk_norm": "rms_norm",
+            },
+            (4, 8, 8),
+            _pooled,
+        ),
+        TinyTransformer(
+            "FluxTransformer2DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "num_layers": 2,
+                "num_single_layers": 2,
+                "joint_attention_dim": TEXT,
+                "pooled_projection_dim": TEXT,
+                "guidance_embeds": True,
+                "axes_dims_rope": (2, 2, 4),
+            },
+            (16, 4),
+            _flux,
+        ),
+        TinyTransformer(
+            "ChromaTransformer2DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "num_layers": 2,
+                "num_single_layers": 2,
+                "joint_attention_dim": TEXT,
+                "axes_dims_rope": (2, 2, 4),
+                "approximator_num_channels": 8,
+                "approximator_hidden_dim": 16,
+                "approximator_layers": 1,
+            },
+            (16, 4),
+            _chroma,
+        ),
+        TinyTransformer(
+            "AuraFlowTransformer2DModel",
+            {
+                **_HEADS,
+                "num_mmdit_layers": 1,
+                "num_single_dit_layers": 2,
+                "sample_size": 8,
+                "joint_attention_dim": TEXT,
+                "caption_projection_dim": WIDTH,
+                "pos_embed_max_size": 16,
+            },
+            (4, 8, 8),
+            _text,
+        ),
+        TinyTransformer(
+            "SanaTransformer2DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "out_channels": 4,
+                "num_layers": 2,
+                "num_cross_attention_heads": 2,
+                "cross_attention_head_dim": 8,
+                "cross_attention_dim": WIDTH,
+                "caption_channels": TEXT,
+                "sample_size": 8,
+            },
+            (4, 8, 8),
+            _text,
+        ),
+        TinyTransformer(
+            "LuminaNextDiT2DModel",
+            {
+                "sample_size": 8,
+                "hidden_size": WIDTH,
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "num_kv_heads": 2,
+                "multiple_of": 8,
+                "cross_attention_dim": TEXT,
+                "learn_sigma": False,
+            },
+            (4, 8, 8),
+            _lumina,
+        ),
+        TinyTransformer(
+            "Lumina2Transformer2DModel",
+            {
+                "sample_size": 8,
+                "in_channels": 4,
+                "hidden_size": WIDTH,
+                "num_layers": 2,
+                "num_refiner_layers": 1,
+                "num_attention_heads": 2,
+                "num_kv_heads": 1,
+                "multiple_of": 8,
+                "axes_dim_rope": (4, 2, 2),
+                "axes_lens": (16, 8, 8),
+                "cap_feat_dim": TEXT,
+            },
+            (4, 8, 8),
+            _masked,
+        ),
+        TinyTransformer(
+            "HunyuanDiT2DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "patch_size": 2,
+                "sample_size": 8,
+                "hidden_size": WIDTH,
+                "num_layers": 4,
+                "learn_sigma": False,
+                "cross_attention_dim": TEXT,
+                "cross_attention_dim_t5": TEXT,
+                "pooled_projection_dim": TEXT,
+                "text_len": WORDS,
+                "text_len_t5": WORDS,
+            },
+            (4, 8, 8),
+            _hunyuan_dit,
+        ),
+        TinyTransformer(
+            "QwenImageTransformer2DModel",
+            {
+                **_HEADS,
+                "in_channels": 16,
+                "out_channels": 4,
+                "num_layers": 2,
+                "joint_attention_dim": TEXT,
+                "axes_dims_rope": (2, 2, 4),
+            },
+            (16, 16),
+            _qwen,
+        ),
+        TinyTransformer(
+            "WanTransformer3DModel",
+            {
+                "num_attention_heads": 2,
+                "attention_head_dim": 12,
+                "in_channels": 4,
+                "out_channels": 4,
+                "text_dim": TEXT,
+                "freq_dim": 8,
+                "ffn_dim": 32,
+                "num_layers": 2,
+                "rope_max_seq_len": 16,
+            },
+            (4, 2, 8, 8),
+            _text,
+        ),
+        TinyTransformer(
+            "HunyuanVideoTransformer3DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "out_channels": 4,
+                "num_layers": 2,
+                "num_single_layers": 2,
+                "num_refiner_layers": 1,
+                "text_embed_dim": TEXT,
+                "pooled_projection_dim": TEXT,
+                "rope_axes_dim": (2, 2, 4),
+            },
+            (4, 2, 8, 8),
+            _hunyuan_video,
+        ),
+        TinyTransformer(
+            "LTXVideoTransformer3DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "out_channels": 4,
+                "cross_attention_dim": WIDTH,
+                "num_layers": 2,
+                "caption_channels": TEXT,
+            },
+            (32, 4),
+            _ltx,
+        ),
+        TinyTransformer(
+            "MochiTransformer3DModel",
+            {
+                **_HEADS,
+                "num_layers": 2,
+                "pooled_projection_dim": TEXT,
+                "in_channels": 4,
+                "text_embed_dim": TEXT,
+                "time_embed_dim": 8,
+                "max_sequence_length": WORDS,
+            },
+            (4, 2, 8, 8),
+            _masked,
+        ),
+        TinyTransformer(
+            "CogVideoXTransformer3DModel",
+            {
+                **_HEADS,
+                "in_channels": 4,
+                "out_channels": 4,
+                "time_embed_dim": 8,
+                "text_embed_dim": TEXT,
+                "num_layers": 2,
+                "sample_width": 8,
+                "sample_height": 8,
+                "sample_frames": 5,
+                "max_text_seq_length": WORDS,
+            },
+            (2, 4, 8, 8),
+            _text,
+        ),
+        TinyTransformer(
+            "StableAudioDiTModel",
+            {
+                **_HEADS,
+                "sample_size": 8,
+                "in_channels": 4,
+                "out_channels": 4,
+                "num_layers": 2,
+                "num_key_value_attention_heads": 1,
+                "cross_attention_dim": TEXT,
+                "time_proj_dim": 8,
+                "global_states_input_dim": TEXT,
+                "cross_attention_input_dim": TEXT,
+            },
+            (4, 8),
+            _stable_audio,
+        ),
+    )
+}
+"""One small model per class in the table of adapters (`l2c.layers.diffusers.TRANSFORMERS`), and DiT's."""
