@@ -201,7 +201,7 @@ def ways(benchmark: Benchmark, seed: int) -> Iterator[tuple[str, Tensor]]:
 def measure(plan: Plan, learning_seeds: Sequence[int], work: Path) -> RunRecord:
     """Learns, samples and compares."""
     benchmark = Benchmark(plan, work)
-    start = benchmark.mask(f"taylor-{l2c.LearnSettings().depth - 1}")  # where learning begins
+    start = benchmark.mask(f"taylor-{l2c.LearnSettings().history - 1}")  # where learning begins
     plain = {"solver": SOLVER, "steps": plan.steps}
     target = benchmark.sample_once(**FINE, steps=plan.fine_steps)
     made = {
