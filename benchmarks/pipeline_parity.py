@@ -37,7 +37,7 @@ from l2c.bootstrap import statistic_interval
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
-from l2c.learning.checkpoint import digest
+from l2c.digest import digest
 from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
 from l2c.records import RunRecord, describe_device

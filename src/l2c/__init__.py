@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from l2c.cache.cached_model import CachedModel
     from l2c.hosts.pipeline.anything import learn
     from l2c.hosts.pipeline.check import check
-    from l2c.hosts.pipeline.enable import disable_cache, enable_cache, summary
+    from l2c.hosts.enable import disable_cache, enable_cache, summary
     from l2c.hosts.pipeline.handle import PipelineCache
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
     from l2c.learning.learn import learn_family
@@ -43,8 +43,8 @@ _HOMES = {
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
     "check": "l2c.hosts.pipeline.check",
-    "disable_cache": "l2c.hosts.pipeline.enable",
-    "enable_cache": "l2c.hosts.pipeline.enable",
+    "disable_cache": "l2c.hosts.enable",
+    "enable_cache": "l2c.hosts.enable",
     "fit_predictor": "l2c.learning.end_to_end",
     "import_router": "l2c.methods.published",
     "layers": "l2c.layers",
@@ -58,7 +58,7 @@ _HOMES = {
     "models": "l2c.models",
     "sample": "l2c.sampling.images",
     "sampling": "l2c.sampling",
-    "summary": "l2c.hosts.pipeline.enable",
+    "summary": "l2c.hosts.enable",
     "testing": "l2c.testing",
 }
 

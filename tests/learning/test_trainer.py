@@ -20,7 +20,7 @@ from l2c.learning.paper import RouterSettings
 from l2c.learning.paper import learn_router as learn_published
 from l2c.learning.processes import Processes
 from l2c.learning.session import Session
-from l2c.learning.task import draw
+from l2c.sampling.draw import draw
 from l2c.testing import tiny_dit
 
 ROUTER = RouterSettings(iterations=4, batch_size=2, seed=5)

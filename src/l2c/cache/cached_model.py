@@ -20,6 +20,7 @@ from l2c.cache.values import Blank, Value
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.schedule.contract import Run
+from l2c.schedule.forecast import ReusePlan
 from l2c.schedule.schedule import CacheSchedule
 
 _ENABLED: weakref.WeakKeyDictionary[nn.Module, CachedModel] = weakref.WeakKeyDictionary()
@@ -42,10 +43,11 @@ class CachedModel:
         self._policies = [policy.layer_policy(self.clock, index) for index in range(len(table.layers))]
         self._model = weakref.ref(model)
         self._patches: list[MethodPatch] = []
+        self._whole: MethodPatch | None = None
         self._cover(model)
 
     def _cover(self, model: nn.Module) -> None:
-        """MethodPatches the forwards of all layers and of what only feeds them."""
+        """Patches the forwards of all layers and of what only feeds them."""
         targets = [
             (model.get_submodule(path), policy, make)
             for layer, policy in zip(self.table.layers, self._policies, strict=True)
@@ -56,6 +58,16 @@ class CachedModel:
         ]
         for module, policy, make in targets:
             self._patches.append(MethodPatch(module, "forward", make(policy)))
+        if type(self.policy).evaluate is not ReusePolicy.evaluate:
+            self._whole = MethodPatch(model, "forward", self._model_forward)
+
+    def _model_forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.policy.evaluate(self.clock, lambda: original(*args, **kwargs))
+
+    def use(self, plan: ReusePlan) -> None:
+        """Takes another plan, between runs; for a policy that has one."""
+        assert isinstance(self.policy, StaticPolicy)
+        self.policy.use(plan)
 
     def follow(self) -> bool:
         """Covers submodules that have taken the place of others since, as loading a LoRA does.
@@ -75,6 +87,9 @@ class CachedModel:
         return True
 
     def _uncover(self) -> None:
+        if self._whole is not None:
+            self._whole.remove()
+            self._whole = None
         for patch in self._patches:
             patch.remove()
         self._patches.clear()
@@ -173,7 +188,9 @@ def enable_cache(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool
     return attach(model, table, StaticPolicy(schedule.plan, schedule.num_evaluations), schedule)
 
 
-def check_model(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool = False) -> LayerTable:
+def check_model(
+    model: nn.Module, schedule: CacheSchedule, *, any_weights: bool = False, stacklevel: int = 3
+) -> LayerTable:
     """Checks that a schedule was made for a model; arguments and errors as of `enable_cache`.
 
     Returns:
@@ -184,7 +201,7 @@ def check_model(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool 
     if schedule.contract.fingerprint:
         problem = schedule.contract.compare_weights(fingerprint(model, table))
         if problem and any_weights:
-            warnings.warn(problem.args[0], stacklevel=3)
+            warnings.warn(problem.args[0], stacklevel=stacklevel)
         elif problem:
             raise problem
     return table

@@ -8,7 +8,7 @@ policy does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -35,40 +35,46 @@ class LayerPolicy(Protocol):
         ...
 
 
-class ReusePolicy(Protocol):
-    """Decides, per layer and evaluation, between computing and forecasting; owns the stored features."""
+class ReusePolicy:
+    """Decides, per layer and evaluation, between computing and forecasting; owns the stored features.
 
-    @property
-    def num_evaluations(self) -> int:
-        """How many evaluations it covers."""
-        ...
+    Attributes:
+        num_evaluations: How many evaluations it covers.
+    """
+
+    num_evaluations: int
+
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
+        """Output of a layer now; calls `compute` only if it must."""
+        raise NotImplementedError
+
+    def computes(self, clock: Clock, layer: int) -> bool:
+        """Whether `output` would call `compute`."""
+        return True
 
     def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
-        """The gate of a layer at whatever evaluation and branch the clock is."""
-        ...
+        """The policy of one layer, at whatever evaluation and branch the clock is."""
+        return BoundPolicy(self, clock, layer)
+
+    def evaluate(self, clock: Clock, call: Callable[[], Any]) -> Any:
+        """One call of the whole model; a policy that compares calls makes more than one of it."""
+        return call()
 
     def clear(self) -> None:
         """Forgets all features."""
-        ...
-
-
-class _Asked(Protocol):
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value: ...
-
-    def computes(self, clock: Clock, layer: int) -> bool: ...
 
 
 @dataclass
 class BoundPolicy:
-    """The gate of a layer in a `ReusePolicy` that looks everything up when it is asked.
+    """The policy of a layer that looks everything up when it is asked.
 
     Attributes:
-        policy: Has `output` and `computes` as a `LayerPolicy` does, of a clock and the index of a layer.
+        policy: Of all layers.
         clock: Which evaluation and branch it is.
         layer: Index of the layer.
     """
 
-    policy: _Asked
+    policy: ReusePolicy
     clock: Clock
     layer: int
 
@@ -81,28 +87,47 @@ class BoundPolicy:
         return self.policy.computes(self.clock, self.layer)
 
 
-class StaticPolicy:
-    """Gates of a static schedule: a reused layer is not called."""
+def compute_once(compute: Compute) -> Value:
+    """Computes a layer."""
+    value: Value = compute()
+    return value
 
-    def __init__(self, plan: ReusePlan, num_evaluations: int) -> None:
-        self.num_evaluations = num_evaluations
+
+class StaticPolicy(ReusePolicy):
+    """The policy of a schedule: a reused layer is not called.
+
+    Args:
+        plan: What is forecast from which stored values.
+        num_evaluations: Of the run.
+        around: What computes a layer; learning computes it again in the backward pass.
+
+    Attributes:
+        plan: As given, or by `use`.
+        store: Computed values that are read later.
+    """
+
+    def __init__(
+        self, plan: ReusePlan, num_evaluations: int, around: Callable[[Compute], Value] = compute_once
+    ) -> None:
+        self.num_evaluations, self.around = num_evaluations, around
         self.plan = plan
         self.store = FeatureStore(last_reads(plan))
 
-    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
-        """See `ReusePolicy.layer_policy`."""
-        return BoundPolicy(self, clock, layer)
+    def use(self, plan: ReusePlan) -> None:
+        """Takes another plan, between runs."""
+        self.plan = plan
+        self.store.reads = last_reads(plan)
 
     def computes(self, clock: Clock, layer: int) -> bool:
         """Whether a layer is computed now."""
         return (clock.evaluation, layer) not in self.plan
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """Output of a layer now; calls `compute` only if it must."""
+        """See `ReusePolicy.output`."""
         evaluation, branch = clock.evaluation, clock.branch
         terms = self.plan.get((evaluation, layer))
         if terms is None:
-            fresh: Value = compute()
+            fresh = self.around(compute)
             self.store.put(branch, evaluation, layer, fresh)
             return fresh
         values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
@@ -113,8 +138,7 @@ class StaticPolicy:
         self.store.clear()
 
 
-@dataclass
-class MixingPolicy:
+class MixingPolicy(ReusePolicy):
     """Mixes fresh and forecast outputs by the scores of a router that is being learned, differentiable in them.
 
     A layer's output is `s * fresh + (1 - s) * forecast`, and its history moves on by the same share: after a
@@ -130,19 +154,15 @@ class MixingPolicy:
     Source: the mix is equation 6 of arXiv 2406.01733; the moving history is ours.
     """
 
-    shares: Callable[[int, int], bool | Tensor]
-    predictor: Predictor
-    log_snrs: tuple[float, ...]
-    _history: dict[tuple[str, int], tuple[list[Value], list[float | Tensor]]] = field(default_factory=dict)
-
-    @property
-    def num_evaluations(self) -> int:
-        """See `ReusePolicy.num_evaluations`."""
-        return len(self.log_snrs)
-
-    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
-        """See `ReusePolicy.layer_policy`."""
-        return BoundPolicy(self, clock, layer)
+    def __init__(
+        self,
+        shares: Callable[[int, int], bool | Tensor],
+        predictor: Predictor,
+        log_snrs: tuple[float, ...],
+    ) -> None:
+        self.num_evaluations = len(log_snrs)
+        self.shares, self.predictor, self.log_snrs = shares, predictor, log_snrs
+        self._history: dict[tuple[str, int], tuple[list[Value], list[float | Tensor]]] = {}
 
     def computes(self, clock: Clock, layer: int) -> bool:
         """Whether a layer is computed at all now."""

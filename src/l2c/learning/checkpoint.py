@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -99,14 +98,3 @@ class Checkpoint:
                 warnings.warn(str(error), stacklevel=2)
             self._failed = True
         self._saved = time.monotonic()
-
-
-def digest(*values: object) -> str:
-    """A short name for values that are too long for a message: plain data and CPU tensors."""
-    total = hashlib.sha256()
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            total.update(value.contiguous().numpy().tobytes())
-        else:
-            total.update(json.dumps(value, sort_keys=True).encode())
-    return total.hexdigest()[:12]

@@ -1,6 +1,6 @@
-"""Learning schedules for budgets: `learn` and `learn_family`.
+"""`learn` and `repair`: schedules for budgets, families of them, and whole runs with their solver, on any host.
 
-For every budget, a mask is searched in the closed loop, judged with forecasts that follow a polynomial, and then its
+For every budget, a mask is searched in the closed loop, tried with forecasts that follow a polynomial, and then its
 forecasts are learned end to end, starting at that polynomial. So a mask is chosen for forecasting and not for copying.
 """
 
@@ -9,21 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Literal, overload
 
 import torch
-from torch import nn
 
+from l2c.digest import digest
 from l2c.errors import ConfigError
-from l2c.layers import find_layers
-from l2c.learning.checkpoint import digest
-from l2c.learning.end_to_end import ClosedLoop, LearnSettings
+from l2c.hosts.base import Host
+from l2c.hosts.native import check_class_host
+from l2c.hosts.targets import host_for, host_of
+from l2c.learning.closed_loop import ClosedLoop
+from l2c.learning.data import ImageData
 from l2c.learning.mask_search import MaskSearchResult, check_budget, search_mask
 from l2c.learning.masks import Placement, near
+from l2c.learning.paper import RouterSettings, learn_router
+from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
+from l2c.learning.settings import LearnSettings
+from l2c.learning.solver import learn_with_solver
 from l2c.learning.trainer import Trainer
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.guidance import Guidance
-from l2c.sampling.sampler import Sampler
 from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
@@ -32,93 +36,167 @@ CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
 """Budgets of a family, as fractions of the MACs."""
 NEAR_SHARE = 0.25
 """Share of the trials that begin at the mask of another budget."""
+PATTERNS = ("closed-loop", "alternate")
 
 
+@overload
 def learn(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
     budget: float = 0.5,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
+    budgets: None = None,
+    solver: str | None = None,
+    evaluations: float | None = None,
+    per_computed: int | None = None,
+    pattern: str = "closed-loop",
+    data: ImageData | None = None,
+    costs: CostTable | None = None,
+    settings: LearnSettings | RouterSettings | None = None,
+    session: Session | None = None,
+    model_name: str = "",
+    on_progress: OnProgress | None = None,
+    **run: Any,
+) -> CacheSchedule: ...
+
+
+@overload
+def learn(
+    target: Any,
+    *,
+    budgets: Sequence[float] | Literal["curve"],
+    solver: str | None = None,
     costs: CostTable | None = None,
     settings: LearnSettings | None = None,
     session: Session | None = None,
     model_name: str = "",
     on_progress: OnProgress | None = None,
-) -> CacheSchedule:
-    """Learns the schedule for a budget: which layers to compute at which evaluation, and how the others follow.
+    **run: Any,
+) -> ScheduleFamily: ...
 
-    Needs nothing but the model: it learns on pictures that the model itself makes, and compares with fine-step
-    solutions from the same noise. Ctrl-C ends learning with the schedule so far. Started by `accelerate launch`, the
-    processes share every batch, and all return the schedule.
+
+def learn(
+    target: Any,
+    *,
+    budget: float = 0.5,
+    budgets: Sequence[float] | Literal["curve"] | None = None,
+    solver: str | None = None,
+    evaluations: float | None = None,
+    per_computed: int | None = None,
+    pattern: str = "closed-loop",
+    data: ImageData | None = None,
+    costs: CostTable | None = None,
+    settings: LearnSettings | RouterSettings | None = None,
+    session: Session | None = None,
+    model_name: str = "",
+    on_progress: OnProgress | None = None,
+    **run: Any,
+) -> CacheSchedule | ScheduleFamily:
+    """Learns a schedule: which layers to compute at which evaluation, and how the others follow.
+
+    A model needs nothing else: it learns on pictures that it makes itself. A diffusers pipeline learns through its own
+    code, on the prompts or labels that it is given. Both come close to fine-step solutions from the same noise. Ctrl-C
+    ends learning with the schedule so far. Started by `accelerate launch`, the processes share every batch, and all
+    return the schedule.
 
     Args:
-        model: A model from `load_model`, or any with a layer adapter; it is not changed.
-        solver: Solver of the run.
-        steps: Model evaluations of the run.
-        budget: What a run may cost: a fraction of what computing everything does. With `costs`, a cost in its unit.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale of the run.
+        target: A model from `load_model`, or any with a layer adapter; a diffusers pipeline without a cache enabled;
+            or a host. It is not changed.
+        budget: What a run may cost: a fraction of the multiply-accumulates (MACs) of computing everything. With
+            `costs`, a cost in its unit.
+        budgets: Several budgets, or `curve` for nine of them: a family of schedules in one run.
+        solver: For a model, its solver; `auto`, for either, learns a solver with the schedule.
+        evaluations: With `auto`: what a run may cost, in whole evaluations of the model; at least 2.
+        per_computed: With `auto`: evaluations for each that is computed; None tries several. 1 reuses nothing and
+            learns the solver alone.
+        pattern: `closed-loop`, or `alternate`: Learning-to-Cache as published, a router for every second evaluation.
+        data: With `alternate` on a model: real images to noise, as in the paper.
         costs: Cost of every layer; multiply-accumulates by default, milliseconds from `l2c.measure_costs`.
-        settings: Everything else that decides the result.
+        settings: Everything else that decides the result: `LearnSettings`, or `RouterSettings` with `alternate`.
         session: Checkpoint, time limit and log.
         model_name: Recorded in the schedule, for people.
         on_progress: Called in the main process as work goes on.
+        run: How the target is sampled, see `host_of`: `steps`, `spacing` and `guidance` of a model; what a pipeline is
+            called with, and `prompts` (texts, or a file with one in each line) or `conditions`.
+
+    Returns:
+        The schedule; for `budgets` the family, which after Ctrl-C has those that were finished and the one that was
+        being learned. Its provenance has the errors on held-out examples before and after learning.
 
     Raises:
         CheckpointError: If the session's checkpoint cannot be read.
-        ConfigError: If an argument is unknown or out of range, the budget cannot be met, the checkpoint is that of
-            another run, or the time limit leaves none for learning.
+        ConfigError: If an argument is unknown or out of range, the budget cannot be met, the target cannot be learned
+            on, the checkpoint is that of another run, or the time limit leaves none for learning.
         NumericsError: If the error is not finite.
+
+    Source: with `alternate`, arXiv 2406.01733, section 3.3.
 
     Example:
         >>> import l2c
         >>> model = l2c.testing.tiny_dit()
-        >>> quick = l2c.LearnSettings(iterations=1, batch_size=1, num_pictures=4, reference_steps=8, trials=2)
-        >>> schedule = l2c.learn(model, "dpmsolver++", 8, budget=0.5, settings=quick)
+        >>> quick = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=8, trials=2)
+        >>> schedule = l2c.learn(model, solver="dpmsolver++", steps=8, budget=0.5, settings=quick)
         >>> schedule.cost.fraction <= 0.5
         True
+        >>> pipe = l2c.testing.tiny_pipeline("pixart")
+        >>> small = dict(height=16, width=16, use_resolution_binning=False, clean_caption=False)
+        >>> schedule = l2c.learn(pipe, prompts=["a cat"], budget=0.6, settings=quick, num_inference_steps=6, **small)
+        >>> schedule.cost.fraction <= 0.6
+        True
     """
-    family = learn_family(
-        model,
-        solver,
-        steps,
-        budgets=(budget,),
-        spacing=spacing,
-        guidance=guidance,
-        costs=costs,
-        settings=settings,
-        session=session,
-        model_name=model_name,
-        on_progress=on_progress,
-    )
-    return next(iter(family))
+    if pattern not in PATTERNS:
+        raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(PATTERNS)}")
+    wanted = RouterSettings if pattern == "alternate" else LearnSettings
+    if settings is not None and not isinstance(settings, wanted):
+        raise ConfigError(f"the pattern '{pattern}' takes {wanted.__name__}, got {type(settings).__name__}")
+    if solver == "auto":
+        _refuse("with solver='auto'", budgets=budgets, data=data, costs=costs)
+        if pattern != "closed-loop" or evaluations is None:
+            raise ConfigError("solver='auto' learns a run in the closed loop for a number of evaluations=")
+    else:
+        _refuse("without solver='auto'", evaluations=evaluations, per_computed=per_computed)
+        if solver is not None:
+            run["solver"] = solver
+    host = host_of(target, **run)
+    how = (session, model_name, on_progress)
+    with host.prepared():
+        if isinstance(settings, RouterSettings) or pattern == "alternate":
+            _refuse("with pattern='alternate'", budgets=budgets, costs=costs)
+            router = settings if isinstance(settings, RouterSettings) else RouterSettings()
+            if data is not None:
+                host = check_class_host(host, "learning on images")
+            return learn_router(host, router, data, *how)
+        closed = settings or LearnSettings()
+        _refuse("with pattern='closed-loop'", data=data)
+        if solver == "auto":
+            assert evaluations is not None
+            return learn_with_solver(host, evaluations, per_computed, closed, *how)
+        amounts = (budget,) if budgets is None else CURVE if budgets == "curve" else tuple(budgets)
+        family = _learn_family(host, amounts, costs, closed, *how)
+    return next(iter(family)) if budgets is None else family
 
 
-def learn_family(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
-    *,
-    budgets: Sequence[float] = CURVE,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
-    costs: CostTable | None = None,
-    settings: LearnSettings | None = None,
-    session: Session | None = None,
-    model_name: str = "",
-    on_progress: OnProgress | None = None,
+def _refuse(where: str, **given: object) -> None:
+    """Refuses arguments that mean nothing there.
+
+    Raises:
+        ConfigError: If one is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{name} has no meaning {where}; leave it out")
+
+
+def _learn_family(
+    host: Host,
+    budgets: Sequence[float],
+    costs: CostTable | None,
+    settings: LearnSettings,
+    session: Session | None,
+    model_name: str,
+    on_progress: OnProgress | None,
 ) -> ScheduleFamily:
-    """Learns schedules for several budgets in one run, on the same pictures; arguments and errors as for `learn`.
-
-    After Ctrl-C the family has the schedules that were finished and the one that was being learned.
-    """
-    settings = settings or LearnSettings()
-    sampler = Sampler(Denoiser.of(model), solver, steps, spacing, Guidance(guidance))
-    evaluations = len(sampler.run.timesteps)
-    table = find_layers(model)
+    """Schedules for several budgets, on the same references."""
+    evaluations, table = len(host.run.timesteps), host.table
     unit = costs or CostTable.macs(table)
     unit.check_layers(table)
     if not budgets:
@@ -129,10 +207,10 @@ def learn_family(
         )
     scale = 1.0 if costs is not None else evaluations * unit.full
     for budget in budgets:
-        check_budget(budget, evaluations, unit, scale)
+        check_budget(budget, evaluations, unit, scale, host.segments[1:])
     trainer = Trainer(
         "schedules",
-        sampler,
+        host,
         settings,
         session,
         on_progress,
@@ -140,16 +218,15 @@ def learn_family(
         costs=digest([unit.unit, list(unit.layers), unit.rest]) if unit.unit == "MACs" else unit.unit,
     )
     unit = _kept_costs(trainer, unit)
-    loop = ClosedLoop(trainer, sampler, settings, model_name)
-    everything = loop.kept_error(
-        "error of everything", loop.student(torch.ones(evaluations, len(table), dtype=torch.bool))
-    )
+    loop = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, model_name)
+    everything = loop.kept_error("error of everything", loop.everything())
     schedules, masks = list[CacheSchedule](), dict[float, MaskSearchResult]()
     for index, budget in enumerate(budgets):
         stage = f"{budget:g}" if len(budgets) > 1 else ""
         trainer.allow(1 / (len(budgets) - index))
         try:
-            found = masks[budget] = _find_mask(loop, budget * scale, unit, stage, _nearest(budget, masks))
+            found = _search(loop, budget * scale, unit, stage, _nearest(budget, masks))
+            masks[budget] = found
         except KeyboardInterrupt:
             if schedules and trainer.processes.count == 1:
                 break
@@ -162,7 +239,7 @@ def learn_family(
                 "budget_unit": "fraction of MACs" if costs is None else unit.unit,
                 "budget_cost": unit.of(found.compute) / scale,
                 "held_out_error_of_everything": round(everything, 5),
-                "masks_tried": found.judged,
+                "masks_tried": found.trials,
                 "polynomial_order": found.order,
             },
             order=found.order,
@@ -188,23 +265,89 @@ def _nearest(budget: float, masks: Mapping[float, MaskSearchResult]) -> MaskSear
     return None if nearest is None else masks[nearest]
 
 
-def _find_mask(
+def _search(
     loop: ClosedLoop, budget: float, costs: CostTable, stage: str, other: MaskSearchResult | None
 ) -> MaskSearchResult:
     """The mask for a budget; the search starts near the one for another budget, too."""
-    settings = loop.settings
+    settings, host = loop.settings, loop.host
+    always = host.segments[1:]
     first: list[Placement] = []
-    if other is not None:
+    if other is not None and not always:
         count = max(1, round(NEAR_SHARE * settings.trials))
         first = near(other.compute, budget, costs, other.order, count, settings.seed)
     return search_mask(
         loop.trainer,
         lambda compute, order: loop.error(loop.student(compute, order), loop.trial),
-        len(loop.sampler.run.timesteps),
+        len(host.run.timesteps),
         budget,
         costs,
         settings.trials,
         history=settings.history,
         stage=stage,
+        always=always,
         first=first,
     )
+
+
+def repair(
+    target: Any,
+    schedule: CacheSchedule,
+    *,
+    settings: LearnSettings | None = None,
+    session: Session | None = None,
+    model_name: str = "",
+    on_progress: OnProgress | None = None,
+    **run: Any,
+) -> CacheSchedule:
+    """Learns the forecasts of a schedule, for weights, a LoRA or prompts that it was not learned on; its mask stays.
+
+    Learning begins at the coefficients that the schedule has learned, or, where it has none, at the polynomial through
+    the last `history` computed values. Everything is computed where a second transformer takes over, as it is in any
+    case.
+
+    Args:
+        target: See `learn`.
+        schedule: Where to compute; its run is taken where `run` says nothing else.
+        settings: See `learn`.
+        session: See `learn`.
+        model_name: See `learn`; that of the schedule by default.
+        on_progress: See `learn`.
+        run: See `learn`.
+
+    Returns:
+        The schedule with learned coefficients; its provenance has the errors on held-out examples before and after.
+
+    Raises:
+        CheckpointError: See `learn`.
+        ConfigError: If the schedule computes everything, or brings its own solver; and see `learn`.
+        ContractError: If the schedule is for another model or another run.
+        NumericsError: See `learn`.
+    """
+    settings = settings or LearnSettings()
+    if schedule.contract.run.weights is not None:
+        raise ConfigError(
+            "the schedule brings its own solver; learn it anew with l2c.learn(..., solver='auto')"
+        )
+    host = host_for(target, schedule, **run)
+    schedule.check_layers(host.table.with_sizes_of(schedule.layers))
+    schedule.contract.check_run(host.run)
+    compute = schedule.compute.clone()
+    compute[list(host.segments)] = True
+    if compute.all():
+        raise ConfigError("the schedule computes everything; a predictor needs layers that are reused")
+    start = schedule.predictor.coefficients
+    with host.prepared():
+        trainer = Trainer(
+            "predictor",
+            host,
+            settings,
+            session,
+            on_progress,
+            mask=digest(compute),
+            start=schedule.predictor.name if start is None else digest(start),
+        )
+        references = solve(trainer, host, settings)
+        name = model_name or schedule.contract.model
+        loop = ClosedLoop(trainer, host, references, settings, name)
+        learned, _ = loop.fit(compute, schedule.provenance, start=start)
+    return learned

@@ -52,13 +52,13 @@ class MaskSearchResult:
         compute: The mask, bool (evaluations, layers).
         order: Of the polynomial that forecasts follow best with it.
         error: Of what it makes with them.
-        judged: Masks that were judged.
+        trials: Masks that were tried.
     """
 
     compute: Tensor
     order: int
     error: float
-    judged: int
+    trials: int
 
 
 def search_mask(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from l2c.learning.task import draw
+from l2c.sampling.draw import draw
 from l2c.schedule.cost import CostTable
 
 FILLS = ("first", "last", "middle")

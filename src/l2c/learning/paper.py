@@ -1,35 +1,32 @@
-"""Learning a router by the paper's objective: `learn_router`."""
+"""Learning a router by the paper's objective."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from l2c.cache.cached_model import attach
+from l2c.cache.cached_model import active_cache
+from l2c.cache.clock import Clock
 from l2c.cache.policy import MixingPolicy
 from l2c.errors import ConfigError
-from l2c.layers import find_layers, fingerprint
+from l2c.hosts.base import Host
+from l2c.hosts.native import check_class_host
 from l2c.learning.data import ImageData
 from l2c.learning.objective import REDUCTIONS, router_loss
 from l2c.learning.router import Router, alternating
 from l2c.learning.session import OnProgress, Session
-from l2c.learning.task import TaskSettings, draw
+from l2c.learning.task import TaskSettings
 from l2c.learning.trainer import Trainer
-from l2c.learning.trajectories import (
-    guided_loop,
-    image_loop,
-    random_labels,
-)
+from l2c.learning.trajectories import image_loop
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.guidance import Guidance
-from l2c.sampling.loop import SamplingLoop, run_loop, sampling_loop
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.draw import draw
+from l2c.sampling.loop import run_loop
 from l2c.sampling.solvers import evaluations_per_step
-from l2c.schedule.contract import Contract
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 
@@ -70,52 +67,23 @@ class RouterSettings(TaskSettings):
 
 
 def learn_router(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
-    *,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
+    host: Host,
+    settings: RouterSettings,
     data: ImageData | None = None,
-    settings: RouterSettings | None = None,
     session: Session | None = None,
     model_name: str = "",
     on_progress: OnProgress | None = None,
 ) -> CacheSchedule:
-    """Learns which layers to compute at every second evaluation of a run.
+    """Learns which layers to compute at every second evaluation of a run; arguments and errors as for `learn`.
 
     The model is frozen: only the router's logits take gradients. Without `data` the noisy inputs come from the
-    model's own sampling trajectories, so nothing but the model is needed. Ctrl-C ends learning with the schedule
-    so far, marked in its provenance. Started by `accelerate launch`, the processes share every batch, and all return
-    the schedule.
-
-    Args:
-        model: A model from `load_model`, or any with a layer adapter.
-        solver: Solver of the run.
-        steps: Model evaluations of the run.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale of the trajectories.
-        data: Real images to noise instead, as in the paper; guidance then plays no part.
-        settings: Everything else that decides the result.
-        session: Checkpoint, time limit and log.
-        model_name: Recorded in the schedule, for people.
-        on_progress: Called after every iteration, in the main process.
-
-    Returns:
-        A schedule with the router's scores in it.
-
-    Raises:
-        CheckpointError: If the session's checkpoint cannot be read.
-        ConfigError: If an argument is unknown or out of range, or the checkpoint is that of another run.
-        NumericsError: If the loss is not finite.
+    host's own sampling trajectories, so nothing but the host is needed.
 
     Source: arXiv 2406.01733, section 3.3.
     """
-    settings = settings or RouterSettings()
-    sampler = Sampler(Denoiser.of(model), solver, steps, spacing, Guidance(guidance))
     images = None if data is None else f"{data.source.name} ({len(data)} images)"
-    trainer = Trainer("router", sampler, settings, session, on_progress, data=images)
-    task = _RouterTask(sampler, settings, data, trainer.rows)
+    trainer = Trainer("router", host, settings, session, on_progress, data=images)
+    task = _RouterTask(host, settings, data, trainer.rows)
     outcome = trainer.run(task)
     return task.schedule(
         {
@@ -132,44 +100,90 @@ def learn_router(
             "seed": settings.seed,
             "interrupted": outcome.interrupted,
             "time_was_up": outcome.time_was_up,
+            **host.provenance,
         },
         model_name,
     )
+
+
+class _RouterPolicy(MixingPolicy):
+    """Compares every call that the router decides with the same call computed whole, which the run goes on with.
+
+    Attributes:
+        losses: Of the calls so far, detached.
+        errors: Likewise, without the price of the scores.
+    """
+
+    def __init__(
+        self, router: Router, settings: RouterSettings, log_snrs: tuple[float, ...], bf16: bool
+    ) -> None:
+        super().__init__(self._share, Predictor(), log_snrs)
+        self._router, self._settings, self._bf16 = router, settings, bf16
+        self._row: Tensor | None = None  # scores of the evaluation being mixed; None: everything computes
+        self.losses: list[Tensor] = []
+        self.errors: list[Tensor] = []
+
+    def _share(self, evaluation: int, layer: int) -> bool | Tensor:
+        return True if self._row is None else self._row[layer]
+
+    def evaluate(self, clock: Clock, call: Callable[[], Any]) -> Any:
+        """See `ReusePolicy.evaluate`."""
+        evaluation = clock.evaluation
+        mixed = None
+        if self._router.decides(evaluation):
+            self._row = self._router.scores(evaluation)
+            try:
+                mixed = call()
+            finally:
+                self._row = None
+        with torch.no_grad():  # after the mixed call, so that what is stored is what was computed
+            full = call()
+        if mixed is not None:
+            scores, settings = self._router.scores(evaluation), self._settings
+            made, wanted = _prediction(mixed), _prediction(full)
+            error, price = router_loss(made, wanted, scores, settings.lambda_, settings.reduction)
+            (error + price).backward()  # type: ignore[no-untyped-call]
+            self.losses.append((error + price).detach())
+            self.errors.append(error.detach())
+        return full
+
+
+def _prediction(output: Any) -> Tensor:
+    """What a model's output predicts, without the wrapper of diffusers."""
+    value: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+    return value
 
 
 class _RouterTask:
     """A router, its optimizer, and the batches that it is learned on.
 
     Args:
-        sampler: The frozen model and its run.
+        host: The frozen model and its run.
         settings: Settings of the objective.
-        data: Real images, or None for the model's own trajectories.
+        data: Real images, or None for the host's own trajectories.
         rows: Rows of a batch to learn on; the other processes have the others.
     """
 
-    def __init__(
-        self, sampler: Sampler, settings: RouterSettings, data: ImageData | None, rows: slice
-    ) -> None:
-        self.sampler = sampler
-        self.settings = settings
-        self.data = data
-        self.rows = rows
-        self.table = find_layers(sampler.denoiser.model)
-        self.run = sampler.run if data is None else replace(sampler.run, guidance=None)
-        self.label_dropout = settings.label_dropout if sampler.denoiser.has_null_class else 0.0
-        if data is not None and data.labels is None:
-            _ = sampler.denoiser.null_class  # what they are learned with: refused here if there is none
-        evaluations = alternating(self.run)
+    def __init__(self, host: Host, settings: RouterSettings, data: ImageData | None, rows: slice) -> None:
+        self._host, self._settings, self._data, self._rows = host, settings, data, rows
+        self._contract = host.contract()
+        if data is not None:
+            self._contract = replace(self._contract, run=replace(host.run, guidance=None))
+            denoiser = check_class_host(host, "learning on images").sampler.denoiser
+            if data.labels is None:
+                _ = denoiser.null_class  # what they are learned with: refused here if there is none
+        self._run = self._contract.run
+        evaluations = alternating(self._run)
+        if len(host.segments) > 1:
+            raise ConfigError("the paper's router is for one model, and two take turns in this pipeline")
         if not evaluations:
-            raise ConfigError(f"{self.run.title} has no evaluation that could reuse another; take more steps")
-        self.device = sampler.denoiser.device
-        self.router = Router(evaluations, len(self.table)).to(self.device)
+            raise ConfigError(
+                f"{self._run.title} has no evaluation that could reuse another; take more steps"
+            )
+        self._router = Router(evaluations, len(host.table)).to(host.device)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.router.parameters(), lr=settings.learning_rate, weight_decay=0.0
+            self._router.parameters(), lr=settings.learning_rate, weight_decay=0.0
         )
-        self.timesteps = torch.tensor(self.run.timesteps, device=self.device)
-        self.fingerprint = fingerprint(sampler.denoiser.model, self.table)
-        self._row: Tensor | None = None  # scores of the evaluation being mixed; None: everything computes
 
     @property
     def fraction(self) -> float:
@@ -177,94 +191,66 @@ class _RouterTask:
         return self.schedule({}, "").cost.fraction
 
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """See `Task.backward`; means are over the evaluations of the loop, too."""
-        losses: list[Tensor] = []
-        errors: list[Tensor] = []
-        loop, first, labels = self._start_loop(draw(self.settings.seed, iteration))
-        policy = MixingPolicy(self._gate, Predictor(), self.run.log_snrs)
-        with (
-            attach(self.sampler.denoiser.model, self.table, policy) as cache,
-            cache.run(first=first) as clock,
-        ):
-
-            def predict(evaluation: int, x: Tensor) -> Tensor:
-                clock.tick(evaluation)
-                mixed = self._mixed(evaluation, x, labels)
-                with torch.no_grad():  # after the mixed call, so that what is stored is what was computed
-                    full = self._predict(evaluation, x, labels)
-                if mixed is not None:
-                    error, price = self._loss(mixed, full, self.router.scores(evaluation))
-                    (error + price).backward()  # type: ignore[no-untyped-call]
-                    losses.append((error + price).detach())
-                    errors.append(error.detach())
-                return full
-
-            run_loop(loop, predict)
-        return torch.stack(losses).mean(), torch.stack(errors).mean()
+        """See `Task.backward`; means are over the evaluations of the runs, too."""
+        settings = self._settings
+        policy = _RouterPolicy(self._router, settings, self._run.log_snrs, settings.bf16)
+        with self._host.attach(policy):
+            if self._data is not None:
+                self._step_from_images(iteration)
+            else:
+                examples = self._host.examples(settings.batch_size, settings.seed, iteration)
+                mine = examples.rows(range(settings.batch_size)[self._rows])
+                self._host.sample(mine, bf16=settings.bf16)
+        return torch.stack(policy.losses).mean(), torch.stack(policy.errors).mean()
 
     def update(self, iteration: int) -> None:
         """See `Task.update`."""
         self.optimizer.step()
-        self.router.clamp_()
+        self._router.clamp_()
 
-    def _loss(self, mixed: Tensor, full: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return router_loss(mixed, full, scores, self.settings.lambda_, self.settings.reduction)
-
-    def _start_loop(self, generator: torch.Generator) -> tuple[SamplingLoop, int, Tensor]:
-        """A new loop, the evaluation that it starts with, and the labels of its network inputs."""
-        denoiser, size = self.sampler.denoiser, self.settings.batch_size
-        noise = torch.randn((size, *denoiser.sample_shape), generator=generator)[self.rows].to(self.device)
-        if self.data is None:
-            guidance = self.sampler.guidance
-            labels = random_labels(generator, size, denoiser.num_classes)[self.rows].to(self.device)
-            loop = sampling_loop(self.sampler.make_solver(), noise)
-            if guidance.scale == 1:
-                return loop, 0, labels
-            null = torch.full_like(labels, denoiser.null_class)
-            return guided_loop(loop, guidance), 0, torch.cat([labels, null])
-        decided = self.router.evaluations
+    def _step_from_images(self, iteration: int) -> None:
+        """One solver step from noised images to an evaluation that the router decides, as in the paper."""
+        sampler = check_class_host(self._host, "learning on images").sampler
+        denoiser, settings = sampler.denoiser, self._settings
+        generator = draw(settings.seed, iteration)
+        shape = (settings.batch_size, *denoiser.sample_shape)
+        noise = torch.randn(shape, generator=generator)[self._rows].to(denoiser.device)
+        decided = self._router.evaluations
         evaluation = decided[int(torch.randint(len(decided), (), generator=generator))]
-        images, labels = self._images(self.data, generator)
-        loop = image_loop(self.sampler, images, noise, evaluation)
-        return loop, evaluation - evaluations_per_step(self.run.solver), labels
+        images, labels = self._images(denoiser, generator)
+        loop = image_loop(sampler, images, noise, evaluation)
+        timesteps = torch.tensor(self._run.timesteps, device=denoiser.device)
+        cache = active_cache(denoiser.model)
+        assert cache is not None
+        with cache.run(first=evaluation - evaluations_per_step(self._run.solver)) as clock:
 
-    def _images(self, data: ImageData, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            def predict(at: int, x: Tensor) -> Tensor:
+                clock.tick(at)
+                with torch.autocast(denoiser.device.type, torch.bfloat16, enabled=settings.bf16):
+                    return denoiser(x, timesteps[at], labels)
+
+            run_loop(loop, predict)
+
+    def _images(self, denoiser: Denoiser, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """This process's real images of a batch and their labels, some replaced by the null class."""
-        denoiser, size = self.sampler.denoiser, self.settings.batch_size
-        images, labels = data.batch(generator, size, self.rows)
+        assert self._data is not None
+        size = self._settings.batch_size
+        images, labels = self._data.batch(generator, size, self._rows)
         if labels is None:
             labels = torch.full((len(images),), denoiser.null_class)
-        dropped = (torch.rand(size, generator=generator) < self.label_dropout)[self.rows]
+        dropout = self._settings.label_dropout if denoiser.has_null_class else 0.0
+        dropped = (torch.rand(size, generator=generator) < dropout)[self._rows]
         if dropped.any():
             labels = torch.where(dropped, denoiser.null_class, labels)
-        return images.to(self.device), labels.to(self.device)
-
-    def _gate(self, evaluation: int, layer: int) -> bool | Tensor:
-        return True if self._row is None else self._row[layer]
-
-    def _mixed(self, evaluation: int, x: Tensor, labels: Tensor) -> Tensor | None:
-        """Prediction with layers mixed by the router, with its graph; None where the router decides nothing."""
-        if not self.router.decides(evaluation):
-            return None
-        self._row = self.router.scores(evaluation)
-        try:
-            return self._predict(evaluation, x, labels)
-        finally:
-            self._row = None
-
-    def _predict(self, evaluation: int, x: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            return self.sampler.denoiser(x, self.timesteps[evaluation], labels)
+        return images.to(denoiser.device), labels.to(denoiser.device)
 
     def schedule(self, provenance: dict[str, Any], model_name: str) -> CacheSchedule:
         """The schedule that the scores say now."""
-        scores = self.router.score_table(len(self.run.timesteps))
+        scores = self._router.score_table(len(self._run.timesteps))
         return CacheSchedule(
-            compute=scores.isnan() | (scores > self.settings.threshold),
-            layers=self.table,
-            contract=Contract(
-                self.run, model_name, self.fingerprint, self.sampler.denoiser.noise_schedule.prediction_type
-            ),
+            compute=scores.isnan() | (scores > self._settings.threshold),
+            layers=self._host.table,
+            contract=replace(self._contract, model=model_name),
             scores=scores,
             provenance=provenance,
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError, L2CError
+from l2c.hosts.base import Examples
 
 _LAUNCHED = ("LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _T = TypeVar("_T")
@@ -102,35 +103,28 @@ class Processes:
         return every
 
     def in_rounds(
-        self,
-        function: Callable[[Tensor, Tensor], Tensor],
-        first: Tensor,
-        second: Tensor,
-        size: int,
-        start: int = 0,
+        self, function: Callable[[Examples], Tensor], examples: Examples, size: int, start: int = 0
     ) -> Iterator[Tensor]:
-        """A function of the rows of two tensors, `size` rows at a time, each process computing its part of them.
+        """A function of examples, `size` of them at a time, each process computing its part of them.
 
         Args:
-            function: Returns as many rows as it is given, shaped like those of `first`.
-            first: Its first argument for all rows.
-            second: Its second argument for all rows.
-            size: Rows that all processes together compute in a round.
-            start: Row to begin with.
+            function: Returns a row for each example that it is given.
+            examples: Its argument for all rows.
+            size: Examples that all processes together compute in a round.
+            start: Example to begin with.
 
         Yields:
             The rows of a round, the same in every process.
         """
-        for begin in range(start, len(first), size):
-            rows = slice(begin, min(begin + size, len(first)))
+        for begin in range(start, len(examples), size):
+            rows = range(begin, min(begin + size, len(examples)))
             if self.count == 1:
-                yield function(first[rows], second[rows])
+                yield function(examples.rows(slice(rows.start, rows.stop)))
                 continue
-            result = torch.zeros_like(first[rows])
-            mine = torch.arange(len(result)).tensor_split(self.count)[self.index].to(first.device)
-            if len(mine):
-                result[mine] = function(first[rows][mine], second[rows][mine])
-            yield self.accelerator.reduce(result, "sum")
+            share = -(-len(rows) // self.count)  # the last ones may be made twice
+            mine = [min(self.index * share + place, len(rows) - 1) for place in range(share)]
+            result = function(examples.rows([rows[place] for place in mine]))
+            yield self.each(result).flatten(0, 1)[: len(rows)]
 
     def agree(self, decide: Callable[[], _T]) -> _T:
         """What the main process decides, in all of them; an error of l2c is raised in all of them, too."""

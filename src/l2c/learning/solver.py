@@ -1,4 +1,4 @@
-"""`learn_solver`: learning a whole run for a budget, the solver with the schedule.
+"""Learning a whole run for a budget, the solver with the schedule.
 
 How many evaluations there are and where they compute is searched, by the pictures that come out before anything is
 learned. What is left, noise levels, weights of the solver and forecasts, has gradients.
@@ -6,80 +6,57 @@ learned. What is left, noise levels, weights of the solver and forecasts, has gr
 
 from __future__ import annotations
 
+import logging
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.layers import find_layers
-from l2c.learning.end_to_end import ClosedLoop, LearnSettings
+from l2c.hosts.base import Host
+from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.mask_search import MaskSearchResult, search_mask
 from l2c.learning.masks import Placement, spread
+from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
+from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.guidance import Guidance
-from l2c.sampling.sampler import Sampler
 from l2c.schedule.cost import CostTable
 from l2c.schedule.schedule import CacheSchedule
 
+logger = logging.getLogger(__name__)
+
 RATIOS = (2.0, 2.5)
-"""Evaluations for each that is computed, of the structures that `learn_solver` tries."""
-START = ("dpmsolver++", "logsnr")
-"""Solver and spacing that learning starts from."""
-PLAIN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
-"""Solvers and spacings that it compares with."""
+"""Evaluations for each that is computed, of the structures that are tried."""
 
 
-def learn_solver(
-    model: nn.Module,
+def learn_with_solver(
+    host: Host,
     evaluations: float,
-    *,
-    guidance: float = 1.5,
-    per_computed: int | None = None,
-    settings: LearnSettings | None = None,
-    session: Session | None = None,
-    model_name: str = "",
-    on_progress: OnProgress | None = None,
+    per_computed: int | None,
+    settings: LearnSettings,
+    session: Session | None,
+    model_name: str,
+    on_progress: OnProgress | None,
 ) -> CacheSchedule:
     """Learns a whole run for a budget: noise levels, solver, what to compute, and how the rest follows.
 
     For several structures (how many evaluations there are for each that is computed), a mask is searched, and the one
     that makes the best pictures before learning is taken. Then everything else is learned together, end to end. The
     schedule brings its own solver; `provenance` says which structure was chosen, and what plain fewer steps of known
-    solvers give on the same held-out pictures.
-
-    Args:
-        model: See `learn`.
-        evaluations: What a run may cost, in whole evaluations of the model; at least 2.
-        guidance: Guidance scale of the run.
-        per_computed: Evaluations for each that is computed; None tries several. 1 reuses nothing and learns the
-            solver alone.
-        settings: See `learn`.
-        session: See `learn`.
-        model_name: See `learn`.
-        on_progress: See `learn`.
-
-    Raises:
-        CheckpointError: See `learn`.
-        ConfigError: See `learn`.
-        NumericsError: See `learn`.
+    solvers give on the same held-out examples. Arguments and errors as for `learn`.
     """
     if not 2 <= evaluations < float("inf"):
         raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
     if per_computed is not None and per_computed < 1:
         raise ConfigError(f"per_computed must be at least 1, got {per_computed}")
-    settings = settings or LearnSettings()
-    denoiser, guided = Denoiser.of(model), Guidance(guidance)
-    costs = CostTable.macs(find_layers(model))
+    costs = CostTable.macs(host.table)
     ratios = (float(per_computed),) if per_computed else RATIOS
-    samplers = [Sampler(denoiser, START[0], int(evaluations * ratio), START[1], guided) for ratio in ratios]
-    for sampler in samplers:
-        _ = sampler.run  # more evaluations than a solver can make are refused before anything is computed
+    hosts = [host.with_solver(int(evaluations * ratio)) for ratio in ratios]
+    for other in hosts:
+        _ = other.run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
         "schedule and solver",
-        Sampler(denoiser, START[0], int(evaluations), START[1], guided),
+        host.with_solver(int(evaluations)),
         settings,
         session,
         on_progress,
@@ -87,11 +64,12 @@ def learn_solver(
         per_computed=per_computed,
     )
     budget = evaluations * costs.full
+    references = solve(trainer, host, settings)
     structures: list[tuple[ClosedLoop, MaskSearchResult]] = []
-    for index, (sampler, ratio) in enumerate(zip(samplers, ratios, strict=True)):
-        loop = ClosedLoop(trainer, sampler, settings, model_name)
+    for index, (other, ratio) in enumerate(zip(hosts, ratios, strict=True)):
+        loop = ClosedLoop(trainer, other, references, settings, model_name)
         until = 0.5 * (index + 1) / len(ratios)
-        structures.append((loop, _find_mask(loop, ratio, budget, costs, until)))
+        structures.append((loop, _search(loop, ratio, budget, costs, until)))
     loop, found = min(structures, key=lambda structure: structure[1].error)
     schedule, _ = loop.fit(
         found.compute,
@@ -101,9 +79,9 @@ def learn_solver(
             "budget_unit": "whole evaluations",
             "structure": _name(loop),
             "structures_before_learning": {_name(other): round(it.error, 5) for other, it in structures},
-            "masks_tried": sum(it.judged for _, it in structures),
+            "masks_tried": sum(it.trials for _, it in structures),
             "polynomial_order": found.order,
-            "fewer_steps": _fewer_steps(loop, int(evaluations)),
+            "fewer_steps": _fewer_steps(loop, host, int(evaluations)),
         },
         order=found.order,
         free_solver=True,
@@ -112,14 +90,14 @@ def learn_solver(
 
 
 def _name(loop: ClosedLoop) -> str:
-    return f"{len(loop.sampler.run.timesteps)} evaluations"
+    return f"{len(loop.host.run.timesteps)} evaluations"
 
 
-def _find_mask(
+def _search(
     loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float
 ) -> MaskSearchResult:
     """A mask for a structure, or that with everything if nothing is reused; for `until` see `search_mask`."""
-    steps = len(loop.sampler.run.timesteps)
+    steps = len(loop.host.run.timesteps)
 
     def error_of(mask: Tensor, order: int) -> float:
         return loop.error(loop.student(mask, order, free_solver=True), loop.trial)
@@ -127,7 +105,7 @@ def _find_mask(
     start = _every(ratio, steps, budget, costs)
     compute = start.mask(steps, budget, costs)
     if compute.all():
-        return MaskSearchResult(compute, start.order, error_of(compute, start.order), judged=0)
+        return MaskSearchResult(compute, start.order, error_of(compute, start.order), trials=0)
     return search_mask(
         loop.trainer,
         error_of,
@@ -137,7 +115,8 @@ def _find_mask(
         loop.settings.trials,
         history=loop.settings.history,
         stage=f"of {_name(loop)}",
-        first=[start],
+        always=loop.host.segments[1:],
+        first=[] if len(loop.host.segments) > 1 else [start],
         until=until,
     )
 
@@ -154,12 +133,10 @@ def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placeme
     return start
 
 
-def _fewer_steps(loop: ClosedLoop, steps: int) -> dict[str, float]:
-    """Errors of the held-out pictures by known solvers with so many evaluations."""
+def _fewer_steps(loop: ClosedLoop, host: Host, steps: int) -> dict[str, float]:
+    """Errors of the held-out examples by known solvers with so many evaluations."""
     errors = {}
-    for solver, spacing in PLAIN:
-        sampler = Sampler(loop.sampler.denoiser, solver, steps, spacing, loop.sampler.guidance)
-        everything = torch.ones(steps, len(find_layers(sampler.denoiser.model)), dtype=torch.bool)
-        student = loop.student_of(sampler, everything)
-        errors[f"{solver}, {spacing}"] = round(loop.kept_error(f"error of {solver} {spacing}", student), 5)
+    for name, other in host.fewer_steps(steps).items():
+        on = loop.on(other)
+        errors[name] = round(on.kept_error(f"error of {name.replace(',', '')}", on.everything()), 5)
     return errors

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,13 +64,3 @@ def rate_at(iteration: int, iterations: int) -> float:
     """Share of the learning rate at an iteration: it rises at first, and falls to 0 on a cosine."""
     rise = min(1.0, (iteration + 1) / WARM_UP)
     return rise * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-
-
-def draw(seed: int, *key: int | str) -> torch.Generator:
-    """A generator whose numbers depend on a seed and on what they are for, and on nothing that was drawn before.
-
-    >>> bool((torch.rand(3, generator=draw(0, 7)) == torch.rand(3, generator=draw(0, 7))).all())
-    True
-    """
-    number = hashlib.sha256(json.dumps([seed, *key]).encode()).digest()[:4]
-    return torch.Generator().manual_seed(int.from_bytes(number, "big"))

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError, NumericsError
-from l2c.layers import find_layers, fingerprint
-from l2c.learning.checkpoint import Checkpoint, digest
+from l2c.hosts.base import Examples, Host
+from l2c.learning.checkpoint import Checkpoint
 from l2c.learning.interrupts import Interrupts
 from l2c.learning.log import Log
 from l2c.learning.processes import Processes
 from l2c.learning.session import LEARNING, OnProgress, Progress, Session
 from l2c.learning.task import Task, TaskSettings
-from l2c.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -50,25 +49,12 @@ class Outcome:
     time_was_up: bool = False
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is learned for: a frozen model and its run.
-
-    Attributes:
-        device: Where it is.
-        identity: What tells it from others, in JSON types.
-    """
-
-    device: torch.device
-    identity: dict[str, Any]
-
-
 class Trainer:
     """One run of learning.
 
     Args:
         name: What is learned: `router`.
-        subject: The frozen model and its run: a sampler, or what else describes them.
+        host: The frozen model and its run.
         settings: What decides the result, with `identity`.
         session: How to carry it out.
         on_progress: Called in the main process after every iteration.
@@ -87,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         name: str,
-        subject: Sampler | Subject,
+        host: Host,
         settings: TaskSettings,
         session: Session | None = None,
         on_progress: OnProgress | None = None,
@@ -95,9 +81,7 @@ class Trainer:
     ) -> None:
         self._started = time.monotonic()
         self.name, self.settings, self.session = name, settings, session or Session()
-        if isinstance(subject, Sampler):
-            subject = _describe(subject)
-        self.processes = Processes(subject.device, self.session.log_dir)
+        self.processes = Processes(host.device, self.session.log_dir)
         self.rows = self.processes.rows(settings.batch_size)
         self._log = Log(self.processes, name)
         self._on_progress = on_progress
@@ -109,7 +93,7 @@ class Trainer:
             )
         self._identity = {
             "what is learned": name,
-            **subject.identity,
+            **host.identity,
             "processes": self.processes.count,
             **asdict(settings),
             **identity,
@@ -205,50 +189,48 @@ class Trainer:
         return Outcome(self._iteration, interrupted, time_was_up=ended_early and not interrupted)
 
     def compute(
-        self,
-        name: str,
-        function: Callable[[Tensor, Tensor], Tensor],
-        noise: Tensor,
-        labels: Tensor,
-        size: int,
-        fraction: float,
+        self, name: str, function: Callable[[Examples], Tensor], examples: Examples, size: int
     ) -> Tensor:
         """Pictures that take long to compute: shared by the processes, and kept in the checkpoint as they come.
 
         Args:
             name: What they are, for people and for the checkpoint.
-            function: Noise and labels to pictures.
-            noise: Unit normal noise (N, C, H, W).
-            labels: Class labels (N,).
-            size: Pictures to compute at a time.
-            fraction: For `Progress`.
+            function: Examples to pictures.
+            examples: All of them.
+            size: Examples to compute at a time.
+
+        Returns:
+            Pictures (N, ...), on the CPU.
 
         Raises:
             NumericsError: If one of them is not finite.
             ConfigError: If the time is up before they are done.
         """
-        pictures = self.kept.get(name, noise[:0].cpu())
-        first, started = len(pictures), time.monotonic()
+        pictures = self.kept.get(name)
+        first = 0 if pictures is None else len(pictures)
+        started, total = time.monotonic(), len(examples)
         try:
-            for part in self.processes.in_rounds(function, noise, labels, size, first):
-                if not part.isfinite().all():
+            for part in self.processes.in_rounds(function, examples, size, first):
+                if not (part.isfinite().all() and part.any()):
                     raise NumericsError(
-                        f"the {name} are not finite; check the weights for NaN, or use float32"
+                        f"the {name} are zeros, or not finite; check the weights for NaN, or use float32"
                     )
-                pictures = self.kept[name] = torch.cat([pictures, part.cpu()])
+                pictures = part.cpu() if pictures is None else torch.cat([pictures, part.cpu()])
+                self.kept[name] = pictures
                 self.save(if_due=True)
-                done, total = len(pictures), len(noise)
+                done = len(pictures)
                 left_s = (time.monotonic() - started) / (done - first) * (total - done)
-                self.report(Progress(name, done, total, math.nan, math.nan, fraction, self.elapsed_s, left_s))
+                self.report(Progress(name, done, total, math.nan, math.nan, 1.0, self.elapsed_s, left_s))
                 if done < total and self.processes.any(self._is_late(0.0)):
                     raise ConfigError(
                         f"time is up after {done} of {total} {name}, before learning began; allow more time, or take "
                         "fewer pictures; with a checkpoint, the same call goes on from there"
                     )
         finally:
-            if len(pictures) > first:
+            if pictures is not None and len(pictures) > first:
                 self.save()
-        return pictures.to(noise.device)
+        assert pictures is not None
+        return pictures
 
     def save(self, *, if_due: bool = False) -> None:
         """Writes the checkpoint, if there is to be one, from the main process."""
@@ -342,20 +324,3 @@ def _recall(task: Task, learned: Tensor) -> Outcome:
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.copy_(part.view_as(parameter))
     return Outcome(int(learned[0]))
-
-
-def _describe(sampler: Sampler) -> Subject:
-    """What identifies a frozen model and its run."""
-    denoiser, table = sampler.denoiser, find_layers(sampler.denoiser.model)
-    identity = {
-        "model": f"{table.architecture} with {len(table)} layers",
-        "weights": digest(fingerprint(denoiser.model, table), table.to_json()),
-        "dtype": str(denoiser.dtype).removeprefix("torch."),
-        "device": denoiser.device.type,
-        "solver": sampler.solver,
-        "steps": sampler.steps,
-        "spacing": sampler.spacing,
-        "timesteps": digest(sampler.run.timesteps),
-        "guidance": sampler.guidance.scale,
-    }
-    return Subject(denoiser.device, identity)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from l2c.sampling.guidance import Guidance
 from l2c.sampling.loop import SamplingLoop
 from l2c.sampling.noise_schedule import alpha_sigma
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.solvers import evaluations_per_step, exponential_step
-
-
-def guided_loop(loop: SamplingLoop, guidance: Guidance) -> SamplingLoop:
-    """The same loop, which asks for the conditional and the unconditional prediction in one batch (2 B, ...)."""
-    evaluation, x = next(loop)
-    while True:
-        predicted = yield evaluation, torch.cat([x, x])
-        try:
-            evaluation, x = loop.send(guidance.combine(*predicted.chunk(2)))
-        except StopIteration as stop:
-            end: Tensor = stop.value
-            return end
 
 
 def image_loop(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int) -> SamplingLoop:
@@ -61,8 +47,3 @@ def ddim_step(x: Tensor, noise: Tensor, log_snr: float, target: float) -> Tensor
     """
     alpha, sigma = alpha_sigma(log_snr)
     return exponential_step(x, (x - sigma * noise) / alpha, log_snr, target)
-
-
-def random_labels(generator: torch.Generator, count: int, num_classes: int) -> Tensor:
-    """Class labels (count,) drawn evenly."""
-    return torch.randint(num_classes, (count,), generator=generator)

@@ -88,11 +88,14 @@ def solver_table(solver: Solver) -> Tensor:
     return torch.stack(rows)
 
 
-def multistep_table(log_snrs: Tensor) -> Tensor:
+def multistep_table(log_snrs: Tensor, prediction_type: str = "epsilon", *, flow: bool = False) -> Tensor:
     """Weights of DPM-Solver++(2M) at any noise levels, differentiable in them.
 
     Args:
         log_snrs: Half log-SNR of every evaluation (N,), rising. The step after the last goes to zero noise.
+        prediction_type: What the network predicts: `epsilon`, `v_prediction`, `sample` or `flow_prediction`.
+        flow: Whether noisy samples are (1 - sigma) * picture + sigma * noise, and not of a variance that is kept. A
+            flow that begins at `PURE_NOISE` or below begins at sigma = 1, exactly.
 
     Returns:
         The table (N + 1, N + 1) of `LinearSolver`.
@@ -100,12 +103,12 @@ def multistep_table(log_snrs: Tensor) -> Tensor:
     Source: arXiv 2211.01095, algorithm 2.
     """
     count = len(log_snrs)
-    alpha, sigma = torch.sigmoid(2 * log_snrs).sqrt(), torch.sigmoid(-2 * log_snrs).sqrt()
+    alpha, sigma = alphas_sigmas(log_snrs, flow=flow)
     unit = torch.eye(count + 1, dtype=log_snrs.dtype, device=log_snrs.device)
     x = unit[0]
     rows, data = [x], []
     for i in range(count):
-        data.append((x - sigma[i] * unit[i + 1]) / alpha[i])
+        data.append(_data(x, unit[i + 1], alpha[i], sigma[i], prediction_type))
         if i == count - 1:
             x = data[-1]
         else:
@@ -113,6 +116,36 @@ def multistep_table(log_snrs: Tensor) -> Tensor:
             slope = data[-1] * 0
             if i > 0:
                 slope = (data[-1] - data[-2]) * (h / (log_snrs[i] - log_snrs[i - 1]))
-            x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * torch.expm1(-h) * (data[-1] + 0.5 * slope)
+            fall = sigma[i + 1] / sigma[i]
+            x = fall * x + (alpha[i + 1] - fall * alpha[i]) * (data[-1] + 0.5 * slope)
         rows.append(x)
     return torch.stack(rows)
+
+
+PURE_NOISE = -7.0
+"""Half log-SNR from which on down a flow is all noise: there it is minus infinity, which no table holds."""
+
+
+def alphas_sigmas(log_snrs: Tensor, *, flow: bool) -> tuple[Tensor, Tensor]:
+    """Factors (N,) of picture and noise in noisy samples, at half log-SNRs (N,); see `multistep_table`."""
+    if not flow:
+        return torch.sigmoid(2 * log_snrs).sqrt(), torch.sigmoid(-2 * log_snrs).sqrt()
+    pure = log_snrs.detach() <= PURE_NOISE
+    alpha = torch.sigmoid(log_snrs).masked_fill(pure, 0.0)
+    return alpha, torch.sigmoid(-log_snrs).masked_fill(pure, 1.0)
+
+
+def _data(x: Tensor, predicted: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    """The picture in a noisy sample, by what the network predicts at it."""
+    if prediction_type == "epsilon":
+        return (x - sigma * predicted) / alpha
+    if prediction_type == "v_prediction":
+        return alpha * x - sigma * predicted
+    if prediction_type == "flow_prediction":
+        return x - sigma * predicted
+    if prediction_type == "sample":
+        return predicted
+    raise ConfigError(
+        f"no solver is learned for a network that predicts '{prediction_type}'; known are epsilon, v_prediction, "
+        "sample and flow_prediction"
+    )

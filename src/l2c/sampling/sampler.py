@@ -109,31 +109,42 @@ class Sampler:
 
         return eager
 
-    def __call__(self, noise: Tensor, labels: Tensor, observer: Observer | None = None) -> Tensor:
+    def __call__(
+        self,
+        noise: Tensor,
+        labels: Tensor,
+        observer: Observer | None = None,
+        *,
+        solver: tuple[Solver, Tensor] | None = None,
+        bf16: bool = False,
+    ) -> Tensor:
         """Samples one batch.
 
         Args:
             noise: Unit normal (B, C, H, W), float32, on the model's device.
             labels: Class labels (B,), int64.
             observer: Called as (evaluation, network input, guided noise prediction) at every evaluation.
+            solver: A fresh solver with the timesteps (N,) of its evaluations, instead of the sampler's.
+            bf16: Let matrix products be in bfloat16.
 
         Returns:
             Samples (B, C, H, W), unclamped. Differentiable where gradients are enabled.
         """
-        solver = self.make_solver()
-        timesteps = torch.tensor(solver.run.timesteps, device=noise.device)
-        run = replace(solver.run, guidance=self.guidance.scale)
+        fresh, timesteps = solver or (self.make_solver(), None)
+        times = torch.tensor(fresh.run.timesteps, device=noise.device) if timesteps is None else timesteps
+        run = replace(fresh.run, guidance=self.guidance.scale)
         with _clocked(self.denoiser.model, run) as clock:
 
             def predict(evaluation: int, x: Tensor) -> Tensor:
                 if clock is not None:
                     clock.tick(evaluation)
-                predicted = self.guidance.predict(self.denoiser, x, timesteps[evaluation], labels, clock)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                    predicted = self.guidance.predict(self.denoiser, x, times[evaluation], labels, clock)
                 if observer is not None:
                     observer(evaluation, x, predicted)
                 return predicted
 
-            return run_loop(sampling_loop(solver, noise), predict)
+            return run_loop(sampling_loop(fresh, noise), predict)
 
 
 @contextmanager

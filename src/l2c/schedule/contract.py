@@ -36,9 +36,31 @@ class Run:
     weights: tuple[tuple[float, ...], ...] | None = None
 
     @property
+    def by_scheduler(self) -> bool:
+        """Whether the solver is a diffusers scheduler, whose settings stand in place of the spacing."""
+        return self.solver.endswith("Scheduler")
+
+    @property
     def title(self) -> str:
         """For people: `ddim with 50 steps (linspace spacing)`."""
-        return f"{self.solver} with {self.steps} steps ({self.spacing} spacing)"
+        spacing = self.spacing if self.by_scheduler else f"{self.spacing} spacing"
+        return f"{self.solver} with {self.steps} steps ({spacing})"
+
+    @property
+    def how_to_ask(self) -> str:
+        """What to do to get this run."""
+        if self.weights is not None:
+            return "name no solver, steps or spacing, since the schedule brings its own solver"
+        if self.by_scheduler:
+            return f"set the scheduler as it was, with {self.steps} steps"
+        return f"sample with solver '{self.solver}', {self.steps} steps and '{self.spacing}' spacing"
+
+    @property
+    def about_shifts(self) -> str:
+        """What may have moved the timesteps of a scheduler."""
+        if not self.by_scheduler:
+            return ""
+        return " (where the scheduler shifts its timesteps with the resolution, another resolution is another run)"
 
 
 @dataclass(frozen=True)
@@ -64,33 +86,32 @@ class Contract:
         Raises:
             ContractError: If the number of evaluations, the solver, the timesteps or the noise levels differ.
         """
+        if problem := self.run_problem(run):
+            raise problem
+
+    def run_problem(self, run: Run) -> ContractError | None:
+        """The error to raise when a run is not the one that the schedule was made for; None when it is."""
         mine, count, want = self.run, len(run.timesteps), len(self.run.timesteps)
-        same = (
-            f"sample with solver '{mine.solver}', {mine.steps} steps and '{mine.spacing}' spacing"
-            if mine.weights is None
-            else "name no solver, steps or spacing, since the schedule brings its own solver"
-        )
-        advice = (
-            f"{same}, or get a schedule for this run with: l2c learn --solver {run.solver} --steps {run.steps} "
-            f"--spacing {run.spacing}"
-        )
+        advice = f"{mine.how_to_ask}, or get a schedule for this run with l2c learn"
         if count != want:
-            raise ContractError(f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}")
-        if mine.solver != run.solver:
-            raise ContractError(f"schedule was made for {mine.title} but the run uses {run.title}; {advice}")
+            return ContractError(
+                f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}"
+            )
+        if mine.solver != run.solver or (mine.by_scheduler and mine.spacing != run.spacing):
+            return ContractError(f"schedule was made for {mine.title} but the run uses {run.title}; {advice}")
         for what, ours, theirs, tolerance in (
             ("timestep", mine.timesteps, run.timesteps, TIMESTEP_TOLERANCE),
             ("half log-SNR", mine.log_snrs, run.log_snrs, LOG_SNR_TOLERANCE),
         ):
-            gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-            if max(gaps, default=0.0) > tolerance:
-                at = gaps.index(max(gaps))
-                raise ContractError(
-                    f"schedule was made for {mine.title}, whose evaluation {at} is at {what} {ours[at]:g}, but in "
-                    f"{run.title} it is at {theirs[at]:g}; {advice}"
-                )
+            for at, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                if not (abs(a - b) <= tolerance or a == b):  # NaN is not within it, either
+                    return ContractError(
+                        f"schedule was made for {mine.title}, whose evaluation {at} is at {what} {a:g}, but in "
+                        f"{run.title} it is at {b:g}{mine.about_shifts}; {advice}"
+                    )
         if mine.weights != run.weights:
-            raise ContractError(f"the run has another learned solver than the schedule; {advice}")
+            return ContractError(f"the run has another learned solver than the schedule; {advice}")
+        return None
 
     def guidance_note(self, run: Run) -> str | None:
         """What to tell whoever samples with another guidance scale than the schedule was learned with."""

@@ -22,12 +22,14 @@ class SchedulerClock:
     Attributes:
         finished: Whether the last run reached its last timestep.
         num_evaluations: Number of timesteps of the run; 0 before the first.
+        mu: Shift that the timesteps were last set with, under dynamic shifting.
     """
 
     def __init__(self, scheduler: Any, on_start: Callable[[], None], on_end: Callable[[], None]) -> None:
         self.scheduler = scheduler
         self.finished = False
         self.num_evaluations = 0
+        self.mu: float | None = None
         self._on_start, self._on_end = on_start, on_end
         self._running = False
         self._index: int | None = None
@@ -81,6 +83,8 @@ class SchedulerClock:
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.end()
         result = original(*args, **kwargs)
+        shift = kwargs.get("mu")
+        self.mu = None if shift is None else float(shift)
         self.num_evaluations = len(self.scheduler.timesteps)
         self._running, self._index, self._stepped, self.finished = True, None, False, False
         self._on_start()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from l2c.errors import ConfigError
-from l2c.hosts.pipeline.settings import FitSettings
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -50,28 +48,15 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-@dataclass(frozen=True)
-class Draw:
-    """The runs of learning.
+def choose(conditions: Sequence[Condition], count: int, held_out: int = 0) -> tuple[Condition, ...]:
+    """Conditions of so many runs: those of the held-out ones first, which no other run has, then the rest in turn.
 
-    Attributes:
-        runs: Condition and seed of each, those that are held out first.
-        unseen: Conditions that nothing is learned on; 0 if there is only one, so that held-out runs have other noise.
+    At most half of the conditions are kept for held-out runs; with a single one, all runs have it.
+
+    >>> [condition["prompt"] for condition in choose([{"prompt": p} for p in "abcd"], 5, held_out=2)]
+    ['a', 'b', 'c', 'd', 'c']
     """
-
-    runs: list[tuple[Condition, int]]
-    unseen: int
-
-    @classmethod
-    def of(cls, conditions: Sequence[Condition], settings: FitSettings) -> Draw:
-        """Held-out runs with the first conditions, the others with the rest of them in turn.
-
-        >>> settings = FitSettings(num_runs=3, num_held_out=2)
-        >>> [condition["prompt"] for condition, _ in Draw.of([{"prompt": p} for p in "abcd"], settings).runs]
-        ['a', 'b', 'c', 'd', 'c']
-        """
-        unseen = min(settings.num_held_out, len(conditions) // 2)
-        judged, learned = conditions[: unseen or None], conditions[unseen:]
-        chosen = [judged[i % len(judged)] for i in range(settings.num_held_out)]
-        chosen += [learned[i % len(learned)] for i in range(settings.num_runs)]
-        return cls([(condition, settings.seed + i) for i, condition in enumerate(chosen)], unseen)
+    unseen = min(held_out, len(conditions) // 2)
+    judged, learned = conditions[: unseen or None], conditions[unseen:]
+    chosen = [judged[i % len(judged)] for i in range(held_out)]
+    return (*chosen, *(learned[i % len(learned)] for i in range(count - held_out)))

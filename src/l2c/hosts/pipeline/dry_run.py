@@ -16,7 +16,7 @@ from l2c.cache.patch import MethodPatch
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import eagerly
-from l2c.hosts.pipeline.enable import transformers_of
+from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.runs import describe_run
 from l2c.layers import LayerTable, find_layers, measure_layers
 from l2c.schedule.contract import Run
@@ -31,6 +31,7 @@ class DryRun:
         tables: Layers of each transformer, with their sizes in this call, by name of the component.
         evaluations: At which evaluations each transformer is called.
         calls_per_evaluation: Calls of a transformer in its first evaluation: 2 for guidance in two calls.
+        mu: Shift of the noise levels that the pipeline worked out for its resolution, if it did.
         resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
     """
 
@@ -39,6 +40,7 @@ class DryRun:
     evaluations: dict[str, list[int]]
     calls_per_evaluation: dict[str, int]
     resolution: dict[str, int]
+    mu: float | None = None
 
     @property
     def table(self) -> LayerTable:
@@ -160,7 +162,7 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
         raise ConfigError(f"{type(pipe).__name__} called no transformer in its scheduler's run")
     evaluations = {name: sorted(set(actors[name].evaluations)) for name in tables}
     calls = {name: actors[name].evaluations.count(evaluations[name][0]) for name in tables}
-    return DryRun(run, tables, evaluations, calls, resolution)
+    return DryRun(run, tables, evaluations, calls, resolution, clock.mu)
 
 
 def takes_latent_output(pipe: Any) -> bool:

@@ -11,10 +11,15 @@ from typing import Any
 from torch import nn
 
 from l2c.cache.patch import MethodPatch
+from l2c.cache.policy import Compute, ReusePolicy, compute_once
+from l2c.cache.values import Value
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
-from l2c.hosts.pipeline.runs import describe_run, run_problem
+from l2c.hosts.pipeline.policy import PipelinePolicy
+from l2c.hosts.pipeline.runs import describe_run
 from l2c.hosts.pipeline.summary import RunSummary, summarize_model
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
+from l2c.schedule.contract import Run
+from l2c.schedule.forecast import ReusePlan
 from l2c.schedule.schedule import CacheSchedule
 
 HANDLE = "_l2c_cache"
@@ -28,10 +33,12 @@ class PipelineCache:
         target: The pipeline, or a transformer alone.
         scheduler: Its scheduler.
         models: The transformers by name of the component.
-        schedules: What they compute and reuse, likewise.
+        reuse: The schedules of what they compute and reuse, likewise; or one policy for all of them.
         any_weights: Whether other weights are accepted with a warning.
         any_run: Whether other timesteps and resolutions are.
         wrapper: What `torch.compile` has wrapped around a transformer alone.
+        around: What computes a layer.
+        quiet: Compare no run with that of the schedule.
 
     Attributes:
         clock: The scheduler's clock.
@@ -45,20 +52,26 @@ class PipelineCache:
         target: Any,
         scheduler: Any,
         models: Mapping[str, nn.Module],
-        schedules: Mapping[str, CacheSchedule],
-        any_weights: bool,
-        any_run: bool,
+        reuse: Mapping[str, CacheSchedule] | ReusePolicy,
+        any_weights: bool = False,
+        any_run: bool = False,
         wrapper: Any = None,
+        around: Callable[[Compute], Value] = compute_once,
+        quiet: bool = False,
     ) -> None:
-        self.any_weights, self.any_run = any_weights, any_run
+        self.any_weights, self.any_run, self.around = any_weights, any_run, around
         self.transformers: dict[str, CachedTransformer] = {}
         self._target, self._wrapper, self._bar = target, wrapper, None
-        self._checked = False
+        self._checked, self._quiet = False, quiet
         self._adapters: dict[str, int] = {}
+        self._own_scheduler = getattr(target, "scheduler", None)
+        if self._own_scheduler is not None and self._own_scheduler is not scheduler:
+            target.scheduler = scheduler
         self.clock = SchedulerClock(scheduler, self._start, self._end)
         try:
-            for name, schedule in schedules.items():
-                self.transformers[name] = CachedTransformer(name, models[name], schedule, self)
+            parts = dict.fromkeys(models, reuse) if isinstance(reuse, ReusePolicy) else dict(reuse)
+            for name, part in parts.items():
+                self.transformers[name] = CachedTransformer(name, models[name], part, self)
             if callable(getattr(target, "progress_bar", None)):
                 self._bar = MethodPatch(target, "progress_bar", self._progress_bar)
             self._adapters = self._count_adapters()
@@ -102,18 +115,26 @@ class PipelineCache:
         run = describe_run(self.clock.scheduler, float(guidance) if guidance is not None else None)
         for transformer in self.transformers.values():
             refuse_other_cache(transformer.model)
-            contract = transformer.schedule.contract
-            problem = run_problem(contract, run)
-            if problem is not None:
-                if not self.any_run or len(run.timesteps) != transformer.schedule.num_evaluations:
-                    raise problem
-                warnings.warn(problem.args[0], stacklevel=2)
-            if note := contract.guidance_note(run):
-                warnings.warn(note, stacklevel=2)
+            if transformer.schedule is not None and not self._quiet:
+                self._compare_run(transformer.schedule, run)
             transformer.cache.follow()
             if note := transformer.compile_note():
                 warnings.warn(note, stacklevel=2)
         self._note_adapters()
+
+    def _compare_run(self, schedule: CacheSchedule, run: Run) -> None:
+        problem = schedule.contract.run_problem(run)
+        if problem is not None:
+            if not self.any_run or len(run.timesteps) != schedule.num_evaluations:
+                raise problem
+            warnings.warn(problem.args[0], stacklevel=3)
+        if note := schedule.contract.guidance_note(run):
+            warnings.warn(note, stacklevel=3)
+
+    def use(self, plan: ReusePlan) -> None:
+        """Takes another plan, between runs; all transformers have it."""
+        for transformer in self.transformers.values():
+            transformer.cache.use(plan)
 
     def _count_adapters(self) -> dict[str, int]:
         return {
@@ -136,6 +157,7 @@ class PipelineCache:
         models = {
             name: summarize_model(transformer.policy.counts, transformer.cache.table)
             for name, transformer in self.transformers.items()
+            if isinstance(transformer.policy, PipelinePolicy)
         }
         return RunSummary(self.clock.num_evaluations, self.clock.finished, models)
 
@@ -146,6 +168,11 @@ class PipelineCache:
             transformer.restore()
         if self._bar is not None:
             self._bar.remove()
+        if (
+            getattr(self._target, "scheduler", None) is self.clock.scheduler
+            and self._own_scheduler is not None
+        ):
+            self._target.scheduler = self._own_scheduler
         if vars(self._target).get(HANDLE) is self:
             with suppress(AttributeError):
                 delattr(self._target, HANDLE)

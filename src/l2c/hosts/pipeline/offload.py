@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.errors import ConfigError
-from l2c.hosts.pipeline.enable import transformers_of
+from l2c.hosts.pipeline.components import transformers_of
 
 _ENCODERS = ("text_encoder", "image_encoder", "vae", "safety_checker")
 """How the names of components begin that work before or after the scheduler's run."""

@@ -1,4 +1,4 @@
-"""static policy for pipelines, whose calls come and go: a call without a history computes what it cannot reuse.
+"""The policy of a schedule on a pipeline, whose calls come and go: a call without a history computes what it cannot reuse.
 
 Everything that depends on the evaluation or the branch is decided before the transformer is called, and what was
 computed is taken to the store after it. In between, a layer only looks at a `Cell`. So a compiler that follows the call
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l2c.cache.clock import Clock
-from l2c.cache.policy import Compute, LayerPolicy, StaticPolicy
+from l2c.cache.policy import Compute, LayerPolicy, StaticPolicy, compute_once
 from l2c.cache.values import Value, combine_values, copy_value, weigh_values
 from l2c.schedule.forecast import ReusePlan, is_copy
 
@@ -41,11 +41,6 @@ class CallCounts:
     reused: Counter[int] = field(default_factory=Counter)
     unplanned: int = 0
     peak_bytes: int = 0
-
-
-def _call(compute: Compute) -> Value:
-    value: Value = compute()
-    return value
 
 
 class Cell:
@@ -99,28 +94,36 @@ class Cell:
 
 
 class PipelinePolicy(StaticPolicy):
-    """static policy that compute whatever a branch has no history for, and count.
+    """A static policy that computes whatever a branch has no history for, and counts.
 
     So a run may begin in the middle, a second transformer may take over, guidance may set in or out, and the batch
     may change: more is computed then, never something else reused.
 
     Attributes:
         counts: What was done in the last run.
-        around: What computes a layer; learning computes it again in the backward pass.
         cells: What each layer does in a call.
         replayed: Whether calls are replayed as CUDA graphs, whose outputs the next replay overwrites.
     """
 
-    def __init__(self, plan: ReusePlan, num_evaluations: int, num_layers: int) -> None:
-        super().__init__(plan, num_evaluations)
+    def __init__(
+        self,
+        plan: ReusePlan,
+        num_evaluations: int,
+        num_layers: int,
+        around: Callable[[Compute], Value] = compute_once,
+    ) -> None:
+        super().__init__(plan, num_evaluations, around)
         self.counts = CallCounts()
-        self.around: Callable[[Compute], Value] = _call
         self.cells = [Cell(self) for _ in range(num_layers)]
         self.replayed = False
         self._most_times = 1
         self._rows: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
-        self._rows_of = plan
         self._call = (0, "")
+
+    def use(self, plan: ReusePlan) -> None:
+        """See `StaticPolicy.use`."""
+        super().use(plan)
+        self._rows.clear()
 
     def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
         """See `ReusePolicy.layer_policy`."""
@@ -161,9 +164,6 @@ class PipelinePolicy(StaticPolicy):
 
     def _row(self, evaluation: int, layer: int, device: torch.device) -> Tensor | None:
         """Weights of a layer as a tensor; None while they are being learned, when they are tensors themselves."""
-        if self._rows_of is not self.plan:  # learning gives it others
-            self._rows_of = self.plan
-            self._rows.clear()
         key = (evaluation, device)
         if key not in self._rows:
             terms = [self.plan.get((evaluation, layer), ()) for layer in range(len(self.cells))]

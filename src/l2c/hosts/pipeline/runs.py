@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from l2c.errors import ConfigError, ContractError
-from l2c.schedule.contract import LOG_SNR_TOLERANCE, TIMESTEP_TOLERANCE, Contract, Run
+from l2c.errors import ConfigError
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
+from l2c.sampling.linear import LEARNED
+from l2c.schedule.contract import Run
 
 LARGEST_LOG_SNR = 7.0
 """Half log-SNRs are kept within this: a flow begins at pure noise, where they are infinite."""
@@ -45,6 +47,9 @@ def describe_run(scheduler: Any, guidance: float | None = None) -> Run:
     if timesteps is None or not len(timesteps):
         raise ConfigError(f"{type(scheduler).__name__} has no timesteps; call its set_timesteps first")
     times = tuple(float(t) for t in timesteps.tolist())
+    if isinstance(scheduler, LearnedScheduler):
+        levels, weights = scheduler.levels, tuple(tuple(row) for row in scheduler.weights)
+        return Run(LEARNED, len(times), LEARNED, times, levels, guidance, weights)
     steps = getattr(scheduler, "num_inference_steps", None) or len(times)
     return Run(
         type(scheduler).__name__,
@@ -100,31 +105,3 @@ def _ratio(signal: float, noise: float) -> float:
     if noise <= 0:
         return math.inf
     return math.log(signal / noise) if signal > 0 else -math.inf
-
-
-def run_problem(contract: Contract, run: Run) -> ContractError | None:
-    """The error to raise when a pipeline's run is not the one that a schedule was made for; None when it is."""
-    mine, advice = contract.run, "set the scheduler as it was, or make a schedule for this run"
-    if len(mine.timesteps) != len(run.timesteps):
-        return ContractError(
-            f"schedule covers {len(mine.timesteps)} evaluations but {run.solver} with {run.steps} steps makes "
-            f"{len(run.timesteps)}; sample with {mine.steps} steps, or make a schedule for this run"
-        )
-    if (mine.solver, mine.spacing) != (run.solver, run.spacing):
-        return ContractError(
-            f"schedule was made for {mine.solver} ({mine.spacing}) but the pipeline has {run.solver} "
-            f"({run.spacing}); {advice}"
-        )
-    for what, ours, theirs, tolerance in (
-        ("timestep", mine.timesteps, run.timesteps, TIMESTEP_TOLERANCE),
-        ("half log-SNR", mine.log_snrs, run.log_snrs, LOG_SNR_TOLERANCE),
-    ):
-        gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-        if max(gaps) > tolerance:
-            at = gaps.index(max(gaps))
-            return ContractError(
-                f"schedule was made for evaluation {at} at {what} {ours[at]:g}, but in this run it is at "
-                f"{theirs[at]:g}; where the scheduler shifts its timesteps with the resolution, another resolution "
-                f"is another run; {advice}"
-            )
-    return None

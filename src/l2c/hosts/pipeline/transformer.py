@@ -8,14 +8,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from l2c.cache.cached_model import CachedModel, attach
+from l2c.cache.cached_model import CachedModel, attach, check_model
 from l2c.cache.clock import DEFAULT_BRANCH
 from l2c.cache.patch import MethodPatch, patch_of
+from l2c.cache.policy import Compute, ReusePolicy
+from l2c.cache.values import Value
 from l2c.errors import CacheStateError
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
 from l2c.hosts.pipeline.policy import PipelinePolicy
-from l2c.layers import find_layers, fingerprint
+from l2c.layers import find_layers
 from l2c.schedule.schedule import CacheSchedule
 
 _UNKNOWN_WRAPPER = (
@@ -28,6 +30,7 @@ class Owner(Protocol):
     """What a transformer knows of the pipeline's cache that it belongs to."""
 
     any_weights: bool
+    around: Callable[[Compute], Value]
     clock: SchedulerClock
 
     def enter_evaluation(self) -> int:
@@ -41,22 +44,27 @@ class CachedTransformer:
     Args:
         name: Name of the component.
         model: The transformer.
-        schedule: What it computes and reuses.
+        reuse: The schedule of what it computes and reuses, or any other policy.
         owner: The pipeline's cache that it belongs to.
+
+    Attributes:
+        schedule: None if there is another policy.
+        policy: What is computed now.
     """
 
-    def __init__(self, name: str, model: nn.Module, schedule: CacheSchedule, owner: Owner) -> None:
-        table = find_layers(model).with_sizes_of(schedule.layers)
-        schedule.check_layers(table)
+    def __init__(self, name: str, model: nn.Module, reuse: CacheSchedule | ReusePolicy, owner: Owner) -> None:
+        self.name, self.model = name, model
         refuse_other_cache(model)
-        problem = schedule.contract.compare_weights(fingerprint(model, table))
-        if problem and not owner.any_weights:
-            raise problem
-        if problem:
-            warnings.warn(problem.args[0], stacklevel=5)
-        self.name, self.model, self.schedule = name, model, schedule
-        self.policy = PipelinePolicy(schedule.plan, schedule.num_evaluations, len(table))
-        self.cache: CachedModel = attach(model, table, self.policy, schedule)
+        table = find_layers(model)
+        if isinstance(reuse, CacheSchedule):
+            self.schedule: CacheSchedule | None = reuse
+            table = check_model(model, reuse, any_weights=owner.any_weights, stacklevel=6)
+            self.policy: ReusePolicy = PipelinePolicy(
+                reuse.plan, reuse.num_evaluations, len(table), owner.around
+            )
+        else:
+            self.schedule, self.policy = None, reuse
+        self.cache: CachedModel = attach(model, table, self.policy, self.schedule)
         self._owner = owner
         self._context = DEFAULT_BRANCH
         self._shapes: dict[str, list[Any]] = {}
@@ -75,7 +83,8 @@ class CachedTransformer:
         """
         self._cover_anew()
         self._follow_compiler(component)
-        self.policy.begin_run()
+        if isinstance(self.policy, PipelinePolicy):
+            self.policy.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
 
@@ -108,8 +117,9 @@ class CachedTransformer:
         """Covers what has been compiled since, so that a call is entered before a compiler follows it."""
         found = find_compilation(self.model, component)
         if found != self._compilation:
-            self._compilation, self._graphs = found, found.num_graphs(self.schedule)
-            self.policy.replayed = found.replayed
+            self._compilation = found
+            if self.schedule is not None and isinstance(self.policy, PipelinePolicy):
+                self._graphs, self.policy.replayed = found.num_graphs(self.schedule), found.replayed
         for owner, name in self._compilation.entries:
             if patch_of(vars(owner)[name]) is None:
                 self._patches.append(MethodPatch(owner, name, self._enter))
@@ -133,7 +143,9 @@ class CachedTransformer:
             clock.tick(evaluation)
             self._calls.clear()
         branch = self._branch(kwargs.get("hidden_states", args[0] if args else None), kwargs)
-        self.policy.begin_call(evaluation, branch)
+        policy = self.policy if isinstance(self.policy, PipelinePolicy) else None
+        if policy is not None:
+            policy.begin_call(evaluation, branch)
         self._entered = True
         try:
             with clock.in_branch(branch), self._compilation.room(self._graphs):
@@ -143,7 +155,8 @@ class CachedTransformer:
             raise
         finally:
             self._entered = False
-        self.policy.end_call()
+        if policy is not None:
+            policy.end_call()
         return result
 
     def _branch(self, sample: Any, kwargs: Mapping[str, Any]) -> str:
@@ -164,7 +177,7 @@ class CachedTransformer:
 
     def _check_shape(self, sample: Any) -> None:
         """Warns when samples have another shape than those that the schedule was made for."""
-        expected = self.schedule.layers.sample_shape
+        expected = self.schedule.layers.sample_shape if self.schedule is not None else ()
         got = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else ()
         if expected and got and got != expected:
             warnings.warn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, overload
 
 from torch import nn
@@ -10,46 +11,36 @@ from torch import nn
 from l2c.cache import cached_model
 from l2c.cache.cached_model import CachedModel
 from l2c.errors import CacheStateError, ConfigError
+from l2c.hosts.pipeline.components import transformers_of, unwrapped
 from l2c.hosts.pipeline.handle import HANDLE, PipelineCache
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from
 from l2c.hosts.pipeline.summary import RunSummary
 from l2c.hosts.pipeline.transformer import refuse_other_cache
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
 
-_NAMES = ("transformer", "transformer_2")
-
-
-def transformers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by name of the component, without the wrapper of `torch.compile`.
-
-    Raises:
-        ConfigError: If it has none.
-    """
-    found = {name: getattr(pipe, name, None) for name in _NAMES}
-    models = {name: _unwrapped(model) for name, model in found.items() if isinstance(model, nn.Module)}
-    if not models:
-        raise ConfigError(
-            f"{type(pipe).__name__} has no component called {' or '.join(_NAMES)}; enable the cache on the model "
-            "itself, with enable_cache(model, schedule, scheduler=...)"
-        )
-    return models
-
-
-def _unwrapped(target: Any) -> Any:
-    """A model without the wrapper of `torch.compile`."""
-    return getattr(target, "_orig_mod", target) if isinstance(target, nn.Module) else target
+Reuse = CacheSchedule | ScheduleFamily | str | Path
+"""What names a schedule: itself, a family, a file, a name that comes with l2c, or a repository on the hub."""
 
 
 @overload
 def enable_cache(
-    target: nn.Module, schedule: CacheSchedule, *, scheduler: None = None, any_weights: bool = False
+    target: nn.Module,
+    schedule: Reuse,
+    *,
+    budget: float | None = None,
+    scheduler: None = None,
+    any_weights: bool = False,
 ) -> CachedModel: ...
 
 
 @overload
 def enable_cache(
     target: Any,
-    schedule: CacheSchedule | Mapping[str, CacheSchedule],
+    schedule: Reuse | Mapping[str, Reuse],
     *,
+    budget: float | None = None,
     scheduler: Any = None,
     any_weights: bool = False,
     any_run: bool = False,
@@ -58,8 +49,9 @@ def enable_cache(
 
 def enable_cache(
     target: Any,
-    schedule: CacheSchedule | Mapping[str, CacheSchedule],
+    schedule: Reuse | Mapping[str, Reuse],
     *,
+    budget: float | None = None,
     scheduler: Any = None,
     any_weights: bool = False,
     any_run: bool = False,
@@ -67,11 +59,14 @@ def enable_cache(
     """Lets a pipeline or model reuse layers as a schedule says, until `disable_cache` or the end of a `with` block.
 
     On a pipeline, its scheduler is the clock: call the pipeline as before. A schedule serves every transformer of
-    the pipeline that has its layers; where they need schedules of their own, give them by name.
+    the pipeline that has its layers; where they need schedules of their own, give them by name. A schedule that was
+    learned with its solver puts that in the place of the pipeline's scheduler meanwhile.
 
     Args:
         target: A diffusers pipeline; or a model that has a layer adapter.
-        schedule: What to compute and what to reuse; or schedules by name of the component.
+        schedule: What to compute and what to reuse: a schedule, a family, a file of either, a name that comes with
+            l2c, or a repository on the hub; or several by name of the component.
+        budget: Of a family, the best schedule that costs at most this share of the multiply-accumulates.
         scheduler: For a model in a loop of your own: the diffusers scheduler that drives it.
         any_weights: Warn, instead of refusing, when the schedule was learned on other weights.
         any_run: Warn, instead of refusing, when the scheduler or its timesteps differ from those that the
@@ -84,14 +79,19 @@ def enable_cache(
         CacheStateError: If a cache is already enabled, ours or diffusers' own.
         ContractError: If the schedule was made for another model. For another run, the pipeline raises it when it
             is called.
-        ConfigError: If the target has no transformer or scheduler that could be used.
+        ConfigError: If the target has no transformer or scheduler that could be used, or a family has no budget.
+        ScheduleError: If a file or repository has no schedule.
     """
-    wrapper, target = target, _unwrapped(target)
+    wrapper, target = target, unwrapped(target)
     if isinstance(target, nn.Module) and scheduler is None:
-        if not isinstance(schedule, CacheSchedule):
+        if isinstance(schedule, Mapping):
             raise ConfigError("a model takes one schedule; several by name are for a pipeline")
         refuse_other_cache(target)
-        return cached_model.enable_cache(target, schedule, any_weights=any_weights)
+        return cached_model.enable_cache(target, load_schedule(schedule, budget), any_weights=any_weights)
+    if not hasattr(target, "__dict__") or isinstance(target, (str, Path, CacheSchedule)):
+        raise ConfigError(
+            f"a cache is enabled on a model or a diffusers pipeline, got {type(target).__name__}"
+        )
     if vars(target).get(HANDLE) is not None:
         raise CacheStateError(
             "a cache is already enabled on this pipeline; call l2c.disable_cache(pipe) first"
@@ -103,14 +103,35 @@ def enable_cache(
             f"{type(target).__name__} has no diffusers scheduler, which would be the clock; enable the cache on "
             "its model and drive a run yourself"
         )
-    schedules = dict.fromkeys(models, schedule) if isinstance(schedule, CacheSchedule) else dict(schedule)
+    named = schedule if isinstance(schedule, Mapping) else dict.fromkeys(models, schedule)
+    schedules = {name: load_schedule(one, budget) for name, one in named.items()}
     if unknown := set(schedules) - set(models):
         raise ConfigError(
             f"the pipeline has no transformer called {', '.join(sorted(unknown))}; it has {', '.join(models)}"
         )
     return PipelineCache(
-        target, chosen, models, schedules, any_weights, any_run, wrapper if wrapper is not target else None
+        target,
+        _solver_of(next(iter(schedules.values())), target, chosen),
+        models,
+        schedules,
+        any_weights,
+        any_run,
+        wrapper if wrapper is not target else None,
     )
+
+
+def _solver_of(schedule: CacheSchedule, target: Any, scheduler: Any) -> Any:
+    """The scheduler that a schedule's run needs: its own where its solver was learned."""
+    run = schedule.contract.run
+    if run.weights is None or isinstance(scheduler, LearnedScheduler):
+        return scheduler
+    if isinstance(target, nn.Module):
+        raise ConfigError(
+            "the schedule brings its own solver; drive the model with an "
+            "l2c.LearnedScheduler, and give that as scheduler"
+        )
+    kind = schedule.contract.prediction_type
+    return learned_from(scheduler, run.log_snrs, run.weights, kind, schedule.provenance.get("mu"))
 
 
 def disable_cache(target: Any) -> None:
@@ -119,7 +140,7 @@ def disable_cache(target: Any) -> None:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
-    target = _unwrapped(target)
+    target = unwrapped(target)
     cache = vars(target).get(HANDLE)
     if cache is not None:
         cache.restore()
@@ -138,7 +159,7 @@ def summary(target: Any) -> RunSummary:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
-    cache = vars(_unwrapped(target)).get(HANDLE)
+    cache = vars(unwrapped(target)).get(HANDLE)
     if cache is None:
         raise CacheStateError(
             "no cache is enabled on this pipeline; its handle keeps the summary of the last run"

@@ -1,0 +1,200 @@
+"""`Host`: what runs the evaluations that a schedule is for. Learning, methods, checks and timing know nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.policy import ReusePolicy
+from l2c.layers import LayerTable
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.forecast import ReusePlan
+from l2c.schedule.schedule import CacheSchedule
+
+
+class Examples(Protocol):
+    """What tells runs apart, one picture each: noise and labels, or prompts and the seeds of their noise."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, rows: Sequence[int] | slice) -> Examples:
+        """Some of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class SolverTable:
+    """A solver that is being learned, as tensors with a graph.
+
+    Attributes:
+        log_snrs: Half log-SNR of every evaluation (N,).
+        weights: Table of `l2c.sampling.linear.LinearSolver` (N + 1, N + 1).
+    """
+
+    log_snrs: Tensor
+    weights: Tensor
+
+
+class Handle(Protocol):
+    """A policy that is attached to a host."""
+
+    def use(self, plan: ReusePlan) -> None:
+        """Lets the policy follow another plan from the next run on; for the policy of a schedule."""
+        ...
+
+
+class Host(Protocol):
+    """A frozen model with a run: what a schedule is learned for, measured on and used with.
+
+    Attributes:
+        target: What `enable_cache` takes: the model or the pipeline.
+        unit: Of errors: `absolute` for pictures from -1 to 1, `relative` to the reference's root mean square for
+            latents.
+        batched: Whether several examples are run at once; otherwise one after another.
+    """
+
+    target: Any
+    unit: str
+    batched: bool
+
+    @property
+    def run(self) -> Run:
+        """Where the network is evaluated."""
+        ...
+
+    @property
+    def table(self) -> LayerTable:
+        """The layers, with their sizes."""
+        ...
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Evaluations, rising and from 0 on, at which a model takes over from another."""
+        ...
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """The models that have the layers, by name."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from others in checkpoints and records, in JSON types."""
+        ...
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a schedule records of it besides the contract, in JSON types."""
+        ...
+
+    def contract(self, model_name: str = "", *, weights: bool = True) -> Contract:
+        """The contract of a schedule that is made for it.
+
+        Args:
+            model_name: For people.
+            weights: Whether the schedule depends on the weights, whose fingerprint it then has.
+        """
+        ...
+
+    def prepared(self) -> AbstractContextManager[None]:
+        """A context in which gradients can be taken: weights require none, and the device is left to the models."""
+        ...
+
+    def examples(self, count: int, *key: int | str, held_out: int = 0) -> Examples:
+        """Examples that depend on a key (a seed, and what they are for).
+
+        Args:
+            count: How many.
+            key: What they are drawn by.
+            held_out: So many at the beginning have prompts that no other has, as far as there are enough of them.
+        """
+        ...
+
+    def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
+        """Final pictures or latents (B, ...), float32; differentiable where gradients are enabled.
+
+        Args:
+            examples: What to run.
+            bf16: Let matrix products be in bfloat16.
+            solver: For a host of `with_solver`: the solver instead of the one it begins with.
+        """
+        ...
+
+    def attach(
+        self,
+        policy: CacheSchedule | ReusePolicy,
+        *,
+        around: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> AbstractContextManager[Handle]:
+        """Enables a schedule or another policy, without comparing run or weights, until the context ends.
+
+        Args:
+            policy: What is computed and what is forecast.
+            around: What computes a layer, for a schedule.
+        """
+        ...
+
+    def reference(self, steps: int | None) -> Host:
+        """A host of the same models that solves its equation in fine steps; itself for None.
+
+        Where no fine solution can be had, as under a solver that draws noise, it is the host itself.
+        """
+        ...
+
+    def fewer_steps(self, steps: int) -> Mapping[str, Host]:
+        """Hosts with so many evaluations by known solvers, by their names: what every cache has to beat.
+
+        Raises:
+            ConfigError: If its number of steps cannot be set.
+        """
+        ...
+
+    def with_solver(self, steps: int) -> Host:
+        """A host with so many evaluations whose solver can be learned, beginning at DPM-Solver++(2M).
+
+        Raises:
+            ConfigError: If no solver can be learned for it.
+        """
+        ...
+
+    def multistep_table(self, log_snrs: Tensor) -> Tensor:
+        """The table of the solver that learning begins with, differentiable in half log-SNRs (N,)."""
+        ...
+
+    def timesteps_of(self, log_snrs: Tensor) -> Tensor:
+        """Training timesteps (N,) of half log-SNRs (N,), differentiable in them."""
+        ...
+
+    def ready(
+        self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
+    ) -> AbstractContextManager[Callable[[], object]]:
+        """A function that samples a batch with a schedule at full speed, for as long as the context lasts.
+
+        Raises:
+            ConfigError: If there is no such engine for it.
+        """
+        ...
+
+
+def errors(made: Tensor, target: Tensor, unit: str) -> Tensor:
+    """Root mean square distance of each example to its reference (B,); its gradient is 0 where there is none.
+
+    Args:
+        made: Pictures or latents (B, ...).
+        target: What they come close to, of the same shape.
+        unit: `absolute`, or `relative` to the root mean square of each target.
+    """
+    distances: Tensor = torch.linalg.vector_norm((made - target).flatten(1), dim=1)
+    if unit == "relative":
+        return distances / torch.linalg.vector_norm(target.flatten(1), dim=1)
+    return distances / target[0].numel() ** 0.5

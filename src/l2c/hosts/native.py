@@ -1,0 +1,249 @@
+"""`ModelHost`: a model that `l2c.sample` samples by class labels, with a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.cached_model import attach
+from l2c.cache.policy import ReusePolicy, StaticPolicy, compute_once
+from l2c.digest import digest
+from l2c.errors import ConfigError
+from l2c.hosts.base import Examples, Handle, Host, SolverTable
+from l2c.layers import LayerTable, find_layers, fingerprint
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.draw import draw, random_labels
+from l2c.sampling.guidance import Guidance
+from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
+from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.schedule import CacheSchedule
+
+FINE_SOLVER = ("dpmsolver++3", "logsnr")
+"""Solver and spacing of fine-step solutions."""
+START = ("dpmsolver++", "logsnr")
+"""Solver and spacing that a learned solver begins with."""
+KNOWN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
+"""Solvers and spacings of fewer steps."""
+
+
+@dataclass(frozen=True)
+class LabelledNoise:
+    """Unit normal noise (B, C, H, W) and class labels (B,), on the model's device."""
+
+    noise: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def rows(self, rows: Sequence[int] | slice) -> LabelledNoise:
+        """See `Examples.rows`."""
+        chosen = rows if isinstance(rows, slice) else list(rows)
+        return LabelledNoise(self.noise[chosen], self.labels[chosen])
+
+
+class ModelHost:
+    """A model with a solver and guidance; see `Host`.
+
+    Args:
+        sampler: The model and its run.
+    """
+
+    batched = True
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.target: nn.Module = sampler.denoiser.model
+        self.unit = "relative" if sampler.denoiser.latent else "absolute"
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        solver: str = "ddim",
+        steps: int = 50,
+        spacing: str = "linspace",
+        guidance: float = 1.5,
+        guidance_mode: str = "batch",
+        guidance_channels: int | None = None,
+    ) -> ModelHost:
+        """A host of a model; arguments as for `l2c.sample`.
+
+        Raises:
+            ConfigError: If one is unknown or out of range, or the model is not sampled by class labels.
+        """
+        guided = Guidance(guidance, guidance_mode, guidance_channels)
+        sampler = Sampler(Denoiser.of(model), solver, steps, spacing, guided)
+        _ = sampler.run  # an unknown solver or number of steps is refused here
+        return cls(sampler)
+
+    @classmethod
+    def of_schedule(
+        cls, model: nn.Module, schedule: CacheSchedule, guidance: float | None = None
+    ) -> ModelHost:
+        """A host whose run is that of a schedule."""
+        run = schedule.contract.run
+        scale = 1.5 if run.guidance is None else run.guidance
+        return cls(Sampler.of_run(Denoiser.of(model), run, Guidance(scale if guidance is None else guidance)))
+
+    @cached_property
+    def run(self) -> Run:
+        """See `Host.run`."""
+        return self.sampler.run
+
+    @cached_property
+    def table(self) -> LayerTable:
+        """See `Host.table`."""
+        return find_layers(self.target)
+
+    segments: tuple[int, ...] = (0,)
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """See `Host.models`."""
+        return {"model": self.target}
+
+    @property
+    def device(self) -> torch.device:
+        """See `Host.device`."""
+        return self.sampler.denoiser.device
+
+    @cached_property
+    def _fingerprint(self) -> tuple[float, ...]:
+        return fingerprint(self.target, self.table)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Host.identity`."""
+        sampler, denoiser = self.sampler, self.sampler.denoiser
+        return {
+            "model": f"{self.table.architecture} with {len(self.table)} layers",
+            "weights": digest(self._fingerprint, self.table.to_json()),
+            "dtype": str(denoiser.dtype).removeprefix("torch."),
+            "device": denoiser.device.type,
+            "solver": sampler.solver,
+            "steps": sampler.steps,
+            "spacing": sampler.spacing,
+            "timesteps": digest(self.run.timesteps),
+            "guidance": sampler.guidance.scale,
+        }
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """See `Host.provenance`."""
+        return {}
+
+    def contract(self, model_name: str = "", *, weights: bool = True) -> Contract:
+        """See `Host.contract`; a schedule that fits any weights fits any guidance, too."""
+        kind = self.sampler.denoiser.noise_schedule.prediction_type
+        if not weights:
+            return Contract(replace(self.run, guidance=None), model_name, prediction_type=kind)
+        return Contract(self.run, model_name, self._fingerprint, kind)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """See `Host.prepared`."""
+        weights = [weight for weight in self.target.parameters() if weight.requires_grad]
+        for weight in weights:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.requires_grad_(True)
+
+    def examples(self, count: int, *key: int | str, held_out: int = 0) -> LabelledNoise:
+        """See `Host.examples`."""
+        denoiser, (seed, *what) = self.sampler.denoiser, key
+        generator = draw(int(seed), *what)
+        noise = torch.randn((count, *denoiser.sample_shape), generator=generator)
+        labels = random_labels(generator, count, denoiser.num_classes)
+        return LabelledNoise(noise.to(denoiser.device), labels.to(denoiser.device))
+
+    def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
+        """See `Host.sample`."""
+        assert isinstance(examples, LabelledNoise)
+        own = None
+        if solver is not None:
+            own = LinearSolver(self.run, solver.weights.float()), self.timesteps_of(solver.log_snrs).float()
+        return self.sampler(examples.noise, examples.labels, solver=own, bf16=bf16)
+
+    @contextmanager
+    def attach(
+        self,
+        policy: CacheSchedule | ReusePolicy,
+        *,
+        around: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> Iterator[Handle]:
+        """See `Host.attach`."""
+        if isinstance(policy, CacheSchedule):
+            policy = StaticPolicy(policy.plan, policy.num_evaluations, around or compute_once)
+        with attach(self.target, self.table, policy) as cache:
+            yield cache
+
+    def reference(self, steps: int | None) -> Host:
+        """See `Host.reference`."""
+        return self if steps is None else self._with(*FINE_SOLVER, steps)
+
+    def fewer_steps(self, steps: int) -> Mapping[str, Host]:
+        """See `Host.fewer_steps`."""
+        return {f"{solver}, {spacing}": self._with(solver, spacing, steps) for solver, spacing in KNOWN}
+
+    def with_solver(self, steps: int) -> Host:
+        """See `Host.with_solver`."""
+        return self._with(*START, steps)
+
+    def _with(self, solver: str, spacing: str, steps: int) -> ModelHost:
+        sampler = self.sampler
+        made = ModelHost(Sampler(sampler.denoiser, solver, steps, spacing, sampler.guidance))
+        _ = made.run  # more evaluations than a solver can make are refused here
+        return made
+
+    def multistep_table(self, log_snrs: Tensor) -> Tensor:
+        """See `Host.multistep_table`."""
+        return multistep_table(log_snrs)
+
+    def timesteps_of(self, log_snrs: Tensor) -> Tensor:
+        """See `Host.timesteps_of`."""
+        return self.sampler.denoiser.noise_schedule.timesteps_of(log_snrs)
+
+    @contextmanager
+    def ready(
+        self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
+    ) -> Iterator[Callable[[], object]]:
+        """See `Host.ready`."""
+        denoiser = self.sampler.denoiser
+        noise = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
+        labels = torch.arange(batch_size, device=denoiser.device) % denoiser.num_classes
+        sample = self.sampler.compile(schedule, engine)
+        yield lambda: sample(noise, labels)
+
+
+def learned_run(run: Run, solver: SolverTable, timesteps: Tensor) -> Run:
+    """A run with a solver that was learned in place of its own."""
+    return replace(
+        run,
+        solver=LEARNED,
+        spacing=LEARNED,
+        timesteps=tuple(timesteps.float().tolist()),
+        log_snrs=tuple(solver.log_snrs.tolist()),
+        weights=tuple(tuple(row) for row in solver.weights.float().tolist()),
+    )
+
+
+def check_class_host(host: Host, what: str) -> ModelHost:
+    """The host, if it is a model sampled by class labels.
+
+    Raises:
+        ConfigError: If it is a pipeline; the sentence says what needs a model.
+    """
+    if not isinstance(host, ModelHost):
+        raise ConfigError(f"{what} needs a model sampled by class labels, not a pipeline")
+    return host

@@ -1,0 +1,373 @@
+"""`PipelineHost`: a diffusers pipeline and what it is called with."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.cache.policy import ReusePolicy, compute_once
+from l2c.digest import digest
+from l2c.errors import ConfigError
+from l2c.hosts.base import Examples, Handle, Host, SolverTable
+from l2c.hosts.pipeline.components import transformers_of
+from l2c.hosts.pipeline.conditions import Condition, choose, conditions_of
+from l2c.hosts.pipeline.dry_run import DryRun, dry_run
+from l2c.hosts.pipeline.handle import PipelineCache
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of
+from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
+from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_scheduler
+from l2c.hosts.pipeline.trajectory import PipelineTrajectory
+from l2c.layers import LayerTable, find_layers, fingerprint
+from l2c.sampling.draw import draw
+from l2c.sampling.linear import multistep_table
+from l2c.schedule.contract import Contract, Run
+from l2c.schedule.schedule import CacheSchedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SeededConditions:
+    """Prompts or labels, by the pipeline's names, and the seed of the noise of each."""
+
+    conditions: tuple[Condition, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, rows: Sequence[int] | slice) -> SeededConditions:
+        """See `Examples.rows`."""
+        places = range(len(self))[rows] if isinstance(rows, slice) else rows
+        return SeededConditions(
+            tuple(self.conditions[i] for i in places), tuple(self.seeds[i] for i in places)
+        )
+
+
+class PipelineHost:
+    """A diffusers pipeline whose own code is the sampling loop; see `Host`.
+
+    Args:
+        pipe: A pipeline without a cache enabled; it is not changed.
+        conditions: What tells runs apart, by the pipeline's names: `{"prompt": "a cat"}`.
+        call: What it is called with besides, by name.
+        scheduler: What drives it instead of its own scheduler.
+        encoded: Prompts that have been encoded already.
+    """
+
+    batched = False
+    unit = "relative"
+
+    def __init__(
+        self,
+        pipe: Any,
+        conditions: Sequence[Condition],
+        call: Mapping[str, Any],
+        scheduler: Any = None,
+        encoded: dict[str, Any] | None = None,
+    ) -> None:
+        self.target, self._encoded = pipe, {} if encoded is None else encoded
+        self.conditions, self.call = tuple(conditions), dict(call)
+        self._scheduler = scheduler if scheduler is not None else pipe.scheduler
+
+    @cached_property
+    def _trajectory(self) -> PipelineTrajectory:
+        return PipelineTrajectory(self.target, self.call, self._encoded)
+
+    @classmethod
+    def of(
+        cls,
+        pipe: Any,
+        *,
+        prompts: Any = None,
+        conditions: Sequence[Condition] | None = None,
+        **call: Any,
+    ) -> PipelineHost:
+        """A host of a pipeline.
+
+        Args:
+            pipe: A diffusers pipeline.
+            prompts: Prompts, or a text file with one in each line.
+            conditions: Instead of prompts: what tells runs apart, by the pipeline's names.
+            call: What it is called with besides, by name.
+
+        Raises:
+            ConfigError: If there are both prompts and conditions, or the pipeline does not take an argument.
+        """
+        if prompts is None and conditions is None:
+            names = ("prompt", "class_labels")
+            chosen: Sequence[Condition] = [{name: call.pop(name) for name in names if name in call}]
+        else:
+            chosen = conditions_of(conditions, prompts)
+        check_call(pipe, {**call, **chosen[0]})
+        return cls(pipe, chosen, call)
+
+    @contextmanager
+    def _driven(self) -> Iterator[None]:
+        """Lets the host's scheduler drive the pipeline until it ends."""
+        own = self.target.scheduler
+        self.target.scheduler = self._scheduler
+        try:
+            yield
+        finally:
+            self.target.scheduler = own
+
+    @cached_property
+    def dry(self) -> DryRun:
+        """What a call of the pipeline does."""
+        with self._driven():
+            return dry_run(self.target, **{**self.call, **self.conditions[0]})
+
+    @property
+    def run(self) -> Run:
+        """See `Host.run`."""
+        return self.dry.run
+
+    @property
+    def table(self) -> LayerTable:
+        """See `Host.table`."""
+        return self.dry.table
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """See `Host.segments`."""
+        return self.dry.begins
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """See `Host.models`."""
+        return transformers_of(self.target)
+
+    @property
+    def device(self) -> torch.device:
+        """See `Host.device`."""
+        return execution_device(self.target)
+
+    @cached_property
+    def _fingerprint(self) -> tuple[float, ...]:
+        return tuple(
+            value for model in self.models.values() for value in fingerprint(model, find_layers(model))
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Host.identity`."""
+        first = next(iter(self.models.values()))
+        run = replace(self.run, weights=None)
+        return {
+            "pipeline": type(self.target).__name__,
+            "weights": digest(self._fingerprint, self.table.to_json()),
+            "dtype": str(next(first.parameters()).dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "run": digest([run.solver, run.spacing, run.timesteps, run.log_snrs, run.guidance]),
+            "call": digest(_plain(self.call)),
+            "conditions": digest(_plain(self.conditions)),
+        }
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """See `Host.provenance`."""
+        kept = {k: v for k, v in self.call.items() if type(v) in (int, float, bool) and k != "seed"}
+        found: dict[str, Any] = {
+            "pipeline": type(self.target).__name__,
+            "call": kept,
+            "resolution": self.dry.resolution,
+            "conditions": len(self.conditions),
+        }
+        if self.dry.mu is not None:
+            found["mu"] = self.dry.mu
+        if len(self.segments) > 1:
+            found["transformers_begin"] = dict(zip(self.dry.order, self.segments, strict=True))
+        return found
+
+    def contract(self, model_name: str = "", *, weights: bool = True) -> Contract:
+        """See `Host.contract`."""
+        kind = prediction_of(self._scheduler)
+        return Contract(self.run, model_name, self._fingerprint if weights else (), kind)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """See `Host.prepared`."""
+        with encoders_offloaded(self.target):
+            yield
+
+    def examples(self, count: int, *key: int | str, held_out: int = 0) -> SeededConditions:
+        """See `Host.examples`."""
+        if clash := {"generator", "latents"} & {*self.call, *(k for one in self.conditions for k in one)}:
+            raise ConfigError(f"learning draws its own noise, from settings.seed; leave out {min(clash)}")
+        seed, *what = key
+        seeds = torch.randint(2**31, (count,), generator=draw(int(seed), *what)).tolist()
+        return SeededConditions(choose(self.conditions, count, held_out), tuple(seeds))
+
+    def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
+        """See `Host.sample`; one example after another."""
+        assert isinstance(examples, SeededConditions)
+        if solver is not None:
+            assert isinstance(self._scheduler, LearnedScheduler)
+            self._scheduler.use(solver.log_snrs, solver.weights)
+        with self._driven():
+            made = [
+                self._trajectory.sample(condition, seed, bf16=bf16).float()
+                for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
+            ]
+        return torch.cat(made)
+
+    @contextmanager
+    def attach(
+        self,
+        policy: CacheSchedule | ReusePolicy,
+        *,
+        around: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> Iterator[Handle]:
+        """See `Host.attach`."""
+        models = dict(self.models)
+        reuse: Mapping[str, CacheSchedule] | ReusePolicy
+        if isinstance(policy, CacheSchedule):
+            own = replace(policy, contract=replace(policy.contract, fingerprint=()))
+            reuse = dict.fromkeys(models, own)
+        else:
+            reuse = policy
+        with (
+            self._driven(),
+            PipelineCache(
+                self.target,
+                self._scheduler,
+                models,
+                reuse,
+                any_run=True,
+                around=around or compute_once,
+                quiet=True,
+            ) as cache,
+        ):
+            yield cache
+
+    def reference(self, steps: int | None) -> Host:
+        """See `Host.reference`."""
+        if steps is None:
+            return self
+        made = fine_scheduler(self._scheduler, self.run, steps)
+        if made is None or self._steps_argument() is None or not self._trajectory.puts_out_latents:
+            logger.info(
+                "no fine-step solution can be had under %s; errors are measured against its own run",
+                type(self._scheduler).__name__,
+            )
+            return self
+        return self._with(made(self._levels_at(steps)) if callable(made) else made, steps)
+
+    def fewer_steps(self, steps: int) -> Mapping[str, Host]:
+        """See `Host.fewer_steps`."""
+        self._check_steps()
+        levels = self._levels_at(steps)
+        hosts: dict[str, Host] = {}
+        for name, scheduler in known_schedulers(self._scheduler, levels).items():
+            host = self._with(scheduler, steps)
+            try:
+                count = len(host.run.timesteps)
+            except Exception as error:  # a scheduler that this pipeline cannot be driven by
+                logger.info("%s does not drive this pipeline: %s", name, error)
+                continue
+            if count <= steps:
+                hosts[name] = host
+        return hosts
+
+    def with_solver(self, steps: int) -> Host:
+        """See `Host.with_solver`."""
+        self._check_steps()
+        return self._with(start_scheduler(self._scheduler, self._levels_at(steps), self.dry.mu), steps)
+
+    def _levels_at(self, steps: int) -> Run:
+        """The run of the host's own scheduler with another number of steps."""
+        if steps == self.run.steps:
+            return self.run
+        return self._with(self._scheduler, steps).run
+
+    def _with(self, scheduler: Any, steps: int) -> PipelineHost:
+        call = {**self.call, "num_inference_steps": steps}
+        return PipelineHost(self.target, self.conditions, call, scheduler, self._encoded)
+
+    def _steps_argument(self) -> str | None:
+        name = "num_inference_steps"
+        given = {"sigmas", "timesteps"} & {key for key, value in self.call.items() if value is not None}
+        takes = name in inspect.signature(type(self.target).__call__).parameters
+        return name if takes and not given else None
+
+    def _check_steps(self) -> None:
+        if self._steps_argument() is None:
+            raise ConfigError(
+                f"{type(self.target).__name__} is called without num_inference_steps, so that its number of steps "
+                "cannot be set; call it with that instead of timesteps or sigmas"
+            )
+
+    def multistep_table(self, log_snrs: Tensor) -> Tensor:
+        """See `Host.multistep_table`."""
+        kind = prediction_of(self._scheduler)
+        return multistep_table(log_snrs, kind, flow=kind == "flow_prediction")
+
+    def timesteps_of(self, log_snrs: Tensor) -> Tensor:
+        """See `Host.timesteps_of`."""
+        assert isinstance(self._scheduler, LearnedScheduler)
+        return self._scheduler.timesteps_of(log_snrs)
+
+    @contextmanager
+    def ready(
+        self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
+    ) -> Iterator[Callable[[], object]]:
+        """See `Host.ready`; the pipeline runs as it is, compiled if its transformer is."""
+        if engine not in ("auto", "eager"):
+            raise ConfigError(
+                f"the engine '{engine}' runs l2c's own models; a pipeline runs as it is: compile its transformer, and "
+                "take the engine 'eager'"
+            )
+        condition = self.conditions[0]
+        batch = {k: [v] * batch_size if isinstance(v, str) else v for k, v in condition.items()}
+        if batch_size > 1 and batch == dict(condition):
+            batch = {
+                k: list(v) * batch_size if isinstance(v, (list, tuple)) else v for k, v in condition.items()
+            }
+
+        @torch.no_grad()
+        def sample() -> object:
+            with self._driven():
+                if schedule is None:
+                    return self._trajectory.sample(batch, 0)
+                with self.attach(schedule):
+                    return self._trajectory.sample(batch, 0)
+
+        yield sample
+
+
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuses arguments that a pipeline does not take.
+
+    Raises:
+        ConfigError: If there is one; the sentence names the nearest that it takes.
+    """
+    import difflib
+
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in call:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{type(pipe).__name__} takes no argument '{name}'{hint}")
+
+
+def _plain(value: Any) -> Any:
+    """Arguments of a call as JSON types, so that they can be told from others."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, Tensor):
+        return digest(value.detach().float().cpu())
+    return value if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__

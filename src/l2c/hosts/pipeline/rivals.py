@@ -1,0 +1,127 @@
+"""Schedulers that stand in place of a pipeline's own: in fine steps, as known rivals, and as the start of learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from l2c.errors import ConfigError
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from, prediction_of
+from l2c.hosts.pipeline.runs import is_flow
+from l2c.schedule.contract import Run
+
+_LOG_SNR = {
+    "timestep_spacing": "linspace",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+_MULTISTEP = {**_LOG_SNR, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "use_lu_lambdas": True}
+_DRAWS = ("Ancestral", "SDE", "LCM", "TCD", "DDPM", "Consistency")
+"""Parts of the names of schedulers that draw noise as they go."""
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Whether a scheduler draws noise in its steps, so that it solves no equation that another one could solve."""
+    config = getattr(scheduler, "config", {})
+    return (
+        any(part in type(scheduler).__name__ for part in _DRAWS)
+        or "sde" in str(config.get("algorithm_type", ""))
+        or bool(config.get("stochastic_sampling"))
+    )
+
+
+def _has_betas(scheduler: Any) -> bool:
+    clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
+    return not is_flow(scheduler) and hasattr(scheduler, "alphas_cumprod") and not clips
+
+
+def fine_scheduler(scheduler: Any, run: Run, steps: int) -> Any | Callable[[Run], Any] | None:
+    """What solves a scheduler's equation in fine steps: a scheduler, or one of the run in so many steps; or None.
+
+    With betas it is DPM-Solver++(3M), evenly spaced in log-SNR, as for native models. A flow is solved by
+    DPM-Solver++(2M) at its own scheduler's noise levels in so many steps.
+    """
+    if draws_noise(scheduler) or scheduler.config.get("invert_sigmas"):
+        return None
+    if _has_betas(scheduler):
+        from diffusers import DPMSolverMultistepScheduler
+
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, **{**_MULTISTEP, "solver_order": 3})
+    if is_flow(scheduler) and len(set(run.log_snrs)) == len(run.log_snrs):
+        return lambda fine: learned_from(scheduler, fine.log_snrs)
+    return None
+
+
+def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> LearnedScheduler:
+    """The scheduler that a learned solver begins as: DPM-Solver++(2M).
+
+    Its levels are those of the run for a flow, and evenly spaced in log-SNR with betas.
+
+    Args:
+        scheduler: The pipeline's own.
+        run: Its run with so many evaluations.
+        mu: Shift of the run, under dynamic shifting.
+
+    Raises:
+        ConfigError: If no solver can be learned in place of the scheduler.
+    """
+    name = type(scheduler).__name__
+    if draws_noise(scheduler):
+        raise ConfigError(
+            f"{name} draws noise in its steps; a solver is learned in place of one that does not"
+        )
+    if scheduler.config.get("invert_sigmas"):
+        raise ConfigError(
+            f"{name} runs from picture to noise (invert_sigmas), for which no solver is learned"
+        )
+    if is_flow(scheduler):
+        if len(set(run.log_snrs)) < len(run.log_snrs):
+            raise ConfigError(
+                f"{name} evaluates a noise level twice; set a scheduler that does not to learn a solver"
+            )
+        return learned_from(scheduler, run.log_snrs, mu=mu)
+    if not _has_betas(scheduler):
+        raise ConfigError(
+            f"a solver is learned in place of a scheduler of a flow or with betas, not of {name}"
+        )
+    table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
+    levels = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
+    return learned_from(scheduler, levels.tolist(), prediction_type=prediction_of(scheduler))
+
+
+def known_schedulers(scheduler: Any, run: Run) -> Mapping[str, Any]:
+    """Known solvers with as many evaluations as a run of the scheduler, by name, its own among them."""
+    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    found: dict[str, Any] = {type(scheduler).__name__: scheduler}
+    config = scheduler.config
+    if isinstance(scheduler, LearnedScheduler):
+        found = {}
+    if draws_noise(scheduler) or config.get("invert_sigmas"):
+        return found
+    if is_flow(scheduler):
+        if len(set(run.log_snrs)) == len(run.log_snrs):
+            found["dpmsolver++, own levels"] = learned_from(scheduler, run.log_snrs)
+        if not config.get("use_dynamic_shifting"):
+            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+            shift = {"flow_shift": config.get("shift") or 1.0}
+            for name, cls in (
+                ("unipc", UniPCMultistepScheduler),
+                ("dpmsolver++", DPMSolverMultistepScheduler),
+            ):
+                found[f"{name}, flow sigmas"] = cls(**flow, **shift)
+    elif _has_betas(scheduler):
+        for order in (2, 3):
+            options = {**_MULTISTEP, "solver_order": order}
+            name = "dpmsolver++, logsnr" if order == 2 else "dpmsolver++3, logsnr"
+            found[name] = DPMSolverMultistepScheduler.from_config(config, **options)
+        found["unipc, logsnr"] = UniPCMultistepScheduler.from_config(
+            config, **{**_LOG_SNR, "use_exponential_sigmas": True}
+        )
+    return found

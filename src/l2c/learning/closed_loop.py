@@ -1,0 +1,206 @@
+"""Learning forecasts, and a solver with them, by what they do to the final picture.
+
+Gradients go back through the whole sampled run of the frozen model, with its own forecasts, its own stored features
+and guidance, from the distance of the final picture to a fine-step solution from the same noise. Fitting
+coefficients to the features instead, layer by layer, leaves small biases that pile up over layers and evaluations.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.hosts.base import Host, errors
+from l2c.learning.references import References, round_size
+from l2c.learning.settings import LearnSettings
+from l2c.learning.student import Student
+from l2c.learning.task import rate_at
+from l2c.learning.trainer import Outcome, Trainer
+from l2c.sampling.draw import draw
+from l2c.schedule.schedule import CacheSchedule
+
+logger = logging.getLogger(__name__)
+
+
+class StudentTask:
+    """A student, its optimizer, and the references it comes close to.
+
+    Args:
+        student: What is learned, attached.
+        host: What it runs on.
+        fraction: Share of the MACs that its mask computes.
+        settings: How to learn.
+        references: What to learn on.
+        rows: Rows of a batch to learn on; the other processes have the others.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        host: Host,
+        fraction: float,
+        settings: LearnSettings,
+        references: References,
+        rows: slice,
+    ) -> None:
+        self.student, self.fraction = student, fraction
+        self._host, self._settings, self._references, self._rows = host, settings, references, rows
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(student.groups(), betas=(0.9, 0.99))
+
+    def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """See `Task.backward`; a host that runs one example after another goes back through each by itself."""
+        mine = self._draw(iteration)[self._rows].tolist()
+        parts = [mine] if self._host.batched else [[row] for row in mine]
+        total = torch.zeros((), device=self._host.device)
+        for part in parts:
+            batch = self._references.rows(part)
+            made = self.student(batch.examples)
+            error = errors(made, batch.target, self._host.unit).sum() / len(mine)
+            error.backward()  # type: ignore[no-untyped-call]
+            total += error.detach()
+        return total, total
+
+    def update(self, iteration: int) -> None:
+        """See `Task.update`."""
+        rate = self._settings.learning_rate * rate_at(iteration, self._settings.iterations)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        self.optimizer.step()
+
+    def _draw(self, iteration: int) -> Tensor:
+        """Indices of a batch's examples: all of them in random order, then all again, and so on."""
+        count, size = len(self._references), self._settings.batch_size
+        places = range(iteration * size, (iteration + 1) * size)
+        epochs = {
+            epoch: torch.randperm(count, generator=draw(self._settings.seed, "epoch", epoch))
+            for epoch in {place // count for place in places}
+        }
+        return torch.stack([epochs[place // count][place % count] for place in places])
+
+
+class ClosedLoop:
+    """What learning on one host and set of references shares, however many schedules come of it.
+
+    Args:
+        trainer: Processes, checkpoint and limits.
+        host: The frozen model and its run.
+        references: Held-out ones first.
+        settings: How to learn.
+        model_name: Recorded in schedules, for people.
+
+    Attributes:
+        training: References to learn on.
+        trial: Those of them by which masks are judged.
+    """
+
+    def __init__(
+        self, trainer: Trainer, host: Host, references: References, settings: LearnSettings, model_name: str
+    ) -> None:
+        self.trainer, self.host, self.settings = trainer, host, settings
+        self._model_name, self._references = model_name, references
+        self._held_out = references.rows(slice(0, settings.num_held_out))
+        self.training = references.rows(slice(settings.num_held_out, None))
+        self.trial = self.training.rows(slice(0, settings.trial_examples))
+
+    @torch.no_grad()
+    def error(self, student: Student, references: References | None = None) -> float:
+        """Mean error of the held-out examples, or of others; for the unit see `Host`."""
+        references, size = references or self._held_out, round_size(self.trainer, self.host)
+        with student.attached():
+            made = list(self.trainer.processes.in_rounds(student, references.examples, size))
+        return errors(torch.cat(made), references.target, self.host.unit).mean().item()
+
+    def kept_error(self, name: str, student: Student) -> float:
+        """The held-out error of a student, from the checkpoint if that has it."""
+        if name not in self.trainer.kept:
+            self.trainer.kept[name] = torch.tensor(self.error(student))
+        return self.trainer.kept[name].item()
+
+    def student(
+        self,
+        compute: Tensor,
+        order: int | None = None,
+        *,
+        start: Tensor | None = None,
+        free_solver: bool = False,
+    ) -> Student:
+        """A student with a mask, nothing learned yet; for order and start see `Student`."""
+        settings = self.settings
+        return Student(
+            self.host,
+            compute,
+            settings.history,
+            order=order,
+            start=start,
+            free_solver=free_solver,
+            bf16=settings.bf16,
+            recompute=settings.recompute,
+        )
+
+    def everything(self) -> Student:
+        """A student that computes everything."""
+        return self.student(torch.ones(len(self.host.run.timesteps), len(self.host.table), dtype=torch.bool))
+
+    def on(self, host: Host) -> ClosedLoop:
+        """The same on another host of the same models."""
+        return ClosedLoop(self.trainer, host, self._references, self.settings, self._model_name)
+
+    def fit(
+        self,
+        compute: Tensor,
+        provenance: Mapping[str, Any],
+        *,
+        order: int | None = None,
+        start: Tensor | None = None,
+        free_solver: bool = False,
+        stage: str = "",
+    ) -> tuple[CacheSchedule, Outcome]:
+        """Learns the parameters of a student with a mask.
+
+        Args:
+            compute: The mask, bool (evaluations, layers).
+            provenance: What to record beside the figures of learning.
+            order: See `Student`.
+            start: See `Student`.
+            free_solver: Learn the solver, too.
+            stage: See `Trainer.run`.
+        """
+        host, student = self.host, self.student(compute, order, start=start, free_solver=free_solver)
+        contract = host.contract(self._model_name)
+        begun = CacheSchedule(compute, host.table, contract)
+        before = self.kept_error(f"error before {stage}", student)
+        fraction = begun.cost.fraction
+        task = StudentTask(student, host, fraction, self.settings, self.training, self.trainer.rows)
+        with student.attached():
+            outcome = self.trainer.run(task, stage)
+        error = self.error(student)
+        if round(error, 4) > round(before, 4):
+            logger.warning(
+                "learning took the error of pictures that it did not see from %.4f to %.4f; "
+                "try a lower learning rate (--lr) or more iterations",
+                before,
+                error,
+            )
+        run, predictor = student.result()
+        figures = {
+            "predictor": "linear, learned end to end on the final picture",
+            "settings": asdict(self.settings),
+            "iterations": outcome.iterations,
+            "held_out_error_before": round(before, 5),
+            "held_out_error": round(error, 5),
+            "error_unit": host.unit,
+            "interrupted": outcome.interrupted,
+            "time_was_up": outcome.time_was_up,
+        }
+        learned = replace(
+            begun,
+            predictor=predictor,
+            contract=replace(contract, run=replace(run, guidance=host.run.guidance)),
+            provenance={**provenance, **host.provenance, **figures},
+        )
+        return learned, outcome
