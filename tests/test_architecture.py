@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors", "files", "l2c"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
-    "schedule": {"errors", "files", "layers", "report"},
+    "schedule": {"errors", "files", "layers", "report", "l2c"},
     "cache": {"errors", "layers", "schedule"},
     "engine": {"errors", "models", "layers", "schedule", "cache"},
     "sampling": {"errors", "models", "layers", "schedule", "cache", "engine"},

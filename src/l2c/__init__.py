@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from l2c.schedule.cost import CostTable
     from l2c.schedule.family import ScheduleFamily
     from l2c.schedule.forecast import Predictor
+    from l2c.schedule.open import load_schedule
     from l2c.schedule.schedule import CacheSchedule
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ _HOMES = {
     "learn_router": "l2c.learning.paper",
     "learn_solver": "l2c.learning.solver",
     "load_model": "l2c.models",
+    "load_schedule": "l2c.schedule.open",
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
     "models": "l2c.models",
@@ -85,6 +87,7 @@ __all__ = [
     "learn_router",
     "learn_solver",
     "load_model",
+    "load_schedule",
     "measure_costs",
     "methods",
     "models",
