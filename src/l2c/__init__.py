@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from l2c.hosts.pipeline.check import check
     from l2c.hosts.pipeline.enable import disable_cache, enable_cache, summary
     from l2c.hosts.pipeline.handle import PipelineCache
+    from l2c.hosts.pipeline.loading import load_pipeline
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
     from l2c.learning.learn import learn_family
     from l2c.learning.paper import RouterSettings, learn_router
@@ -54,6 +55,7 @@ _HOMES = {
     "learn_router": "l2c.learning.paper",
     "learn_solver": "l2c.learning.solver",
     "load_model": "l2c.models",
+    "load_pipeline": "l2c.hosts.pipeline.loading",
     "load_schedule": "l2c.schedule.open",
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
@@ -87,6 +89,7 @@ __all__ = [
     "learn_router",
     "learn_solver",
     "load_model",
+    "load_pipeline",
     "load_schedule",
     "measure_costs",
     "methods",
