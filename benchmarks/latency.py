@@ -37,7 +37,7 @@ import torch
 import l2c
 import scaling
 from l2c.bench.latency import device_floor, floor_s, measure_latency
-from l2c.cli.options import resolve_device
+from l2c.devices import resolve_device
 from l2c.errors import L2CError
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model

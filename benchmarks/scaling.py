@@ -26,7 +26,7 @@ import l2c
 from l2c.allocator import keep_freed_memory
 from l2c.bench.latency import measure_latency
 from l2c.bench.runs import random_mask
-from l2c.cli.options import resolve_device
+from l2c.devices import resolve_device
 from l2c.errors import DataError, L2CError
 from l2c.files import atomic_write
 from l2c.layers import find_layers

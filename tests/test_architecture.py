@@ -19,11 +19,13 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "allocator": set(),
+    "devices": {"errors"},
+    "processes": {"errors", "devices"},
     "bootstrap": {"errors"},
     "records": {"errors", "files", "l2c"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
-    "schedule": {"errors", "files", "layers", "report"},
+    "schedule": {"errors", "files", "layers", "report", "l2c"},
     "cache": {"errors", "layers", "schedule"},
     "engine": {"errors", "models", "layers", "schedule", "cache"},
     "sampling": {"errors", "models", "layers", "schedule", "cache", "engine"},
@@ -44,8 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "cli": {
-        "errors", "files", "allocator", "records", "models", "layers", "schedule", "cache", "engine", "sampling",
-        "methods", "learning", "evaluation", "bench", "report", "compare", "demo", "hosts", "l2c",
+        "errors", "files", "allocator", "devices", "processes", "records", "models", "layers", "schedule", "cache",
+        "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo", "hosts", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

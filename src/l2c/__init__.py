@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from l2c.hosts.pipeline.check import check
     from l2c.hosts.enable import disable_cache, enable_cache, summary
     from l2c.hosts.pipeline.handle import PipelineCache
+    from l2c.hosts.pipeline.loading import load_pipeline
     from l2c.learning.end_to_end import LearnSettings, fit_predictor
     from l2c.learning.learn import learn_family
     from l2c.learning.paper import RouterSettings, learn_router
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from l2c.schedule.cost import CostTable
     from l2c.schedule.family import ScheduleFamily
     from l2c.schedule.forecast import Predictor
+    from l2c.schedule.open import load_schedule
     from l2c.schedule.schedule import CacheSchedule
 
 __version__ = "0.1.0"
@@ -53,6 +55,8 @@ _HOMES = {
     "learn_router": "l2c.learning.paper",
     "learn_solver": "l2c.learning.solver",
     "load_model": "l2c.models",
+    "load_pipeline": "l2c.hosts.pipeline.loading",
+    "load_schedule": "l2c.schedule.open",
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
     "models": "l2c.models",
@@ -85,6 +89,8 @@ __all__ = [
     "learn_router",
     "learn_solver",
     "load_model",
+    "load_pipeline",
+    "load_schedule",
     "measure_costs",
     "methods",
     "models",

@@ -14,7 +14,7 @@ import l2c
 from l2c.bench.latency import Latency, SpeedUp, measure_latency
 from l2c.cli import bench_run
 from l2c.cli.bench_report import EVERYTHING
-from l2c.cli.options import resolve_dtype
+from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError
 from l2c.records import RunRecord
 from l2c.testing import tiny_dit, tiny_uvit
@@ -255,4 +255,4 @@ def test_nothing_else_in_the_package_switches_tf32():
     found = [
         path.relative_to(root) for path in root.rglob("*.py") if switches.search(path.read_text("utf-8"))
     ]
-    assert found == [Path("cli/options.py")]
+    assert found == [Path("devices.py")]

@@ -15,8 +15,9 @@ from l2c.bench.latency import Latency, SpeedUp, device_floor, floor_s, measure_l
 from l2c.cache.cached_model import check_model
 from l2c.cli.bench_report import EVERYTHING, pictures
 from l2c.cli.console import progress_bar, say
-from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
+from l2c.cli.options import parse_numbers
 from l2c.cli.schedules import is_family, read_schedule
+from l2c.devices import resolve_device, resolve_dtype
 from l2c.errors import CheckpointError, ConfigError, L2CError
 from l2c.models import SIZES, build_model, load_model, resolve_name
 from l2c.records import RunRecord, describe_device

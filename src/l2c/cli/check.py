@@ -8,16 +8,7 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import note, print_json, results
-from l2c.cli.options import (
-    OUTPUT,
-    RUN,
-    Device,
-    DType,
-    JsonOutput,
-    check_suffix,
-    parse_numbers,
-    resolve_device,
-)
+from l2c.cli.options import OUTPUT, RUN, Device, DType, JsonOutput, check_suffix, parse_numbers
 from l2c.cli.pipelines import (
     Labels,
     Lora,
@@ -28,10 +19,10 @@ from l2c.cli.pipelines import (
     SettingsAsMade,
     call_as_made,
     in_words_of,
-    load_pipeline,
     read_conditions,
     read_settings,
 )
+from l2c.devices import resolve_device, resolve_dtype
 from l2c.errors import ConfigError
 
 BEYOND_LIMIT = 1
@@ -80,6 +71,7 @@ def check(
     - `l2c check ./pixart user/schedule --prompts prompts.txt --lora ./style --json`
     """
     from l2c.hosts.pipeline.check import check as check_drift
+    from l2c.hosts.pipeline.loading import load_pipeline
     from l2c.schedule.schedule import CacheSchedule
 
     if record is not None:
@@ -96,7 +88,9 @@ def check(
     )
     call = {**call_as_made(loaded), **read_settings(setting), **together}
     numbers = parse_numbers(seeds, "--seeds")
-    pipe = load_pipeline(pipeline, resolve_device(device), dtype, lora)
+    pipe = load_pipeline(
+        pipeline, dtype=resolve_dtype(dtype), device=resolve_device(device), lora=lora, quiet=True
+    )
     with in_words_of(pipe, call):
         drift = check_drift(pipe, loaded, seeds=numbers, limit=limit, **call)
     if record is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,17 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from l2c.processes import is_main
+
 
 class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
     """The user ended a command early, which had something to say about it."""
-
-
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-
-
-def is_main() -> bool:
-    """Whether this process is the only one, or the first of those that `accelerate launch` started."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def results() -> Console:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l2c.cli.console import macs, note, print_json, progress_bar, results
-from l2c.cli.options import OUTPUT, Device, JsonOutput, resolve_device
+from l2c.cli.options import OUTPUT, Device, JsonOutput
+from l2c.devices import resolve_device
 
 if TYPE_CHECKING:
     from l2c.records import RunRecord

@@ -11,11 +11,10 @@ from typing import Any
 from torch import nn
 
 from l2c.cli.budgets import Budget
-from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
+from l2c.cli.console import Interrupted, note, print_json, progress_bar, results, seconds
 from l2c.cli.learning import shower, tell_end, write_learned
-from l2c.cli.options import resolve_dtype
-from l2c.cli.processes import own_device, part
 from l2c.cli.schedules import print_family, print_schedule
+from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError
 from l2c.files import check_output_file
 from l2c.learning.data import ImageData, load_images
@@ -25,6 +24,7 @@ from l2c.learning.paper import RouterSettings, learn_router
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.solver import learn_solver
 from l2c.models import load_model
+from l2c.processes import is_main, own_device, part
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.sampler import Sampler

@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.progress import Progress as Bar
 
-from l2c.cli.console import Interrupted, is_main, note, seconds
+from l2c.cli.console import Interrupted, note, seconds
 from l2c.errors import OutputError
 from l2c.files import remove_partial
 from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress
+from l2c.processes import is_main
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 

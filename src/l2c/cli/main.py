@@ -14,7 +14,7 @@ from l2c.allocator import keep_freed_memory
 from l2c.cli.bench import bench
 from l2c.cli.check import check
 from l2c.cli.compare import compare
-from l2c.cli.console import Interrupted, is_main, say, warnings_as_sentences
+from l2c.cli.console import Interrupted, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
@@ -23,6 +23,7 @@ from l2c.cli.profile import profile
 from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
+from l2c.processes import is_main
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 

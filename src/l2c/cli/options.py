@@ -6,14 +6,11 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from l2c.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 SOLVER_NAMES = "ddim, dpmsolver++, dpmsolver++3, dpmsolver-singlestep, euler, unipc"
 SPACING_NAMES = "linspace, trailing, karras, logsnr"
@@ -76,9 +73,6 @@ ENGINE_HELP = (
     "the model as it is; auto takes graph for l2c's own models on CUDA devices and eager elsewhere."
 )
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_TF32 = "tf32"
-_TF32_CAPABILITY = 8  # Ampere
 _MOST_IMAGES = 100_000
 
 
@@ -101,66 +95,6 @@ def parse_numbers(text: str, option: str) -> list[int]:
             raise ConfigError(f"{option} has a range that is empty or too long: '{part.strip()}'")
         numbers += span
     return numbers
-
-
-def resolve_device(name: str) -> str:
-    """`auto` becomes the best device there is; others must exist.
-
-    Raises:
-        ConfigError: If the device is unknown or not there.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"there is no device '{name}' here; use cpu, cuda, cuda:N or mps, or auto"
-        ) from error
-    return str(device)
-
-
-def resolve_dtype(name: str, device: str | None = None) -> torch.dtype:
-    """The number format of that name; the whole process uses TF32 if the name is `tf32`, and else does not.
-
-    PyTorch itself would use TF32 in float32 convolutions.
-
-    Args:
-        name: `float32`, `bfloat16` or `float16`; with a device also `tf32`, which is float32 with products in TF32.
-        device: Where to compute, from `resolve_device`.
-
-    Raises:
-        ConfigError: If it is unknown, or the device has no TF32.
-    """
-    import torch
-
-    names = _DTYPES if device is None else (*_DTYPES, _TF32)
-    if name not in names:
-        raise ConfigError(f"unknown number format '{name}'; choose {', '.join(names[:-1])} or {names[-1]}")
-    if name == _TF32:
-        _check_tf32(torch.device(str(device)))
-    torch.set_float32_matmul_precision("high" if name == _TF32 else "highest")
-    torch.backends.cudnn.allow_tf32 = name == _TF32
-    dtype: torch.dtype = torch.float32 if name == _TF32 else getattr(torch, name)
-    return dtype
-
-
-def _check_tf32(device: torch.device) -> None:
-    import torch
-
-    if device.type != "cuda":
-        raise ConfigError(
-            f"TF32 is a number format of NVIDIA devices, and the device is {device}; use --dtype float32"
-        )
-    major, minor = torch.cuda.get_device_capability(device)
-    if torch.version.cuda is None or major < _TF32_CAPABILITY:
-        raise ConfigError(
-            f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no TF32, which came with "
-            f"{_TF32_CAPABILITY}.0; use --dtype float32"
-        )
 
 
 def check_suffix(path: Path, suffix: str, option: str) -> None:

@@ -8,17 +8,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from l2c.cli.console import Interrupted, is_main, note, print_json, progress_bar, results, seconds
+from l2c.cli.console import Interrupted, note, print_json, progress_bar, results, seconds
 from l2c.cli.learning import shower, tell_end, write_learned
-from l2c.cli.pipelines import in_words_of, load_pipeline
-from l2c.cli.processes import own_device, part
+from l2c.cli.pipelines import in_words_of
 from l2c.cli.schedules import print_schedule
+from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError
 from l2c.files import check_output_file
 from l2c.hosts.pipeline.fit import fit_predictor
 from l2c.hosts.pipeline.learn import learn
+from l2c.hosts.pipeline.loading import load_pipeline
 from l2c.hosts.pipeline.settings import FitSettings
 from l2c.learning.session import OnProgress, Session
+from l2c.processes import is_main, own_device, part
 from l2c.schedule.schedule import CacheSchedule
 
 
@@ -134,7 +136,8 @@ def _run(
         note(
             f"learning takes the first {needed} of {len(request.conditions)} prompts; a larger --runs takes more"
         )
-    pipe = load_pipeline(request.pipeline, own_device(request.device), request.dtype, request.lora)
+    dtype, device = resolve_dtype(request.dtype), own_device(request.device)
+    pipe = load_pipeline(request.pipeline, dtype=dtype, device=device, lora=request.lora, quiet=True)
     began = perf_counter()
     with (
         progress_bar("figure", "computed") as bar,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from l2c.cli.options import MODEL, RUN, parse_numbers, resolve_dtype
-from l2c.errors import CheckpointError, ConfigError, L2CError
+from l2c.cli.options import MODEL, RUN, parse_numbers
+from l2c.errors import ConfigError, L2CError
 
 if TYPE_CHECKING:
     from l2c.schedule.schedule import CacheSchedule
@@ -68,45 +67,6 @@ Lora = Annotated[
     str | None,
     typer.Option(metavar="NAME|PATH", help="A LoRA to load into the pipeline first.", rich_help_panel=MODEL),
 ]
-
-
-def load_pipeline(name: str, device: str, dtype: str, lora: str | None = None) -> Any:
-    """A diffusers pipeline on a device, quiet.
-
-    Raises:
-        CheckpointError: If there is no such pipeline or it cannot be loaded.
-    """
-    from diffusers import DiffusionPipeline
-
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise CheckpointError(
-            f"there is no folder '{name}'; give one that a pipeline's save_pretrained wrote, or the name of a "
-            "repository on the hub"
-        )
-    if not sys.stderr.isatty():
-        _load_without_bars()
-    try:
-        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=resolve_dtype(dtype))
-        if lora is not None:
-            pipe.load_lora_weights(lora)
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        raise CheckpointError(
-            f"cannot load the pipeline {name}{f' with the LoRA {lora}' if lora else ''}: {_first_line(error)}"
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
-
-
-def _load_without_bars() -> None:
-    import diffusers.utils.logging
-
-    libraries = [diffusers.utils.logging]
-    with suppress(ImportError):  # of pipelines without text it is not needed
-        import transformers.utils.logging
-
-        libraries.append(transformers.utils.logging)
-    for library in libraries:
-        library.disable_progress_bar()
 
 
 def read_conditions(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from l2c.bench.cost import Profile, measure_profile
 from l2c.cli.console import note, print_json, progress_bar, results
-from l2c.cli.options import resolve_device, resolve_dtype
+from l2c.devices import resolve_device, resolve_dtype
 from l2c.errors import ConfigError
 from l2c.models import load_model
 from l2c.records import RunRecord, describe_device

@@ -220,11 +220,11 @@ def sample(
     - `accelerate launch -m l2c sample --num 50000 --batch-size 64 --npz --resume --out large`
     - `l2c sample -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`
     """
-    from l2c.cli.processes import num_processes
     from l2c.cli.sample_plan import SampleRequest
     from l2c.cli.sample_run import report, run_sample
     from l2c.cli.sample_set import run_sample_set
     from l2c.errors import ConfigError
+    from l2c.processes import num_processes
 
     if budget is not None and schedule is None:
         raise ConfigError("--budget chooses from a family of schedules; name its file with --schedule")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2c.bench.timing import synchronize
 from l2c.cli.console import macs, note, print_json, progress_bar, results, seconds
-from l2c.cli.options import parse_numbers, resolve_device, resolve_dtype
+from l2c.cli.options import parse_numbers
 from l2c.cli.sample_plan import (
     SampleRequest,
     assign_labels,
@@ -26,6 +26,7 @@ from l2c.cli.sample_plan import (
     used_config,
 )
 from l2c.cli.schedules import read_schedule
+from l2c.devices import resolve_device, resolve_dtype
 from l2c.errors import ConfigError
 from l2c.files import atomic_write, output_folder
 from l2c.models import load_model

@@ -20,9 +20,8 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from l2c.bench.timing import synchronize
-from l2c.cli.console import is_main, note, progress_bar
-from l2c.cli.options import parse_numbers, resolve_dtype
-from l2c.cli.processes import num_processes, own_device, part, wait_for_all
+from l2c.cli.console import note, progress_bar
+from l2c.cli.options import parse_numbers
 from l2c.cli.sample_plan import (
     SampleRequest,
     assign_labels,
@@ -34,9 +33,11 @@ from l2c.cli.sample_plan import (
     used_config,
 )
 from l2c.cli.schedules import read_schedule
+from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError, DataError
 from l2c.files import atomic_open, atomic_write, output_folder
 from l2c.models import load_model
+from l2c.processes import is_main, num_processes, own_device, part, wait_for_all
 from l2c.records import RunRecord, describe_device
 from l2c.report.pictures import enlargement, picture_grid, png, to_pixels
 from l2c.sampling.compiled import resolve_engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,22 @@ class CacheSchedule:
             linear_macs=round(float(counts @ linear)) + rest,
             full_linear_macs=evaluations * round(float(linear.sum())) + rest,
         )
+
+    def at_threshold(self, threshold: float) -> CacheSchedule:
+        """The schedule that its router's scores give at another threshold; see `mask_of_scores`.
+
+        Raises:
+            ConfigError: If the threshold is out of range, there are no scores, or forecasts were learned for the mask.
+        """
+        if self.scores is None:
+            raise ConfigError(
+                "the schedule has no router scores, so that a threshold has nothing to decide on; learn one with "
+                "l2c learn --pattern alternate"
+            )
+        if self.predictor.kind == "linear":
+            raise ConfigError("the forecasts were learned for this mask, so that no threshold can change it")
+        compute = mask_of_scores(self.scores, threshold)
+        return replace(self, compute=compute, provenance={**self.provenance, "threshold": threshold})
 
     def check_layers(self, table: LayerTable) -> None:
         """Compares a model's layers with those that the schedule was made for.
@@ -238,3 +254,18 @@ class CacheSchedule:
     def summary(self) -> dict[str, Any]:
         """The schedule in figures, as plain data; see `l2c.schedule.summary.summarize`."""
         return summarize(self)
+
+
+def mask_of_scores(scores: Tensor, threshold: float) -> Tensor:
+    """What a router computes: every layer whose score is above a threshold, and where there is no score (NaN) all.
+
+    Args:
+        scores: Of any shape, in [0, 1].
+        threshold: In [0, 1].
+
+    Raises:
+        ConfigError: If the threshold is out of range.
+    """
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
+    return scores.isnan() | (scores > threshold)

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import os
 
-from l2c.cli.options import resolve_device
+from l2c.devices import resolve_device
 from l2c.errors import ConfigError
+
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def is_main() -> bool:
+    """Whether this process is the only one, or the first of those that were started together."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+def process_index() -> int:
+    """Which of the processes that were started together this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def num_processes() -> int:
