@@ -10,20 +10,34 @@ if TYPE_CHECKING:
     from l2c import layers, methods, models, sampling, testing
     from l2c.bench.cost import measure_costs
     from l2c.cache.cached_model import CachedModel
-    from l2c.hosts.pipeline.anything import learn
-    from l2c.hosts.pipeline.check import check
+    from l2c.errors import (
+        CacheStateError,
+        CheckpointError,
+        ConfigError,
+        ContractError,
+        DataError,
+        L2CError,
+        NumericsError,
+        OutputError,
+        ScheduleError,
+    )
+    from l2c.hosts.check import Drift, check
     from l2c.hosts.enable import disable_cache, enable_cache, summary
     from l2c.hosts.pipeline.handle import PipelineCache
+    from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
     from l2c.hosts.pipeline.loading import load_pipeline
-    from l2c.learning.end_to_end import LearnSettings, fit_predictor
-    from l2c.learning.learn import learn_family
-    from l2c.learning.paper import RouterSettings, learn_router
+    from l2c.hosts.pipeline.summary import RunSummary
+    from l2c.hosts.targets import host_of
+    from l2c.learning.learn import learn, repair
+    from l2c.learning.paper import RouterSettings
     from l2c.learning.session import Session
-    from l2c.learning.solver import learn_solver
+    from l2c.learning.settings import LearnSettings
     from l2c.methods.published import import_router
     from l2c.models import build_model, load_model
+    from l2c.sampling.guidance import Guidance
     from l2c.sampling.images import sample
     from l2c.sampling.sampler import Sampler
+    from l2c.schedule.contract import Contract, Run
     from l2c.schedule.cost import CostTable
     from l2c.schedule.family import ScheduleFamily
     from l2c.schedule.forecast import Predictor
@@ -34,32 +48,45 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CacheSchedule": "l2c.schedule.schedule",
+    "CacheStateError": "l2c.errors",
     "CachedModel": "l2c.cache.cached_model",
+    "CheckpointError": "l2c.errors",
+    "ConfigError": "l2c.errors",
+    "Contract": "l2c.schedule.contract",
+    "ContractError": "l2c.errors",
     "CostTable": "l2c.schedule.cost",
-    "LearnSettings": "l2c.learning.end_to_end",
+    "DataError": "l2c.errors",
+    "Drift": "l2c.hosts.check",
+    "Guidance": "l2c.sampling.guidance",
+    "L2CError": "l2c.errors",
+    "LearnSettings": "l2c.learning.settings",
+    "LearnedScheduler": "l2c.hosts.pipeline.learned_scheduler",
+    "NumericsError": "l2c.errors",
+    "OutputError": "l2c.errors",
     "PipelineCache": "l2c.hosts.pipeline.handle",
     "Predictor": "l2c.schedule.forecast",
     "RouterSettings": "l2c.learning.paper",
+    "Run": "l2c.schedule.contract",
+    "RunSummary": "l2c.hosts.pipeline.summary",
     "Sampler": "l2c.sampling.sampler",
+    "ScheduleError": "l2c.errors",
     "ScheduleFamily": "l2c.schedule.family",
     "Session": "l2c.learning.session",
     "build_model": "l2c.models",
-    "check": "l2c.hosts.pipeline.check",
+    "check": "l2c.hosts.check",
     "disable_cache": "l2c.hosts.enable",
     "enable_cache": "l2c.hosts.enable",
-    "fit_predictor": "l2c.learning.end_to_end",
+    "host_of": "l2c.hosts.targets",
     "import_router": "l2c.methods.published",
     "layers": "l2c.layers",
-    "learn": "l2c.hosts.pipeline.anything",
-    "learn_family": "l2c.learning.learn",
-    "learn_router": "l2c.learning.paper",
-    "learn_solver": "l2c.learning.solver",
+    "learn": "l2c.learning.learn",
     "load_model": "l2c.models",
     "load_pipeline": "l2c.hosts.pipeline.loading",
     "load_schedule": "l2c.schedule.open",
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
     "models": "l2c.models",
+    "repair": "l2c.learning.learn",
     "sample": "l2c.sampling.images",
     "sampling": "l2c.sampling",
     "summary": "l2c.hosts.enable",
@@ -68,32 +95,45 @@ _HOMES = {
 
 __all__ = [
     "CacheSchedule",
+    "CacheStateError",
     "CachedModel",
+    "CheckpointError",
+    "ConfigError",
+    "Contract",
+    "ContractError",
     "CostTable",
+    "DataError",
+    "Drift",
+    "Guidance",
+    "L2CError",
     "LearnSettings",
+    "LearnedScheduler",
+    "NumericsError",
+    "OutputError",
     "PipelineCache",
     "Predictor",
     "RouterSettings",
+    "Run",
+    "RunSummary",
     "Sampler",
+    "ScheduleError",
     "ScheduleFamily",
     "Session",
     "build_model",
     "check",
     "disable_cache",
     "enable_cache",
-    "fit_predictor",
+    "host_of",
     "import_router",
     "layers",
     "learn",
-    "learn_family",
-    "learn_router",
-    "learn_solver",
     "load_model",
     "load_pipeline",
     "load_schedule",
     "measure_costs",
     "methods",
     "models",
+    "repair",
     "sample",
     "sampling",
     "summary",

@@ -20,9 +20,9 @@ from l2c.bench.timing import Timing, interleave
 from l2c.evaluation.metrics import psnr, rmse
 from l2c.files import atomic_write
 from l2c.layers import find_layers
-from l2c.learning.end_to_end import LearnSettings
 from l2c.learning.learn import learn
 from l2c.learning.session import Progress, Session
+from l2c.learning.settings import LearnSettings
 from l2c.models import CIFAR10_CLASSES, load_model
 from l2c.records import RunRecord, describe_device
 from l2c.report.demo_page import demo_page
@@ -45,7 +45,7 @@ _SCALE, _COLUMNS = 6, 5
 
 
 LEARNING = LearnSettings(
-    iterations=10, batch_size=2, num_pictures=8, reference_steps=25, trials=8, trial_pictures=2
+    iterations=10, batch_size=2, num_examples=8, reference_steps=25, trials=8, trial_examples=2
 )
 """As much learning as a demonstration has time for."""
 
@@ -86,7 +86,7 @@ class DemoSettings:
     def quick(cls) -> DemoSettings:
         """Few pictures, hardly any learning, one repetition: to see that everything works."""
         learning = LearnSettings(
-            iterations=2, batch_size=1, num_pictures=4, reference_steps=10, trials=2, trial_pictures=1
+            iterations=2, batch_size=1, num_examples=4, reference_steps=10, trials=2, trial_examples=1
         )
         labels = (1, 7, 8, 9)
         seeds = tuple(CLASS_SEEDS[label] for label in labels)
@@ -138,8 +138,8 @@ def run_demo(
     began = perf_counter()
     fresh = learn(
         model,
-        settings.solver,
-        settings.steps,
+        solver=settings.solver,
+        steps=settings.steps,
         budget=settings.budget,
         guidance=settings.guidance,
         settings=settings.learning,

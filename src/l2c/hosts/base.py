@@ -120,6 +120,10 @@ class Host(Protocol):
         """
         ...
 
+    def seeded(self, seeds: Sequence[int]) -> Examples:
+        """Examples with the noise of given seeds; labels or prompts take turns."""
+        ...
+
     def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
         """Final pictures or latents (B, ...), float32; differentiable where gradients are enabled.
 
@@ -175,10 +179,22 @@ class Host(Protocol):
         """Training timesteps (N,) of half log-SNRs (N,), differentiable in them."""
         ...
 
+    def for_schedule(self, schedule: CacheSchedule) -> Host:
+        """A host whose solver is the one that a schedule brings; itself if it brings none."""
+        ...
+
+    def with_steps(self, steps: int) -> Host:
+        """A host of the same solver with another number of steps; itself where a solver was learned.
+
+        Raises:
+            ConfigError: If its number of steps cannot be set.
+        """
+        ...
+
     def ready(
         self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
-    ) -> AbstractContextManager[Callable[[], object]]:
-        """A function that samples a batch with a schedule at full speed, for as long as the context lasts.
+    ) -> Callable[[], object]:
+        """A function that samples a batch with a schedule, or with everything computed, at full speed.
 
         Raises:
             ConfigError: If there is no such engine for it.
@@ -195,6 +211,8 @@ def errors(made: Tensor, target: Tensor, unit: str) -> Tensor:
         unit: `absolute`, or `relative` to the root mean square of each target.
     """
     distances: Tensor = torch.linalg.vector_norm((made - target).flatten(1), dim=1)
+    scale: Tensor | float = target[0].numel() ** 0.5
     if unit == "relative":
-        return distances / torch.linalg.vector_norm(target.flatten(1), dim=1)
-    return distances / target[0].numel() ** 0.5
+        scale = torch.linalg.vector_norm(target.flatten(1), dim=1)
+    relative: Tensor = distances / scale
+    return relative

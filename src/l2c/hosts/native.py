@@ -167,6 +167,12 @@ class ModelHost:
         labels = random_labels(generator, count, denoiser.num_classes)
         return LabelledNoise(noise.to(denoiser.device), labels.to(denoiser.device))
 
+    def seeded(self, seeds: Sequence[int]) -> LabelledNoise:
+        """See `Host.seeded`."""
+        denoiser = self.sampler.denoiser
+        noise = seeded_noise(seeds, denoiser.sample_shape).to(denoiser.device)
+        return LabelledNoise(noise, torch.arange(len(seeds), device=denoiser.device) % denoiser.num_classes)
+
     def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
         """See `Host.sample`."""
         assert isinstance(examples, LabelledNoise)
@@ -190,17 +196,18 @@ class ModelHost:
 
     def reference(self, steps: int | None) -> Host:
         """See `Host.reference`."""
-        return self if steps is None else self._with(*FINE_SOLVER, steps)
+        return self if steps is None else self.with_run(*FINE_SOLVER, steps)
 
     def fewer_steps(self, steps: int) -> Mapping[str, Host]:
         """See `Host.fewer_steps`."""
-        return {f"{solver}, {spacing}": self._with(solver, spacing, steps) for solver, spacing in KNOWN}
+        return {f"{solver}, {spacing}": self.with_run(solver, spacing, steps) for solver, spacing in KNOWN}
 
     def with_solver(self, steps: int) -> Host:
         """See `Host.with_solver`."""
-        return self._with(*START, steps)
+        return self.with_run(*START, steps)
 
-    def _with(self, solver: str, spacing: str, steps: int) -> ModelHost:
+    def with_run(self, solver: str, spacing: str, steps: int) -> ModelHost:
+        """A host of the same model with another solver, spacing and number of steps."""
         sampler = self.sampler
         made = ModelHost(Sampler(sampler.denoiser, solver, steps, spacing, sampler.guidance))
         _ = made.run  # more evaluations than a solver can make are refused here
@@ -214,16 +221,26 @@ class ModelHost:
         """See `Host.timesteps_of`."""
         return self.sampler.denoiser.noise_schedule.timesteps_of(log_snrs)
 
-    @contextmanager
+    def for_schedule(self, schedule: CacheSchedule) -> Host:
+        """See `Host.for_schedule`."""
+        if schedule.contract.run.weights is None:
+            return self
+        return ModelHost(Sampler.of_run(self.sampler.denoiser, schedule.contract.run, self.sampler.guidance))
+
+    def with_steps(self, steps: int) -> Host:
+        """See `Host.with_steps`."""
+        if self.sampler.learned is not None:
+            return self
+        return self.with_run(self.sampler.solver, self.sampler.spacing, steps)
+
     def ready(
         self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
-    ) -> Iterator[Callable[[], object]]:
+    ) -> Callable[[], object]:
         """See `Host.ready`."""
-        denoiser = self.sampler.denoiser
-        noise = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
-        labels = torch.arange(batch_size, device=denoiser.device) % denoiser.num_classes
+        batch = self.seeded(range(batch_size))
+        noise, labels = batch.noise, batch.labels
         sample = self.sampler.compile(schedule, engine)
-        yield lambda: sample(noise, labels)
+        return lambda: sample(noise, labels)
 
 
 def learned_run(run: Run, solver: SolverTable, timesteps: Tensor) -> Run:

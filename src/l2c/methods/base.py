@@ -1,4 +1,4 @@
-"""What all methods share: the run that a schedule is for, the blocks of a model, and `Method`, what is registered."""
+"""What all methods share: masks, the blocks of a model, and `Method`, what is registered."""
 
 from __future__ import annotations
 
@@ -7,68 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.layers import LayerTable, find_layers, fingerprint
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.guidance import Guidance
-from l2c.sampling.sampler import Sampler
-from l2c.schedule.contract import Contract
+from l2c.hosts.base import Host
+from l2c.layers import LayerTable
+from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 
 
-@dataclass(frozen=True)
-class Target:
-    """A model and a run that a schedule is made for.
+def all_computed(host: Host) -> Tensor:
+    """A mask (evaluations, layers), bool, that computes everything."""
+    return torch.ones(len(host.run.timesteps), len(host.table), dtype=torch.bool)
 
-    Attributes:
-        sampler: The model with its solver.
-        layers: The model's layers.
-        contract: Of the schedule.
-    """
 
-    sampler: Sampler
-    layers: LayerTable
-    contract: Contract
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        solver: str,
-        steps: int,
-        spacing: str,
-        *,
-        guidance: float | None = None,
-    ) -> Target:
-        """The target of a method.
-
-        Args:
-            model: A model that has a layer adapter.
-            solver: Solver name.
-            steps: Number of model evaluations.
-            spacing: Spacing of the evaluations.
-            guidance: Of a method that looks at the weights, which then go into the contract; None for a pattern.
-
-        Raises:
-            ConfigError: If an argument is unknown or out of range.
-        """
-        denoiser, table = Denoiser.of(model), find_layers(model)
-        sampler = Sampler(denoiser, solver, steps, spacing, Guidance(1.0 if guidance is None else guidance))
-        run = sampler.run if guidance is not None else sampler.make_solver().run
-        weights = () if guidance is None else fingerprint(model, table)
-        prediction = denoiser.noise_schedule.prediction_type
-        return cls(sampler, table, Contract(run, fingerprint=weights, prediction_type=prediction))
-
-    @property
-    def num_evaluations(self) -> int:
-        """Model evaluations of the run."""
-        return len(self.contract.run.timesteps)
-
-    def all_computed(self) -> Tensor:
-        """A mask (evaluations, layers), bool, that computes everything."""
-        return torch.ones(self.num_evaluations, len(self.layers), dtype=torch.bool)
+def pattern(
+    host: Host, compute: Tensor, provenance: Mapping[str, Any], predictor: Predictor | None = None
+) -> CacheSchedule:
+    """The schedule of a mask for which no weights were looked at."""
+    contract = host.contract(weights=False)
+    recorded = {**provenance, **host.provenance}
+    return CacheSchedule(compute, host.table, contract, predictor or Predictor(), None, recorded)
 
 
 def blocks_of(table: LayerTable) -> list[list[int]]:
@@ -102,15 +61,15 @@ class Method:
     Attributes:
         name: In configurations: `fora`.
         title: For people.
-        make: The function, (model, solver, steps, *, spacing, **settings) -> CacheSchedule.
+        make: The function, (target, **settings) -> CacheSchedule, for a model, a pipeline or a host.
         source: Where it was published.
         published: The settings of its authors.
         choices: Settings among which a budget chooses, for a method whose cost follows from them alone. Without
             any, `make` takes the keyword `budget`, a share of the run's multiply-accumulates.
-        architectures: Architectures that it is for.
+        architectures: Architectures that it is for; empty for any.
+        unsuited: Architectures that it is not for.
         prepare: For a method that calibrates or learns: the costly part, which all budgets share, with the
-            arguments (model, solver, steps, *, spacing, guidance, **settings); what it returns is handed to
-            `make` as `prepared`.
+            arguments (target, **settings); what it returns is handed to `make` as `prepared`.
         prepare_settings: Names of the settings that are `prepare`'s.
     """
 
@@ -120,6 +79,13 @@ class Method:
     source: str
     published: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Mapping[str, Any], ...] = ()
-    architectures: tuple[str, ...] = ("dit", "uvit")
+    architectures: tuple[str, ...] = ()
+    unsuited: tuple[str, ...] = ()
     prepare: Callable[..., Any] | None = None
     prepare_settings: tuple[str, ...] = ()
+
+    def suits(self, architecture: str) -> bool:
+        """Whether it is for an architecture."""
+        return architecture not in self.unsuited and (
+            not self.architectures or architecture in self.architectures
+        )

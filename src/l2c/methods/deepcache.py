@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from l2c.errors import ConfigError
-from l2c.methods.base import Method, Target, blocks_of, check_every
+from l2c.hosts.targets import host_of
+from l2c.methods.base import Method, all_computed, blocks_of, check_every, pattern
 from l2c.schedule.schedule import CacheSchedule
 
 
 def deepcache(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
-    spacing: str = "linspace",
     every: int = 5,
     shallow: int = 1,
+    **run: Any,
 ) -> CacheSchedule:
     """Computes everything at evaluations 0, every, 2 * every, ..., and only the shallow blocks in between.
 
@@ -29,12 +28,10 @@ def deepcache(
     computed. Only its uniform interval is offered, not the non-uniform 1:N variant.
 
     Args:
-        model: A model that has a layer adapter; its weights are not looked at.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
+        target: A model, a diffusers pipeline, or a host; its weights are not looked at.
         every: Length of the interval.
         shallow: Blocks on either end that are always computed.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
@@ -42,23 +39,18 @@ def deepcache(
     Source: Ma et al., arXiv 2312.00858; section 3.3, figure 3.
     """
     check_every(every)
-    target = Target.of(model, solver, steps, spacing)
-    blocks = blocks_of(target.layers)
+    host = host_of(target, **run)
+    blocks = blocks_of(host.table)
     if not 0 <= shallow <= len(blocks) // 2:
         raise ConfigError(
             f"shallow counts blocks on either end, from 0 to {len(blocks) // 2} of {len(blocks)}, got {shallow}"
         )
     deep = [layer for block in blocks[shallow : len(blocks) - shallow] for layer in block]
-    compute = target.all_computed()
-    for evaluation in range(target.num_evaluations):
+    compute = all_computed(host)
+    for evaluation in range(len(host.run.timesteps)):
         if evaluation % every:
             compute[evaluation, deep] = False
-    return CacheSchedule(
-        compute,
-        target.layers,
-        target.contract,
-        provenance={"method": "deepcache", "every": every, "shallow": shallow},
-    )
+    return pattern(host, compute, {"method": "deepcache", "every": every, "shallow": shallow})
 
 
 METHOD = Method(

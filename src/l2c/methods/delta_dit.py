@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from l2c.errors import ConfigError
-from l2c.methods.base import Method, Target, blocks_of, check_every
+from l2c.hosts.targets import host_of
+from l2c.methods.base import Method, all_computed, blocks_of, check_every, pattern
 from l2c.schedule.schedule import CacheSchedule
 
 
 def delta_dit(
-    model: nn.Module,
-    solver: str = "dpmsolver++",
-    steps: int = 20,
+    target: Any,
     *,
-    spacing: str = "linspace",
     every: int = 2,
     share: float = 0.75,
     boundary: float = 0.5,
+    **run: Any,
 ) -> CacheSchedule:
     """Computes everything at evaluations 0, every, 2 * every, ...; in between it reuses some of the blocks.
 
@@ -30,15 +29,13 @@ def delta_dit(
     which may be newer than the last full one.
 
     Args:
-        model: A model that has a layer adapter; its weights are not looked at.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
+        target: A model, a diffusers pipeline, or a host; its weights are not looked at.
         every: Length of the interval.
         share: Share of the blocks that is reused. With `every` 2, three quarters leave the 62 % of the work that
             the published speed-up of 1.6 at 20 steps amounts to.
         boundary: Share of the evaluations at which rear blocks give way to front blocks. The authors choose it per
             model; half is ours.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
@@ -48,22 +45,18 @@ def delta_dit(
     check_every(every)
     if not (0 <= share <= 1 and 0 <= boundary <= 1):
         raise ConfigError(f"share and boundary go from 0 to 1, got {share} and {boundary}")
-    target = Target.of(model, solver, steps, spacing)
-    blocks = blocks_of(target.layers)
+    host = host_of(target, **run)
+    blocks = blocks_of(host.table)
     cached = round(share * len(blocks))
     front = [layer for block in blocks[:cached] for layer in block]
     rear = [layer for block in blocks[len(blocks) - cached :] for layer in block]
-    compute = target.all_computed()
-    for evaluation in range(target.num_evaluations):
+    compute = all_computed(host)
+    for evaluation in range(len(host.run.timesteps)):
         if evaluation % every:
-            early = evaluation < boundary * target.num_evaluations
+            early = evaluation < boundary * len(host.run.timesteps)
             compute[evaluation, rear if early else front] = False
-    return CacheSchedule(
-        compute,
-        target.layers,
-        target.contract,
-        provenance={"method": "delta-dit", "every": every, "share": share, "boundary": boundary},
-    )
+    settings = {"every": every, "share": share, "boundary": boundary}
+    return pattern(host, compute, {"method": "delta-dit", **settings})
 
 
 METHOD = Method(
@@ -75,5 +68,5 @@ METHOD = Method(
     choices=tuple(
         {"every": every, "share": share} for every in (2, 3, 4, 6) for share in (0.75, 0.25, 0.5, 0.9)
     ),
-    architectures=("dit",),
+    unsuited=("uvit",),
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from l2c.errors import ConfigError
-from l2c.methods.base import Method, Target, check_every
+from l2c.hosts.targets import host_of
+from l2c.methods.base import Method, all_computed, check_every, pattern
 from l2c.schedule.schedule import CacheSchedule
 
 PUBLISHED_STEPS = 50
@@ -14,12 +15,10 @@ PUBLISHED_KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)
 
 
 def faster_diffusion(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
-    spacing: str = "linspace",
     every: int | None = None,
+    **run: Any,
 ) -> CacheSchedule:
     """Computes everything at key evaluations, and in between only the decoder on the encoder's last features.
 
@@ -31,38 +30,31 @@ def faster_diffusion(
     texture, are left out: neither is a choice of what to compute.
 
     Args:
-        model: A U-ViT; its weights are not looked at.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
+        target: A U-ViT, or a host of one; its weights are not looked at.
         every: Uniform distance of the key evaluations; None takes the published ones, stretched to `steps`.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         ConfigError: If the model has no encoder, or an argument is out of range.
 
     Source: Li et al., arXiv 2312.09608; section 3.3 and the released code for Stable Diffusion at 50 steps.
     """
-    target = Target.of(model, solver, steps, spacing)
-    if target.layers.architecture != "uvit":
+    host = host_of(target, **run)
+    if host.table.architecture != "uvit":
         raise ConfigError(
-            f"faster-diffusion needs a model with an encoder and a decoder, a U-ViT; got a {target.layers.architecture}"
+            f"faster-diffusion needs a model with an encoder and a decoder, a U-ViT; got a {host.table.architecture}"
         )
-    count = target.num_evaluations
+    count = len(host.run.timesteps)
     if every is None:
         keys = {min(count - 1, round(key * count / PUBLISHED_STEPS)) for key in PUBLISHED_KEYS}
     else:
         check_every(every)
         keys = set(range(0, count, every))
-    encoder = [i for i, name in enumerate(target.layers.names) if not name.startswith("out_blocks")]
-    compute = target.all_computed()
+    encoder = [i for i, name in enumerate(host.table.names) if not name.startswith("out_blocks")]
+    compute = all_computed(host)
     for evaluation in set(range(count)) - keys:
         compute[evaluation, encoder] = False
-    return CacheSchedule(
-        compute,
-        target.layers,
-        target.contract,
-        provenance={"method": "faster-diffusion", "keys": sorted(keys)},
-    )
+    return pattern(host, compute, {"method": "faster-diffusion", "keys": sorted(keys)})
 
 
 METHOD = Method(

@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from l2c.errors import ConfigError
-from l2c.methods.base import Method, Target
+from l2c.hosts.base import Host
+from l2c.hosts.native import check_class_host
+from l2c.hosts.targets import host_of
+from l2c.methods.base import Method, all_computed, pattern
 from l2c.schedule.schedule import CacheSchedule
 
 
 def fewer_steps(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
-    spacing: str = "linspace",
     budget: float = 0.5,
     to_solver: str | None = None,
     to_spacing: str | None = None,
+    **run: Any,
 ) -> CacheSchedule:
     """A run with a share of the steps, everything computed.
 
     Args:
-        model: A model that has a layer adapter; its weights are not looked at.
-        solver: Solver of the run that is to become faster.
-        steps: Its model evaluations.
-        spacing: Its spacing.
+        target: A model, a diffusers pipeline, or a host; its weights are not looked at.
         budget: Share of the evaluations that is left, rounded.
-        to_solver: Another solver to take.
-        to_spacing: Another spacing to take.
+        to_solver: Of a model: another solver to take.
+        to_spacing: Of a model: another spacing to take.
+        run: How the target is sampled before it becomes faster, see `l2c.learn`.
 
     Returns:
         A schedule for the run with fewer steps, which its contract names.
 
     Raises:
-        ConfigError: If an argument is unknown or out of range.
+        ConfigError: If an argument is unknown or out of range, or a pipeline's number of steps cannot be set.
 
     Source: the baseline of every paper on solvers; for caches, table 1 of arXiv 2406.01733.
     """
     if not 0 < budget <= 1:
         raise ConfigError(f"a budget is a share of the steps above 0 and up to 1, got {budget}")
-    fewer = max(1, round(budget * steps))
-    target = Target.of(model, to_solver or solver, fewer, to_spacing or spacing)
-    return CacheSchedule(
-        target.all_computed(),
-        target.layers,
-        target.contract,
-        provenance={"method": "fewer-steps"},
-    )
+    host = host_of(target, **run)
+    steps = max(1, round(budget * host.run.steps))
+    if to_solver is None and to_spacing is None:
+        fewer: Host = host.with_steps(steps)
+    else:
+        model = check_class_host(host, "another solver by name")
+        fewer = model.with_run(to_solver or host.run.solver, to_spacing or host.run.spacing, steps)
+    return pattern(fewer, all_computed(fewer), {"method": "fewer-steps"})
 
 
 METHOD = Method("fewer-steps", "fewer steps", fewer_steps, "the solver itself", published={"budget": 0.5})

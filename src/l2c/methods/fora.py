@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import nn
+from typing import Any
 
 from l2c.methods.base import Method
 from l2c.methods.interval import interval
 from l2c.schedule.schedule import CacheSchedule
 
 
-def fora(
-    model: nn.Module, solver: str = "ddim", steps: int = 50, *, spacing: str = "linspace", every: int = 3
-) -> CacheSchedule:
+def fora(target: Any, *, every: int = 3, **run: Any) -> CacheSchedule:
     """Computes every layer at evaluations 0, every, 2 * every, ... and copies it in between.
 
     Nothing differs from the publication: it stores the outputs of attention and MLP before the adaLN gate, as
-    the layers of a DiT are here. It was published for DiT; on a U-ViT the same pattern is used.
+    the layers of a DiT are here. It was published for DiT; elsewhere the same pattern is used.
 
     Args:
-        model: A model that has a layer adapter; its weights are not looked at.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
+        target: A model, a diffusers pipeline, or a host; its weights are not looked at.
         every: Length of the interval; the authors use 3 for their best trade on DiT-XL/2 at 50 DDIM steps.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
 
     Source: Selvaraju et al., arXiv 2407.01425.
     """
-    schedule = interval(model, solver, steps, every, "copy", spacing=spacing)
-    return replace(schedule, provenance={"method": "fora", "every": every})
+    schedule = interval(target, every=every, predictor="copy", **run)
+    return replace(schedule, provenance={**schedule.provenance, "method": "fora"})
 
 
 METHOD = Method(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from torch import nn
-
 from l2c.errors import ConfigError
+from l2c.hosts.targets import host_of
 from l2c.learning import paper
 from l2c.learning.paper import RouterSettings
 from l2c.methods.base import Method
@@ -22,40 +21,31 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Released settings by model, steps and resolution; `COMMON` are those of all of them."""
 
+SETTINGS = tuple(f.name for f in fields(RouterSettings) if f.name != "threshold")
+"""What can be set of its learning."""
+
 COMMON: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 64, "iterations": 50_000}
 
 
-def learn_router(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
-    *,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
-    release: str | None = None,
-    **learning: Any,
-) -> CacheSchedule:
+def learn_router(target: Any, *, release: str | None = None, **options: Any) -> CacheSchedule:
     """Learns the router that `l2c_paper` thresholds.
 
     Args:
-        model: A model from `load_model`, or any with a layer adapter.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale.
+        target: A model, a diffusers pipeline, or a host.
         release: Key of `PUBLISHED`, whose settings are taken; by default those of `RouterSettings`.
-        learning: Instead of or besides these, settings of `RouterSettings`.
+        options: Settings of `RouterSettings`, instead of or besides these; and how the target is sampled, see
+            `l2c.learn`.
 
     Raises:
         ConfigError: If the release or a setting is unknown.
     """
     released = {} if release is None else {**COMMON, **find_release(release)}
     released.pop("threshold", None)
-    try:
-        settings = RouterSettings(**{**released, **learning})
-    except TypeError as error:
-        raise ConfigError(f"l2c does not learn with these settings ({error})") from error
-    return paper.learn_router(model, solver, steps, spacing=spacing, guidance=guidance, settings=settings)
+    learning = {name: options.pop(name) for name in SETTINGS if name in options}
+    settings = RouterSettings(**{**released, **learning})
+    host = host_of(target, **options)
+    with host.prepared():
+        return paper.learn_router(host, settings)
 
 
 def find_release(name: str) -> dict[str, Any]:
@@ -73,17 +63,13 @@ def find_release(name: str) -> dict[str, Any]:
 
 
 def l2c_paper(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
     threshold: float | None = None,
     budget: float | None = None,
     prepared: CacheSchedule | None = None,
     release: str | None = None,
-    **learning: Any,
+    **options: Any,
 ) -> CacheSchedule:
     """Learns with the paper's objective which layers of every second evaluation to copy.
 
@@ -93,16 +79,12 @@ def l2c_paper(
     cannot go much below half of the work.
 
     Args:
-        model: A model from `load_model`, or any with a layer adapter.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale.
+        target: A model, a diffusers pipeline, or a host.
         threshold: Scores above it compute; by default that of the release, or 0.1.
         budget: Instead of a threshold, the share of the run's MACs to come close to.
         prepared: A schedule with scores, from `learn_router`; by default one is learned.
         release: Key of `PUBLISHED`, whose settings are taken.
-        learning: Settings of `RouterSettings`, instead of or besides these.
+        options: Settings of `RouterSettings`, instead of or besides these; and how the target is sampled.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
@@ -111,9 +93,7 @@ def l2c_paper(
     """
     learned = prepared
     if learned is None:
-        learned = learn_router(
-            model, solver, steps, spacing=spacing, guidance=guidance, release=release, **learning
-        )
+        learned = learn_router(target, release=release, **options)
     scores = learned.scores
     if scores is None:
         raise ConfigError(
@@ -142,5 +122,5 @@ METHOD = Method(
     l2c_paper,
     "arXiv 2406.01733",
     prepare=learn_router,
-    prepare_settings=("release", *(f.name for f in fields(RouterSettings) if f.name != "threshold")),
+    prepare_settings=("release", *SETTINGS),
 )

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from torch import nn
-
 from l2c.errors import ConfigError
 from l2c.methods.base import Method
 from l2c.schedule.schedule import CacheSchedule
@@ -65,12 +63,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 def schedule_for(
     method: Method,
-    model: nn.Module,
-    solver: str,
-    steps: int,
+    target: Any,
     *,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
     budget: float | None = None,
     prepared: Any = None,
     settings: Mapping[str, Any] | None = None,
@@ -79,11 +73,7 @@ def schedule_for(
 
     Args:
         method: From `find_method`.
-        model: A model that has a layer adapter.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale, for methods that calibrate or learn.
+        target: A host; or a model or pipeline, with what says how it is sampled among the settings.
         budget: Share of the run's MACs to come close to; None takes the settings as they are.
         prepared: What `method.prepare` returned.
         settings: Instead of, or besides, the published ones.
@@ -91,19 +81,15 @@ def schedule_for(
     Raises:
         ConfigError: If a setting is unknown or out of range.
     """
-    options: dict[str, Any] = {"spacing": spacing, **(settings or {})}
+    options: dict[str, Any] = dict(settings or {})
     if method.prepare is not None:
-        options["guidance"] = guidance
         options["prepared"] = prepared
     try:
         if budget is None:
-            return method.make(model, solver, steps, **{**method.published, **options})
+            return method.make(target, **{**method.published, **options})
         if not method.choices:
-            return method.make(model, solver, steps, budget=budget, **options)
-        made = [
-            method.make(model, solver, steps, **{**method.published, **choice, **options})
-            for choice in method.choices
-        ]
+            return method.make(target, budget=budget, **options)
+        made = [method.make(target, **{**method.published, **choice, **options}) for choice in method.choices]
     except TypeError as error:
         raise ConfigError(f"the method '{method.name}' does not take these settings ({error})") from error
     return min(made, key=lambda schedule: abs(schedule.cost.fraction - budget))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from l2c.cache.cached_model import attach
 from l2c.cache.clock import Clock
-from l2c.cache.policy import BoundPolicy, Compute, LayerPolicy
+from l2c.cache.policy import Compute, ReusePolicy
+from l2c.cache.values import Value
 from l2c.errors import ConfigError
+from l2c.hosts.targets import host_of
 from l2c.layers import LayerTable
-from l2c.methods.base import Method, Target
+from l2c.methods.base import Method, all_computed
 from l2c.methods.budget import threshold_for
-from l2c.sampling.sampler import seeded_noise
 from l2c.schedule.schedule import CacheSchedule
 
 LOOKAHEAD = 3
@@ -26,30 +26,19 @@ Errors = Mapping[str, Tensor]
 
 
 def calibrate(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
-    *,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
-    num_images: int = 10,
-    lookahead: int = LOOKAHEAD,
-    seed: int = CALIBRATION_SEED,
+    target: Any, *, num_images: int = 10, lookahead: int = LOOKAHEAD, seed: int = CALIBRATION_SEED, **run: Any
 ) -> dict[str, Tensor]:
     """Samples pictures with everything computed and measures how fast layers change.
 
     The error is the relative L1 distance |earlier - later| / |later| of a layer's output over the whole batch, the
-    mean over the layers of a kind.
+    mean over the layers of a kind, and over runs where pictures are made one by one.
 
     Args:
-        model: A model from `load_model`, or any with a layer adapter.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale.
+        target: A model, a diffusers pipeline, or a host.
         num_images: Pictures of the calibration; the authors use 10.
         lookahead: Largest distance of evaluations that is looked at.
         seed: Of the first picture.
+        run: How the target is sampled, see `l2c.learn`.
 
     Returns:
         By kind of layer, errors (lookahead, evaluations), infinite where the later evaluation does not exist.
@@ -63,29 +52,23 @@ def calibrate(
         raise ConfigError(
             f"calibration takes at least one picture and looks ahead at least 1, got {num_images} and {lookahead}"
         )
-    target = Target.of(model, solver, steps, spacing, guidance=guidance)
-    denoiser = target.sampler.denoiser
-    noise = seeded_noise(range(seed, seed + num_images), denoiser.sample_shape).to(denoiser.device)
-    labels = torch.arange(num_images, device=denoiser.device) % denoiser.num_classes
-    recorder = _Recorder(target.num_evaluations, target.layers, lookahead)
-    with torch.no_grad(), attach(model, target.layers, recorder):
-        target.sampler(noise, labels)
-    return recorder.errors
+    host = host_of(target, **run)
+    recorder = _Recorder(len(host.run.timesteps), host.table, lookahead)
+    with torch.no_grad(), host.attach(recorder):
+        host.sample(host.seeded(range(seed, seed + num_images)))
+    return recorder.errors()
 
 
 def smoothcache(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
-    spacing: str = "linspace",
-    guidance: float = 1.5,
     threshold: float | None = 0.18,
     budget: float | None = None,
     prepared: Errors | None = None,
     num_images: int = 10,
     lookahead: int = LOOKAHEAD,
     seed: int = CALIBRATION_SEED,
+    **run: Any,
 ) -> CacheSchedule:
     """Reuses a kind of layer for as long as its calibrated error stays within a threshold.
 
@@ -93,50 +76,34 @@ def smoothcache(
     (at most `lookahead`) whose end is within the threshold is reused; the first and the last evaluation compute.
 
     What differs: outputs are measured and stored before the adaLN gate. The authors average over the pictures of
-    the calibration in one batch, as here.
+    the calibration in one batch, as here for a model.
 
     Args:
-        model: A model from `load_model`, or any with a layer adapter.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
-        guidance: Guidance scale.
+        target: A model, a diffusers pipeline, or a host.
         threshold: Largest error that is accepted; the authors use 0.08 and 0.18 for DiT-XL/2 at 50 DDIM steps.
         budget: Instead of a threshold, the share of the run's MACs to come close to.
         prepared: Errors from `calibrate`; by default they are measured.
         num_images: Pictures of the calibration.
         lookahead: Longest stretch that is reused.
         seed: Of the first picture of the calibration.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
 
     Source: Liu et al., arXiv 2411.10510, section 2.2, and the released scan of the errors.
     """
-    if prepared is None:
-        prepared = calibrate(
-            model,
-            solver,
-            steps,
-            spacing=spacing,
-            guidance=guidance,
-            num_images=num_images,
-            lookahead=lookahead,
-            seed=seed,
-        )
+    host = host_of(target, **run)
     errors = prepared
-    target = Target.of(model, solver, steps, spacing, guidance=guidance)
+    if errors is None:
+        errors = calibrate(host, num_images=num_images, lookahead=lookahead, seed=seed)
 
     def at(limit: float) -> CacheSchedule:
-        compute = target.all_computed()
-        for index, layer in enumerate(target.layers.layers):
+        compute = all_computed(host)
+        for index, layer in enumerate(host.table.layers):
             compute[:, index] = scan(errors[layer.kind], limit)
-        return CacheSchedule(
-            compute,
-            target.layers,
-            target.contract,
-            provenance={"method": "smoothcache", "threshold": limit, "lookahead": lookahead},
-        )
+        found = {"method": "smoothcache", "threshold": limit, "lookahead": lookahead, **host.provenance}
+        return CacheSchedule(compute, host.table, host.contract(), provenance=found)
 
     if budget is not None:
         values = torch.cat([table.flatten() for table in errors.values()])
@@ -164,44 +131,39 @@ def scan(errors: Tensor, threshold: float) -> Tensor:
     return compute
 
 
-@dataclass
-class _Recorder:
-    """A `ReusePolicy` that computes everything and measures how outputs change."""
+class _Recorder(ReusePolicy):
+    """Computes everything and measures how outputs change."""
 
-    num_evaluations: int
-    table: LayerTable
-    lookahead: int
-    errors: dict[str, Tensor] = field(init=False)
-    _past: dict[int, list[Tensor]] = field(default_factory=dict)
+    def __init__(self, num_evaluations: int, table: LayerTable, lookahead: int) -> None:
+        self.num_evaluations, self._table, self._lookahead = num_evaluations, table, lookahead
+        kinds = dict.fromkeys(layer.kind for layer in table.layers)
+        self._sums = {kind: torch.zeros(lookahead, num_evaluations) for kind in kinds}
+        self._counts = {kind: torch.zeros(lookahead, num_evaluations) for kind in kinds}
+        self._past: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
 
-    def __post_init__(self) -> None:
-        kinds = dict.fromkeys(layer.kind for layer in self.table.layers)
-        self.errors = {kind: torch.zeros(self.lookahead, self.num_evaluations) for kind in kinds}
-        for table in self.errors.values():
-            for j in range(self.lookahead):
-                table[j, max(0, self.num_evaluations - j - 1) :] = torch.inf
-
-    def layer_policy(self, clock: Clock, layer: int) -> LayerPolicy:
-        """See `ReusePolicy.layer_policy`."""
-        return BoundPolicy(self, clock, layer)
-
-    def computes(self, clock: Clock, layer: int) -> bool:
-        """Always."""
-        return True
-
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Tensor:
+    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """Output of a layer, compared with those before it."""
-        fresh: Tensor = compute()
-        kind = self.table.layers[layer].kind
-        size = sum(other.kind == kind for other in self.table.layers)
-        past = self._past.setdefault(layer, [])
-        scale = fresh.float().abs().sum()
-        for j, earlier in enumerate(past):
-            error = (earlier.float() - fresh.float()).abs().sum() / scale
-            self.errors[kind][j, clock.evaluation - j - 1] += error.cpu() / size
-        past.insert(0, fresh)
-        del past[self.lookahead :]
-        return fresh
+        value: Value = compute()
+        parts = (value,) if isinstance(value, Tensor) else value
+        fresh = torch.cat([part.float().flatten() for part in parts if part is not None])
+        kind, evaluation = self._table.layers[layer].kind, clock.evaluation
+        past = self._past.setdefault((clock.branch, layer), [])
+        for at, earlier in past:
+            distance = evaluation - at
+            if 1 <= distance <= self._lookahead and earlier.shape == fresh.shape:
+                error = (earlier - fresh).abs().sum() / fresh.abs().sum()
+                self._sums[kind][distance - 1, at] += error.cpu()
+                self._counts[kind][distance - 1, at] += 1
+        past.insert(0, (evaluation, fresh))
+        del past[self._lookahead :]
+        return value
+
+    def errors(self) -> dict[str, Tensor]:
+        """Mean errors (lookahead, evaluations) by kind, infinite where there is none."""
+        return {
+            kind: torch.where(count > 0, self._sums[kind] / count.clamp(min=1), torch.inf)
+            for kind, count in self._counts.items()
+        }
 
     def clear(self) -> None:
         """See `ReusePolicy.clear`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.methods.base import Method, Target, check_every
+from l2c.hosts.targets import host_of
+from l2c.methods.base import Method, all_computed, check_every, pattern
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 
@@ -17,14 +19,12 @@ MAX_ORDER = 6
 
 
 def taylorseer(
-    model: nn.Module,
-    solver: str = "ddim",
-    steps: int = 50,
+    target: Any,
     *,
-    spacing: str = "linspace",
     every: int = 4,
     order: int = 4,
     first: int = 2,
+    **run: Any,
 ) -> CacheSchedule:
     """Computes everything at the first evaluations and at every N-th after them; forecasts in between.
 
@@ -38,13 +38,11 @@ def taylorseer(
     evaluations either, as here on our own models; in diffusers' DiT they run.
 
     Args:
-        model: A model that has a layer adapter; its weights are not looked at.
-        solver: Solver name.
-        steps: Number of model evaluations.
-        spacing: Spacing of the evaluations.
+        target: A model, a diffusers pipeline, or a host; its weights are not looked at.
         every: Length of the interval, N.
         order: Order of the series, lower while fewer values have been computed.
         first: Evaluations at the beginning that compute everything.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         ConfigError: If an argument is unknown or out of range.
@@ -57,23 +55,19 @@ def taylorseer(
             f"the order goes from 0 to {MAX_ORDER} and at least the first evaluation computes everything, got "
             f"order {order} and first {first}"
         )
-    target = Target.of(model, solver, steps, spacing)
-    compute = ~target.all_computed()
+    host = host_of(target, **run)
+    compute = ~all_computed(host)
     compute[:first] = True
     compute[first - 1 :: every] = True
     coefficients = torch.zeros(*compute.shape, order + 1)
-    for evaluation in range(target.num_evaluations):
+    for evaluation in range(len(host.run.timesteps)):
         if not compute[evaluation, 0]:
             past = [e for e in range(evaluation) if compute[e, 0]]
             weights = forecast_weights(evaluation, past[::-1], order)
             coefficients[evaluation, :, : len(weights)] = weights
-    return CacheSchedule(
-        compute,
-        target.layers,
-        target.contract,
-        Predictor("linear", coefficients=coefficients),
-        provenance={"method": "taylorseer", "every": every, "order": order, "first": first},
-    )
+    settings = {"every": every, "order": order, "first": first}
+    predictor = Predictor("linear", coefficients=coefficients)
+    return pattern(host, compute, {"method": "taylorseer", **settings}, predictor)
 
 
 def forecast_weights(target: int, computed: Sequence[int], order: int) -> Tensor:

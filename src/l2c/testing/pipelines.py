@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2c.hosts.pipeline.interval import interval
+from l2c.methods.interval import interval
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing.transformers import TEXT, TINY, WORDS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.conditions import Condition, choose, conditions_of
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.hosts.pipeline.handle import PipelineCache
-from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from, prediction_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_scheduler
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
@@ -191,7 +191,9 @@ class PipelineHost:
     def contract(self, model_name: str = "", *, weights: bool = True) -> Contract:
         """See `Host.contract`."""
         kind = prediction_of(self._scheduler)
-        return Contract(self.run, model_name, self._fingerprint if weights else (), kind)
+        if not weights:
+            return Contract(replace(self.run, guidance=None), model_name, prediction_type=kind)
+        return Contract(self.run, model_name, self._fingerprint, kind)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -207,6 +209,10 @@ class PipelineHost:
         seeds = torch.randint(2**31, (count,), generator=draw(int(seed), *what)).tolist()
         return SeededConditions(choose(self.conditions, count, held_out), tuple(seeds))
 
+    def seeded(self, seeds: Sequence[int]) -> SeededConditions:
+        """See `Host.seeded`."""
+        return SeededConditions(choose(self.conditions, len(seeds)), tuple(int(seed) for seed in seeds))
+
     def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
         """See `Host.sample`; one example after another."""
         assert isinstance(examples, SeededConditions)
@@ -215,10 +221,14 @@ class PipelineHost:
             self._scheduler.use(solver.log_snrs, solver.weights)
         with self._driven():
             made = [
-                self._trajectory.sample(condition, seed, bf16=bf16).float()
+                self._latents(condition, seed, bf16)
                 for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
             ]
         return torch.cat(made)
+
+    def _latents(self, condition: Condition, seed: int, bf16: bool) -> Tensor:
+        latents: Tensor = self._trajectory.sample(condition, seed, bf16=bf16).float()
+        return latents
 
     @contextmanager
     def attach(
@@ -314,34 +324,49 @@ class PipelineHost:
     def timesteps_of(self, log_snrs: Tensor) -> Tensor:
         """See `Host.timesteps_of`."""
         assert isinstance(self._scheduler, LearnedScheduler)
-        return self._scheduler.timesteps_of(log_snrs)
+        times: Tensor = self._scheduler.timesteps_of(log_snrs)
+        return times
 
-    @contextmanager
+    def for_schedule(self, schedule: CacheSchedule) -> Host:
+        """See `Host.for_schedule`."""
+        run = schedule.contract.run
+        if run.weights is None:
+            return self
+        kind, mu = schedule.contract.prediction_type, schedule.provenance.get("mu")
+        return self._with(learned_from(self._scheduler, run.log_snrs, run.weights, kind, mu), run.steps)
+
+    def with_steps(self, steps: int) -> Host:
+        """See `Host.with_steps`."""
+        if isinstance(self._scheduler, LearnedScheduler):
+            return self
+        self._check_steps()
+        return self._with(self._scheduler, steps)
+
     def ready(
         self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
-    ) -> Iterator[Callable[[], object]]:
+    ) -> Callable[[], object]:
         """See `Host.ready`; the pipeline runs as it is, compiled if its transformer is."""
         if engine not in ("auto", "eager"):
             raise ConfigError(
                 f"the engine '{engine}' runs l2c's own models; a pipeline runs as it is: compile its transformer, and "
                 "take the engine 'eager'"
             )
-        condition = self.conditions[0]
-        batch = {k: [v] * batch_size if isinstance(v, str) else v for k, v in condition.items()}
-        if batch_size > 1 and batch == dict(condition):
-            batch = {
-                k: list(v) * batch_size if isinstance(v, (list, tuple)) else v for k, v in condition.items()
-            }
+        batch = {name: _repeated(value, batch_size) for name, value in self.conditions[0].items()}
 
         @torch.no_grad()
         def sample() -> object:
-            with self._driven():
-                if schedule is None:
-                    return self._trajectory.sample(batch, 0)
-                with self.attach(schedule):
-                    return self._trajectory.sample(batch, 0)
+            reuse = nullcontext() if schedule is None else self.attach(schedule)
+            with self._driven(), reuse:
+                return self._trajectory.sample(batch, 0)
 
-        yield sample
+        return sample
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """A condition for so many pictures in one call."""
+    if isinstance(value, (list, tuple)):
+        return list(value) * count
+    return [value] * count if isinstance(value, str) else value
 
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:

@@ -110,7 +110,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         from diffusers import DDIMScheduler
 
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        return DDIMScheduler(**{name: self.config[name] for name in names}).alphas_cumprod
+        alphas: Tensor = DDIMScheduler(**{name: self.config[name] for name in names}).alphas_cumprod
+        return alphas
 
     def use(self, levels: Tensor, table: Tensor) -> None:
         """Takes other levels (N,) and another table (N + 1, N + 1), which may have a graph; learning does that."""
@@ -190,13 +191,15 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def timesteps_of(self, levels: Tensor) -> Tensor:
         """Training timesteps (N,) of half log-SNRs (N,), unrounded and differentiable in them."""
-        if self.flow:
-            return alphas_sigmas(levels, flow=True)[1] * self.config.num_train_timesteps
+        count: int = self.config.num_train_timesteps
+        if self.alphas_cumprod is None:
+            return alphas_sigmas(levels, flow=True)[1] * count
         table = -0.5 * self.alphas_cumprod.double().log().to(levels.device)
         values = 0.5 * torch.nn.functional.softplus(-2 * levels)
         above = torch.searchsorted(table, values.detach()).clamp(1, len(table) - 1)
         share = (values - table[above - 1]) / (table[above] - table[above - 1])
-        return above - 1 + share.clamp(0, 1)
+        times: Tensor = above - 1 + share.clamp(0, 1)
+        return times
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Samples are given to the network as they are."""
@@ -292,7 +295,8 @@ def learned_from(
     if isinstance(betas, np.ndarray):
         taken["trained_betas"] = betas.tolist()
     rows = [[float(weight) for weight in row] for row in weights]
-    return LearnedScheduler(levels, rows, kind, mu, **taken)
+    made: LearnedScheduler = LearnedScheduler(levels, rows, kind, mu, **taken)
+    return made
 
 
 def prediction_of(scheduler: Any) -> str:

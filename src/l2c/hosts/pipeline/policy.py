@@ -1,4 +1,4 @@
-"""The policy of a schedule on a pipeline, whose calls come and go: a call without a history computes what it cannot reuse.
+"""The policy of a schedule on a pipeline, whose calls come and go: without a history, layers are computed.
 
 Everything that depends on the evaluation or the branch is decided before the transformer is called, and what was
 computed is taken to the store after it. In between, a layer only looks at a `Cell`. So a compiler that follows the call

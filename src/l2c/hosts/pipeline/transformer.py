@@ -85,6 +85,8 @@ class CachedTransformer:
         self._follow_compiler(component)
         if isinstance(self.policy, PipelinePolicy):
             self.policy.begin_run()
+        else:
+            self.policy.clear()
         self.cache.clock.stop()
         self._shapes.clear()
 
