@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from l2c.bootstrap import Interval
+from l2c.bootstrap import ConfidenceInterval
 from l2c.errors import DataError
 from l2c.report.compare_page import compare_page
 from l2c.report.compare_text import comparison_text
@@ -103,9 +103,9 @@ def test_difference_within_noise_is_called_so():
     from l2c.report.comparison import Verdict
 
     rival = object()
-    assert Verdict(rival, Interval(-0.1, -0.2, 0.05)).word == "within noise"
-    assert Verdict(rival, Interval(-0.1, -0.2, -0.05)).word == "closer"
-    assert Verdict(rival, Interval(0.1, 0.05, 0.2)).word == "farther"
+    assert Verdict(rival, ConfidenceInterval(-0.1, -0.2, 0.05)).word == "within noise"
+    assert Verdict(rival, ConfidenceInterval(-0.1, -0.2, -0.05)).word == "closer"
+    assert Verdict(rival, ConfidenceInterval(0.1, 0.05, 0.2)).word == "farther"
 
 
 def test_report_command(compared, invoke, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c.bootstrap import statistic_interval
+from l2c.bootstrap import statistic_confidence_interval
 from l2c.compare.config import CompareConfig
 from l2c.errors import ConfigError
 from l2c.evaluation.distribution import (
@@ -23,7 +23,7 @@ from l2c.evaluation.distribution import (
 from l2c.evaluation.features import FeatureExtractor, extract, make_extractor, to_bytes
 from l2c.evaluation.lpips import Lpips
 from l2c.evaluation.metrics import psnr, rmse, ssim
-from l2c.evaluation.reference import Reference
+from l2c.evaluation.real_images import RealImages
 from l2c.learning.data import load_images
 
 _BATCH = 16
@@ -59,8 +59,8 @@ class Scorer:
             stored = work / "real-images.safetensors"
             if not stored.is_file():
                 data = load_images(config.real_images, image_size)
-                Reference.of(self._extractor, data, config.num_real_images).save(stored)
-            self._reference = Reference.load(stored, self._extractor.name)
+                RealImages.of(self._extractor, data, config.num_real_images).save(stored)
+            self._reference = RealImages.load(stored, self._extractor.name)
 
     def score(self, images: Tensor, full: Tensor, solution: Tensor) -> dict[str, Any]:
         """All metrics of pictures (B, C, H, W) in [-1, 1].
@@ -100,7 +100,9 @@ class Scorer:
         scores: dict[str, Any] = {}
         for name, (title, figure) in figures.items():
             if name in self._metrics:
-                interval = statistic_interval(len(images), lambda rows, f=figure: f(torch.from_numpy(rows)))  # type: ignore[misc]
+                interval = statistic_confidence_interval(
+                    len(images), lambda rows, f=figure: f(torch.from_numpy(rows))
+                )  # type: ignore[misc]
                 scores[name] = {
                     "title": title,
                     "value": interval.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from l2c.bootstrap import Interval
+from l2c.bootstrap import ConfidenceInterval
 from l2c.report.comparison import FEWER, FULL, ComparisonResults, WayResult
 
 _METRICS = {
@@ -80,7 +80,7 @@ def _verdict(data: ComparisonResults, way: WayResult) -> str:
     )
 
 
-def _figure(interval: Interval | None, form: str) -> str:
+def _figure(interval: ConfidenceInterval | None, form: str) -> str:
     if interval is None:
         return "identical"
     return f"{form.format(interval.value)}<small>{form.format(interval.low)} - {form.format(interval.high)}</small>"

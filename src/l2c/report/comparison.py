@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from l2c.bootstrap import Interval, mean_interval, paired_difference
+from l2c.bootstrap import ConfidenceInterval, mean_confidence_interval, paired_difference
 from l2c.errors import DataError
 from l2c.records import RunRecord
 
@@ -33,7 +33,7 @@ class WayResult:
 
     record: RunRecord
     seconds: tuple[float, ...] = ()
-    metrics: Mapping[str, Interval | None] = field(default_factory=dict)
+    metrics: Mapping[str, ConfidenceInterval | None] = field(default_factory=dict)
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -117,7 +117,7 @@ class Verdict:
     """
 
     rival: WayResult | None
-    difference: Interval | None
+    difference: ConfidenceInterval | None
 
     @property
     def word(self) -> str:
@@ -255,11 +255,11 @@ def _read(folder: Path, command: str) -> tuple[list[RunRecord], list[str]]:
 def _result(record: RunRecord, rounds: list[RunRecord]) -> WayResult:
     way_id = str(record.results["id"])
     seconds = tuple(taken / len(timed.seeds) for timed in rounds for taken in timed.timings.get(way_id, ()))
-    metrics: dict[str, Interval | None] = {}
+    metrics: dict[str, ConfidenceInterval | None] = {}
     for name, values in record.results["metrics"].items():
         if isinstance(values, Mapping):
-            metrics[name] = Interval(values["value"], values["low"], values["high"])
+            metrics[name] = ConfidenceInterval(values["value"], values["low"], values["high"])
         else:
             finite = [value for value in values if value is not None]
-            metrics[name] = mean_interval(finite) if finite else None
+            metrics[name] = mean_confidence_interval(finite) if finite else None
     return WayResult(record, seconds, metrics)
