@@ -3,8 +3,8 @@
     python examples/compare_on_pipeline.py --pipeline ./pixart --prompt "a photo of a cat" --schedule fast
 
 All variants start from the same noise and are judged by how far their pictures are from the reference, those of
-`--reference-steps` steps, and by the seconds they take, in turn. Errors are absolute, for values from -1 to 1: the mean,
-the 95th percentile and the worst. A cache is worth its name where fewer steps in the same time are farther.
+`--reference-steps` steps, and by the seconds they take, in turn. Errors are absolute, for values from -1 to 1: mean,
+95th percentile and worst. A cache is worth its name where fewer steps in the same time are farther.
 """
 
 from __future__ import annotations

@@ -53,8 +53,6 @@ def test_every_variant_is_recorded_with_its_figures(compared, tiny_file):
     variant = found["ddim-6--fora--b0.5.json"]
     assert variant["metrics"]["rmse"] == pytest.approx(rmse(images, fine).tolist(), rel=1e-4)
     assert variant["macs"] == schedule.cost.macs
-    assert len(variant["step_errors"]) == 6
-    assert variant["step_errors"][0] == 0 < variant["step_errors"][-1]
     assert found["ddim-6--full.json"]["metrics"]["psnr"] == [None] * 4  # identical
     assert found["ddim-6--fewer-steps--b0.5.json"]["run"]["steps"] == 3
     baseline = found["ddim-6--diffusers-first-block--1.json"]

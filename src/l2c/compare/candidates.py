@@ -25,7 +25,7 @@ from l2c.schedule.contract import Run
 from l2c.schedule.schedule import CacheSchedule
 
 Sample = Callable[..., Tensor]
-"""(*examples, observer=None) -> samples, as `Sampler`."""
+"""(*examples) -> samples of one batch."""
 
 Ready = tuple[Sample, Callable[[], float]]
 """What samples a batch, and what tells the multiply-accumulates per picture, without guidance, of what ran."""
@@ -102,7 +102,7 @@ class BaselineCandidate(Candidate):
         settings = {**self.variant.settings, **self.prepared}
         with baseline.enable(copied.denoiser.model, evaluations, settings) as around:
             yield (
-                lambda *arguments: around(lambda: copied(*arguments)),
+                lambda *examples: around(lambda: copied(*examples)),
                 lambda: evaluations * count.macs,
             )
 

@@ -21,7 +21,7 @@ from l2c.compare.config import CompareConfig, to_plain
 from l2c.compare.model import ComparedModel
 from l2c.compare.plan import FULL, Variant, plan
 from l2c.compare.rounds import time_round
-from l2c.compare.samples import ADVICE, Samples, step_errors
+from l2c.compare.samples import ADVICE, Samples
 from l2c.compare.scoring import Scorer
 from l2c.errors import ConfigError, DataError
 from l2c.files import atomic_write, make_folder
@@ -130,18 +130,14 @@ class Comparison:
 
     def _measure(self, variant: Variant) -> RunRecord:
         candidate = self._maker.make(variant)
-        full = self._samples.full(variant) if variant.method != FULL else None
         with candidate.ready() as (sample, macs):
-            made = self._samples.draw(sample)
+            images, seconds = self._samples.draw(sample)
             per_picture = macs()
-        if full is None:
-            full = made
-            self._samples.keep(variant.base.name, made)
+        full = self._samples.full(variant, images if variant.method == FULL else None)
         results = {
             **self._describe(candidate, per_picture),
-            "metrics": self._score(made.images, full.images),
-            "step_errors": step_errors(candidate, made, full),
-            "pictures": self._write_pictures(variant, made.images),
+            "metrics": self._score(images, full),
+            "pictures": self._write_pictures(variant, images),
         }
         if isinstance(candidate, ScheduleCandidate):
             candidate.schedule.save(self.folder / SCHEDULES / f"{variant.id}.safetensors")
@@ -151,7 +147,7 @@ class Comparison:
             command="compare",
             config={**self.config.identity(), "variant": variant.to_plain()},
             seeds=tuple(self._samples.seeds),
-            timings={"sample_s": [made.seconds], "prepare_s": [candidate.prepare_s]},
+            timings={"sample_s": [seconds], "prepare_s": [candidate.prepare_s]},
             results=results,
             device=describe_device(self.device),
             versions=find_versions() | ({} if package == "diffusers" else {name: version(name)}),

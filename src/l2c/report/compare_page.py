@@ -6,47 +6,29 @@ import base64
 import json
 from collections.abc import Mapping
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from l2c.report.compare_table import variant_table
 from l2c.report.comparison import GROUPS, UNITS, ComparisonResults, VariantResult
-from l2c.report.svg import Point, heat_map, lines, mark, scatter
+from l2c.report.html import facts_table, html_page, machine_facts
+from l2c.report.svg import Point, heat_map, mark, scatter
 
 
 def compare_page(data: ComparisonResults) -> str:
     """The page as HTML, from what `read_comparison` returns."""
-    style = (resources.files("l2c.report") / "compare_page.css").read_text(encoding="utf-8")
-    script = (resources.files("l2c.report") / "compare_page.js").read_text(encoding="utf-8")
     model = str(data.config["model"])
     sections = "\n".join(_base_section(data, base) for base in data.bases)
     problems = "".join(f'<p class="problem">{escape(text)}</p>' for text in data.problems)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(model)}: faster variants</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header>
+    body = f"""<header>
 <h1>{escape(model)}: faster variants, compared</h1>
 <p class="lead">{escape(_lead(data))}</p>
 <p class="unit">Errors are {escape(UNITS[data.unit])}.</p>
 {problems}
 </header>
 {sections}
-{_reproduce(data)}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+{_reproduce(data)}"""
+    return html_page("compare_page", f"{model}: faster variants", body)
 
 
 def _lead(data: ComparisonResults) -> str:
@@ -72,7 +54,6 @@ def _base_section(data: ComparisonResults, base: str) -> str:
 {_plots(data, variants)}
 {variant_table(data, base)}
 {_pictures(data, base, variants)}
-{_step_errors(variants)}
 {_heat_maps(variants)}
 </section>"""
 
@@ -182,33 +163,6 @@ def _picture(folder: Path, variant: VariantResult) -> str | None:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _step_errors(variants: list[VariantResult]) -> str:
-    """One curve per method: the variant that is closest to half of the work."""
-    chosen: dict[str, VariantResult] = {}
-    for variant in variants:
-        if variant.results["step_errors"] is None or variant.group == "steps":
-            continue
-        other = chosen.get(variant.method)
-        if other is None or abs(variant.fraction - 0.5) < abs(other.fraction - 0.5):
-            chosen[variant.method] = variant
-    if not chosen:
-        return ""
-    series = {
-        f"{variant.short_title}, {variant.fraction:.0%}": variant.results["step_errors"]
-        for variant in chosen.values()
-    }
-    last = "; ".join(f"{name}: {values[-1]:.3f}" for name, values in series.items())
-    plot = lines(
-        series,
-        "model evaluation, from noise to picture",
-        "distance to the base",
-        f"Distance of the sample to that with everything computed, over evaluations. At the end: {last}.",
-    )
-    return f"""<h3>Error along the run</h3>
-<figure class="single">{plot}<figcaption>root mean square distance of what the network is given to what it is given with
-everything computed; of each method the setting closest to half of the work</figcaption></figure>"""
-
-
 def _heat_maps(variants: list[VariantResult]) -> str:
     cards = []
     for variant in variants:
@@ -230,8 +184,6 @@ computed, grey is forecast. Caches of other libraries decide anew in every run a
 
 def _reproduce(data: ComparisonResults) -> str:
     record = data.variants[0].record
-    device = record.device
-    machine = f"{device['name']}, {device['threads']} threads" if "threads" in device else str(device["name"])
     versions = {
         name: version for variant in data.variants for name, version in variant.record.versions.items()
     }
@@ -239,18 +191,13 @@ def _reproduce(data: ComparisonResults) -> str:
     decoding = ", ".join(f"{seconds:.3g} s" for seconds in data.decode_s)
     facts = {
         "Command": "l2c compare comparison.toml --out FOLDER, with the settings below; then l2c report FOLDER",
-        "Machine": machine,
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        **machine_facts(record.device, versions),
         "Commit": record.commit or "installed package",
         "Seeds": f"{record.seeds[0]} to {record.seeds[-1]}; the class is the seed modulo the number of classes",
         "Timing": f"{rounds} rounds of {data.timing_images} pictures, all variants in turn; solver without decoding",
         "Decoding": decoding or "none: the model makes pictures",
         "Made": f"{min(w.record.created for w in data.variants)} to {max(w.record.created for w in data.variants)}",
     }
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in facts.items()
-    )
     sources = "".join(
         f"<li>{escape(title)}: {escape(source)}</li>"
         for title, source in dict.fromkeys((w.title, str(w.results["source"])) for w in data.variants)
@@ -262,9 +209,7 @@ def _reproduce(data: ComparisonResults) -> str:
     )
     return f"""<section aria-labelledby="reproduce">
 <h2 id="reproduce">How to make it again</h2>
-<div class="scroll"><table class="facts"><tbody>
-{rows}
-</tbody></table></div>
+{facts_table(facts)}
 <h3>Sources</h3>
 <ul>{sources}</ul>
 <details><summary>All settings</summary><pre>{escape(config)}</pre></details>

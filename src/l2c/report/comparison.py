@@ -73,11 +73,6 @@ class VariantResult:
         return str(self.results["title"])
 
     @property
-    def short_title(self) -> str:
-        """Its title without what follows a comma or a bracket."""
-        return self.title.partition(",")[0].partition(" (")[0]
-
-    @property
     def everything(self) -> bool:
         """Whether everything is computed, in as many steps as its base or in fewer."""
         return self.method in (FULL, FEWER)

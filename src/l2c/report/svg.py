@@ -111,39 +111,10 @@ def scatter(
             )
         left, baseline = label.box.left, label.box.bottom - 3.5
         parts.append(f'<text class="label" x="{left:g}" y="{baseline:g}">{escape(label.text)}</text>')
-    return _frame(parts, described)
-
-
-def lines(series: Mapping[str, Sequence[float]], x_title: str, y_title: str, described: str) -> str:
-    """Several curves over evaluations, linear in both, the last value labelled with its name."""
-    count = max(len(values) for values in series.values())
-    top = max(max(values) for values in series.values()) or 1.0
-    right = WIDTH - 170
-
-    def px(index: float) -> float:
-        return round(_LEFT + index / max(1, count - 1) * (right - _LEFT), 1)
-
-    def py(value: float) -> float:
-        return round(HEIGHT - _BOTTOM - value / (1.05 * top) * (HEIGHT - _BOTTOM - _TOP), 1)
-
-    parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{right}"/>']
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        value = top * share
-        parts.append(f'<path class="grid" d="M{_LEFT} {py(value)}H{right}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{py(value) + 4}" text-anchor="end">{value:.2g}</text>')
-        index = round(share * (count - 1))
-        parts.append(f'<text x="{px(index)}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{index}</text>')
-    heights: list[float] = []
-    ordered = sorted(series.items(), key=lambda item: -item[1][-1])
-    for index, (name, values) in enumerate(ordered):
-        path = " ".join(f"{px(i)},{py(v)}" for i, v in enumerate(values))
-        label = max(py(values[-1]), heights[-1] + 14 if heights else 0)
-        heights.append(label)
-        parts.append(f'<g class="line c{index % 8}"><title>{escape(name)}</title><polyline points="{path}"/>')
-        parts.append(f'<path class="lead" d="M{px(len(values) - 1)} {py(values[-1])}L{right + 10} {label}"/>')
-        parts.append(f'<text class="label" x="{right + 13}" y="{label + 4:.1f}">{escape(name)}</text></g>')
-    parts.append(_titles(x_title, y_title))
-    return _frame(parts, described)
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(described, quote=True)}">{"".join(parts)}</svg>'
+    )
 
 
 def heat_map(summary: Mapping[str, Any], described: str) -> str:
@@ -202,21 +173,11 @@ def _grid(x: _Axis, y: _Axis, x_title: str, y_title: str) -> str:
         at = y(tick)
         parts.append(f'<path class="grid" d="M{_LEFT} {at}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 7}" y="{at + 4}" text-anchor="end">{tick:.3g}</text>')
-    return "".join(parts) + _titles(x_title, y_title)
-
-
-def _titles(x_title: str, y_title: str) -> str:
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
-    return (
+    parts.append(
         f'<text class="title" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{escape(x_title)}</text>"
         f'<text class="title" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_title)}</text>"
     )
-
-
-def _frame(parts: Sequence[str], described: str) -> str:
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(described, quote=True)}">{"".join(parts)}</svg>'
-    )
+    return "".join(parts)
