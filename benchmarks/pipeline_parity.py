@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 import l2c
-from l2c.bootstrap import statistic_interval
+from l2c.bootstrap import statistic_confidence_interval
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
@@ -246,7 +246,7 @@ def measure(plan: Plan, learning_seeds: Sequence[int], work: Path) -> RunRecord:
 def _ratio(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     """Ratio of two mean errors on the same pictures, with its interval at 95 %."""
     above, below = np.asarray(values), np.asarray(others)
-    found = statistic_interval(
+    found = statistic_confidence_interval(
         len(above), lambda rows: float(above[rows].mean() / below[rows].mean()), resamples=2000
     )
     return asdict(found)

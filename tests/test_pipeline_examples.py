@@ -86,7 +86,7 @@ def test_compare_on_pipeline(tmp_path, capsys):
     arguments += ["--seeds", "0", "1", "--repetitions", "1", "--schedule", str(tmp_path / "own")]
     assert load("compare_on_pipeline").main(arguments) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["evaluations", "s/picture", "error"]
+    assert head.split() == ["evaluations", "s/picture", "error", "p95", "worst"]
     figures = {row[:44].strip(): [float(figure) for figure in row[44:].split()] for row in rows}
     assert list(figures) == [
         "everything computed", "fewer steps, 4", "fewer steps, 3", "fewer steps, 2", "every 2, copy",
@@ -95,6 +95,7 @@ def test_compare_on_pipeline(tmp_path, capsys):
     assert figures["everything computed"][0] == 6
     assert figures["own"][0] < figures["every 3, copy"][0] < figures["every 2, copy"][0] < 6
     assert 0 < figures["everything computed"][2] < figures["fewer steps, 2"][2]
+    assert all(error <= p95 <= worst for _, _, error, p95, worst in figures.values())
     arguments[-1] = str(tmp_path / "nothing")
     assert load("compare_on_pipeline").main(arguments) == 1
     assert "error: " in capsys.readouterr().err

@@ -1,6 +1,6 @@
 import pytest
 
-from l2c.compare.baselines import PEERS
+from l2c.compare.baselines import BASELINES
 from l2c.compare.config import CompareConfig, preset_names, to_plain
 from l2c.compare.plan import plan
 from l2c.errors import ConfigError
@@ -15,14 +15,14 @@ def load(tmp_path, text):
     return CompareConfig.load(path)
 
 
-def test_plan_names_a_way_per_base_method_settings_and_budget(tmp_path):
+def test_plan_names_a_variant_per_base_method_settings_and_budget(tmp_path):
     config = load(
         tmp_path,
         BASE
         + 'budgets = [0.5, 0.25]\n[[method]]\nname = "fora"\n[[method]]\nname = "taylorseer"\nbudgets = []\n'
         "settings = [{ order = 1 }, { order = 2 }]\n[[method]]\nname = 'cache-dit'\n",
     )
-    assert [way.id for way in plan(config)] == [
+    assert [variant.id for variant in plan(config)] == [
         "ddim-10--full",
         "ddim-10--fora--b0.5",
         "ddim-10--fora--b0.25",
@@ -39,7 +39,7 @@ def test_plan_names_a_way_per_base_method_settings_and_budget(tmp_path):
 def test_presets_are_comparisons(name):
     assert name in preset_names()
     config = CompareConfig.preset(name)
-    assert len({way.id for way in plan(config)}) == len(plan(config)) > len(config.bases)
+    assert len({variant.id for variant in plan(config)}) == len(plan(config)) > len(config.bases)
 
 
 def test_preset_of_the_embedded_dit_has_what_it_promises():
@@ -48,13 +48,13 @@ def test_preset_of_the_embedded_dit_has_what_it_promises():
     assert all(len(base.budgets) >= 3 for base in config.bases)
     names = {method.name for method in config.methods}
     for_dit = {name for name, method in all_methods().items() if "dit" in method.architectures}
-    assert names == for_dit | set(PEERS)
+    assert names == for_dit | set(BASELINES)
     for base in config.bases:
-        ways = [way for way in plan(config) if way.base == base]
+        variants = [variant for variant in plan(config) if variant.base == base]
         for method in for_dit - {"learned"}:
-            assert sum(way.method == method for way in ways) >= 3, method
-        for peer in set(PEERS) - {"diffusers"}:
-            assert sum(way.method == peer for way in ways) == 3, peer
+            assert sum(variant.method == method for variant in variants) >= 3, method
+        for baseline in set(BASELINES) - {"diffusers"}:
+            assert sum(variant.method == baseline for variant in variants) == 3, baseline
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from l2c.bootstrap import Interval
+from l2c.bootstrap import ConfidenceInterval
 from l2c.errors import DataError
 from l2c.report.compare_page import compare_page
-from l2c.report.compare_text import comparison_text
-from l2c.report.comparison import read_comparison
+from l2c.report.compare_table import comparison_text
+from l2c.report.comparison import UNITS
+from l2c.report.comparison_folder import read_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -62,12 +63,17 @@ def test_page_can_be_read_without_seeing_it(page):
     assert all("aria-label" in slider for slider in reader.all("input"))
 
 
-def test_every_way_and_its_figures_are_in_the_tables(page, compared):
+def test_every_variant_and_its_figures_are_in_the_tables(page, compared):
     data = read_comparison(compared)
-    assert page.count("<tr class=") == len(data.ways)
-    for way in data.ways:
-        assert f"{way.metrics['rmse'].value:.4f}" in page
-        assert len(way.seconds) == 2
+    assert page.count("<tr class=") == len(data.variants)
+    for variant in data.variants:
+        errors = sorted(variant.per_picture("rmse"))
+        assert variant.error == pytest.approx(sum(errors) / 4)
+        assert variant.errors.worst == errors[-1]
+        assert errors[-2] < variant.errors.p95 < errors[-1]
+        for figure in (variant.error, variant.errors.p95, variant.errors.worst):
+            assert f"{figure:.4f}" in page
+        assert len(variant.seconds) == 2
     assert "FORA" in page
     assert "arXiv 2407.01425" in page
     assert "First Block Cache (diffusers)" in page
@@ -75,25 +81,41 @@ def test_every_way_and_its_figures_are_in_the_tables(page, compared):
     assert stored["methods"][0]["name"] in page
 
 
+def test_unit_of_the_errors_is_said_and_may_not_be_mixed(page, compared, tmp_path):
+    assert '<p class="unit">Errors are absolute, for pictures with values from -1 to 1.</p>' in page
+    assert "error (absolute)" in page
+    copy = tmp_path / "copy"
+    shutil.copytree(compared, copy)
+    paths = sorted(copy.glob("records/*.json"))
+    for path in paths:
+        path.write_text(path.read_text().replace('"unit": "absolute"', '"unit": "relative"'))
+    data = read_comparison(copy)
+    assert "Errors are relative to the root mean square of the reference." in compare_page(data)
+    assert comparison_text(data).startswith("error: root mean square distance to the reference, relative to")
+    paths[0].write_text(paths[0].read_text().replace('"unit": "relative"', '"unit": "absolute"'))
+    with pytest.raises(DataError, match="several units, absolute and relative; make them anew"):
+        read_comparison(copy)
+
+
 def test_front_and_verdict_follow_from_the_figures(compared):
     data = read_comparison(compared)
     for kind in ("macs", "time"):
-        front = data.front(list(data.ways), kind)
-        for way in data.ways:
+        front = data.front(list(data.variants), kind)
+        for variant in data.variants:
             beaten = [
                 other
-                for other in data.ways
-                if data.cost(other, kind) < data.cost(way, kind) and data.error(other) <= data.error(way)
+                for other in data.variants
+                if other.cost(kind) < variant.cost(kind) and other.error <= variant.error
             ]
-            assert (way not in front) if beaten else True
-        errors = [data.error(way) for way in front]
+            assert (variant not in front) if beaten else True
+        errors = [variant.error for variant in front]
         assert errors == sorted(errors, reverse=True)
-    way = next(w for w in data.ways if w.method == "fora")
-    verdict = data.verdict(way)
+    variant = next(w for w in data.variants if w.method == "fora")
+    verdict = data.verdict(variant)
     if verdict.rival is not None:
         assert verdict.rival.method in ("full", "fewer-steps")
-        assert verdict.rival.median_s <= way.median_s * 1.03
-        expected = sum(way.per_picture("rmse")) / 4 - sum(verdict.rival.per_picture("rmse")) / 4
+        assert verdict.rival.median_s <= variant.median_s * 1.03
+        expected = sum(variant.per_picture("rmse")) / 4 - sum(verdict.rival.per_picture("rmse")) / 4
         assert verdict.difference.value == pytest.approx(expected)
         within = verdict.difference.low <= 0 <= verdict.difference.high
         assert (verdict.word == "within noise") == within
@@ -103,16 +125,16 @@ def test_difference_within_noise_is_called_so():
     from l2c.report.comparison import Verdict
 
     rival = object()
-    assert Verdict(rival, Interval(-0.1, -0.2, 0.05)).word == "within noise"
-    assert Verdict(rival, Interval(-0.1, -0.2, -0.05)).word == "closer"
-    assert Verdict(rival, Interval(0.1, 0.05, 0.2)).word == "farther"
+    assert Verdict(rival, ConfidenceInterval(-0.1, -0.2, 0.05)).word == "within noise"
+    assert Verdict(rival, ConfidenceInterval(-0.1, -0.2, -0.05)).word == "closer"
+    assert Verdict(rival, ConfidenceInterval(0.1, 0.05, 0.2)).word == "farther"
 
 
 def test_report_command(compared, invoke, tmp_path):
     finished = invoke("report", compared, "--out", tmp_path / "page.html", "--json")
     assert finished.code == 0
     printed = json.loads(finished.out)
-    assert printed["ways"]["ddim-6--full"]["fraction"] == pytest.approx(1)
+    assert printed["variants"]["ddim-6--full"]["fraction"] == pytest.approx(1)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     wrong = invoke("report", compared, "--out", tmp_path / "page.txt")
     assert wrong.code == 2
@@ -149,6 +171,11 @@ window.addEventListener("load", () => {
     before, after, wrong,
     swapped: part.querySelector(".above").src !== source,
     alt: part.querySelector(".above").alt,
+    covered: [...document.querySelectorAll(".plots svg")].flatMap((plot) => {
+      const boxes = [...plot.querySelectorAll(":scope > .label")].map((label) => label.getBoundingClientRect());
+      return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) =>
+        a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom));
+    }).length,
     width: document.documentElement.scrollWidth,
     window: window.innerWidth,
     decoded,
@@ -183,6 +210,7 @@ def test_page_lives_in_a_browser(page, tmp_path, size):
     assert found["width"] <= found["window"]  # nothing but tables scrolls sideways
     assert found["plot"] > 150
     assert found["focusable"] == 0
+    assert found["covered"] == 0  # labels of the front
 
 
 def test_the_short_table_has_the_best_of_every_method(compared):
@@ -190,9 +218,9 @@ def test_the_short_table_has_the_best_of_every_method(compared):
     text = comparison_text(data)
     for base in data.bases:
         assert f"\n{base}\n" in text
-    best = {way_id for base in data.bases for way_id in data.best(data.of_base(base))}
-    assert len(text.splitlines()) == 1 + len(data.bases) + len(best)
-    errors = [f"{data.error(way):.4f}" for way in data.ways if way.id in best]
+    best = {name for base in data.bases for name in data.best(data.of_base(base))}
+    assert len(text.splitlines()) == 2 + len(data.bases) + len(best)
+    errors = [f"{variant.error:.4f}" for variant in data.variants if variant.id in best]
     assert all(error in text for error in errors)
 
 
@@ -202,4 +230,7 @@ def test_document_and_page_show_the_recorded_comparison():
     assert not data.problems
     assert comparison_text(data) in (root / "docs/compare.md").read_text(encoding="utf-8")
     page = (root / "results/compare-embedded-dit.html").read_text(encoding="utf-8")
-    assert page.count("<tr class=") == len(data.ways)
+    assert page.count("<tr class=") == len(data.variants)
+    assert UNITS[data.unit] in page
+    assert all("unit" not in json.loads(p.read_text())["results"] for p in data.folder.glob("records/*"))
+    assert data.unit == "absolute"  # what older records do not say

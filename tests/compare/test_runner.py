@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +22,10 @@ from l2c.compare.plan import plan
 from l2c.compare.runner import Comparison
 from l2c.errors import ConfigError
 from l2c.evaluation.metrics import rmse
-from l2c.models import load_model
+from l2c.models import DiT, load_model, save_model
 from l2c.records import RunRecord
-from l2c.report.comparison import read_comparison
+from l2c.report.comparison_folder import read_comparison
+from l2c.testing import tiny_dit
 
 
 def results(folder: Path) -> dict[str, dict]:
@@ -29,10 +33,10 @@ def results(folder: Path) -> dict[str, dict]:
     return {p.name: json.loads(p.read_text())["results"] for p in sorted(folder.glob("records/*.json"))}
 
 
-def test_every_way_is_recorded_with_its_figures(compared, tiny_file):
+def test_every_variant_is_recorded_with_its_figures(compared, tiny_file):
     config = CompareConfig.load(tiny_file)
     found = results(compared)
-    assert set(found) == {f"{way.id}.json" for way in plan(config)}
+    assert set(found) == {f"{variant.id}.json" for variant in plan(config)}
     model = load_model(config.model)
     fine = l2c.sample(
         model,
@@ -46,20 +50,20 @@ def test_every_way_is_recorded_with_its_figures(compared, tiny_file):
     images = l2c.sample(
         model, [0, 1, 2, 3], list(range(2_000_000, 2_000_004)), steps=6, schedule=schedule, batch_size=2
     )
-    way = found["ddim-6--fora--b0.5.json"]
-    assert way["metrics"]["rmse"] == pytest.approx(rmse(images, fine).tolist(), rel=1e-4)
-    assert way["macs"] == schedule.cost.macs
-    assert len(way["step_errors"]) == 6
-    assert way["step_errors"][0] == 0 < way["step_errors"][-1]
+    variant = found["ddim-6--fora--b0.5.json"]
+    assert variant["metrics"]["rmse"] == pytest.approx(rmse(images, fine).tolist(), rel=1e-4)
+    assert variant["macs"] == schedule.cost.macs
     assert found["ddim-6--full.json"]["metrics"]["psnr"] == [None] * 4  # identical
     assert found["ddim-6--fewer-steps--b0.5.json"]["run"]["steps"] == 3
-    peer = found["ddim-6--diffusers-first-block--1.json"]
-    assert 0.2 < peer["macs"] / peer["full_macs"] < 1
-    assert peer["store_bytes"] is None
+    baseline = found["ddim-6--diffusers-first-block--1.json"]
+    assert 0.2 < baseline["macs"] / baseline["full_macs"] < 1
+    assert baseline["store_bytes"] is None
+    assert baseline["baseline"] is True
+    assert baseline["unit"] == "absolute"
 
 
-def test_timing_rounds_have_every_way(compared, tiny_file):
-    ids = [way.id for way in plan(CompareConfig.load(tiny_file))]
+def test_timing_rounds_have_every_variant(compared, tiny_file):
+    ids = [variant.id for variant in plan(CompareConfig.load(tiny_file))]
     for index in range(2):
         record = RunRecord.load(compared / "timing" / f"round-{index}.json")
         assert sorted(record.timings) == sorted(ids)
@@ -70,7 +74,46 @@ def test_nothing_is_run_again(compared, tiny_file, monkeypatch):
     monkeypatch.setattr(Comparison, "_measure", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr("l2c.compare.rounds.interleave", lambda *_, **__: pytest.fail("timed again"))
     comparison = Comparison(CompareConfig.load(tiny_file), compared, "cpu")
-    assert len(comparison.run()) == len(comparison.ways)
+    assert len(comparison.run()) == len(comparison.variants)
+
+
+def test_records_of_earlier_versions_are_not_made_again(compared, tiny_file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    older = {
+        '"variant":': '"way":',
+        '"variants":': '"ways":',
+        '"baseline":': '"peer":',
+        '"unit": "absolute"': '"x": 0',
+    }
+    for path in (*out.glob("records/*.json"), *out.glob("timing/*.json")):
+        text = path.read_text()
+        for new, old in older.items():
+            text = text.replace(new, old)
+        path.write_text(text)
+    test_nothing_is_run_again(out, tiny_file, monkeypatch)
+    mine, other = read_comparison(out), read_comparison(compared)
+    assert [(v.id, v.group, v.setting, v.errors) for v in mine.variants] == [
+        (v.id, v.group, v.setting, v.errors) for v in other.variants
+    ]
+
+
+def test_latents_have_relative_errors(tiny_file, tmp_path):
+    model = replace(tiny_dit().config, in_channels=4)
+    save_model(DiT(model), tmp_path / "latent.safetensors")
+    text = tiny_file.read_text().split("[[base]]")[0]
+    base = '[[base]]\nsolver = "ddim"\nsteps = 4\nbudgets = [0.5]\n[[method]]\nname = "fora"\n'
+    path = tmp_path / "latent.toml"
+    path.write_text(re.sub('model = ".*"', f'model = "{tmp_path / "latent.safetensors"}"', text) + base)
+    with pytest.raises(
+        ConfigError, match="makes latents, and psnr is of pictures; name the autoencoder's folder"
+    ):
+        Comparison(CompareConfig.load(path), tmp_path / "out", "cpu")
+    path.write_text(path.read_text().replace('["rmse", "psnr"]', '["rmse"]'))
+    Comparison(CompareConfig.load(path), tmp_path / "latent", "cpu").run()
+    data = read_comparison(tmp_path / "latent")
+    assert data.unit == "relative"
+    assert all(variant.results["pictures"] is None for variant in data.variants)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
@@ -92,7 +135,7 @@ def test_killed_comparison_ends_with_the_same_figures(fork_server, compared, tin
         files = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
         assert files == {p.name: p.read_bytes() for p in (compared / name).iterdir()}
     mine, other = read_comparison(tmp_path), read_comparison(compared)
-    assert [(w.id, w.metrics) for w in mine.ways] == [(w.id, w.metrics) for w in other.ways]
+    assert [(w.id, w.metrics) for w in mine.variants] == [(w.id, w.metrics) for w in other.variants]
 
 
 @pytest.fixture
@@ -115,7 +158,7 @@ def test_half_written_record_is_made_again_and_the_others_kept(small, invoke, tm
     text, stamp = broken.read_text(), whole.stat().st_mtime_ns
     broken.write_text(text[: len(text) // 2])
     data = read_comparison(out)
-    assert [way.id for way in data.ways] == ["ddim-4--full"]
+    assert [variant.id for variant in data.variants] == ["ddim-4--full"]
     assert "is not a record written by l2c" in data.problems[0]
     finished = invoke("compare", small, "--out", out)
     assert finished.code == 0
@@ -126,8 +169,8 @@ def test_half_written_record_is_made_again_and_the_others_kept(small, invoke, tm
 
 def test_record_of_other_settings_is_made_again(small, invoke, tmp_path):
     out = tmp_path / "out"
-    peer = '[[method]]\nname = "diffusers-first-block"\nsettings = [{ threshold = 100.0 }]\n'
-    small.write_text(small.read_text() + peer)
+    baseline = '[[method]]\nname = "diffusers-first-block"\nsettings = [{ threshold = 100.0 }]\n'
+    small.write_text(small.read_text() + baseline)
     assert invoke("compare", small, "--out", out).code == 0
     before = results(out)["ddim-4--diffusers-first-block--1.json"]
     small.write_text(small.read_text().replace("threshold = 100.0", "threshold = 0.0"))
@@ -175,14 +218,14 @@ def test_method_for_another_architecture_is_a_sentence(small, invoke, tmp_path):
     assert len(results(tmp_path / "out")) == 1
 
 
-def test_peers_that_are_not_installed(small, invoke, tmp_path, monkeypatch):
+def test_baselines_that_are_not_installed(small, invoke, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "l2c.compare.baselines.find_spec", lambda name: None if name == "cache_dit" else object()
     )
     small.write_text(small.read_text() + '[[method]]\nname = "cache-dit"\n')
     finished = invoke("compare", small, "--out", tmp_path / "out")
     assert finished.code == 2
-    assert "is not installed; pip install 'l2c[peers]', or leave 'cache-dit' out" in finished.err
+    assert "is not installed; pip install 'l2c[baselines]', or leave 'cache-dit' out" in finished.err
     small.write_text(small.read_text() + "optional = true\n")
     finished = invoke("compare", small, "--out", tmp_path / "out")
     assert finished.code == 0

@@ -4,7 +4,12 @@ import math
 import pytest
 import torch
 
-from l2c.bootstrap import mean_interval, paired_difference, statistic_interval
+from l2c.bootstrap import (
+    ErrorSummary,
+    mean_confidence_interval,
+    paired_difference,
+    statistic_confidence_interval,
+)
 from l2c.errors import CheckpointError, ConfigError, DataError
 from l2c.evaluation.distribution import (
     Gaussian,
@@ -15,7 +20,7 @@ from l2c.evaluation.distribution import (
 )
 from l2c.evaluation.features import InceptionV3, _import_alone, extract, make_extractor, to_bytes
 from l2c.evaluation.lpips import _TAPS, Lpips
-from l2c.evaluation.reference import Reference
+from l2c.evaluation.real_images import RealImages
 from l2c.learning.data import ImageData, load_images
 
 
@@ -34,9 +39,9 @@ def test_frechet_distance_of_gaussians_with_a_known_answer(generator):
 
 def test_frechet_distance_from_few_features_is_that_of_their_gaussian(generator):
     features = torch.randn(6, 20, generator=generator)
-    reference = Gaussian.fit(torch.randn(50, 20, generator=generator) + 0.3)
-    assert frechet_distance(features, reference) == pytest.approx(
-        frechet_distance(Gaussian.fit(features), reference), rel=1e-6
+    other = Gaussian.fit(torch.randn(50, 20, generator=generator) + 0.3)
+    assert frechet_distance(features, other) == pytest.approx(
+        frechet_distance(Gaussian.fit(features), other), rel=1e-6
     )
 
 
@@ -74,7 +79,7 @@ def test_intervals_cover_and_tell_noise_from_difference(generator):
     covered = 0
     for seed in range(50):
         values = torch.randn(30, generator=generator).tolist()
-        interval = mean_interval(values, seed=seed)
+        interval = mean_confidence_interval(values, seed=seed)
         covered += interval.low <= 0 <= interval.high
     assert 42 <= covered <= 50
     values = torch.randn(30, generator=generator)
@@ -85,9 +90,17 @@ def test_intervals_cover_and_tell_noise_from_difference(generator):
         paired_difference([1.0], [1.0, 2.0])
 
 
+def test_error_summary_has_the_mean_the_95th_percentile_and_the_worst():
+    summary = ErrorSummary.of([float(value) for value in range(101)])
+    assert (summary.mean.value, summary.p95, summary.worst) == (50, 95, 100)
+    assert summary.mean.low < 50 < summary.mean.high
+    with pytest.raises(ConfigError, match="no images"):
+        ErrorSummary.of([])
+
+
 def test_interval_of_a_set_lies_around_its_figure():
     values = torch.arange(20.0)
-    interval = statistic_interval(20, lambda rows: float(values[rows].std()))
+    interval = statistic_confidence_interval(20, lambda rows: float(values[rows].std()))
     assert interval.low < interval.value < interval.high
     assert interval.value == pytest.approx(float(values.std()))
 
@@ -99,31 +112,31 @@ def test_efficientnet_distance_of_real_images_grows_with_noise(shared, generator
     extractor = make_extractor("efficientnet-lite0")
     train = load_images(shared / "data" / "cifar10-train-25k.parquet", image_size=32)
     test = load_images(shared / "data" / "cifar10-test.parquet", image_size=32)
-    reference = Reference.of(extractor, train, num_images=140)
-    reference.save(tmp_path / "train.safetensors")
-    reference = Reference.load(tmp_path / "train.safetensors", extractor.name)
+    real = RealImages.of(extractor, train, num_images=140)
+    real.save(tmp_path / "train.safetensors")
+    real = RealImages.load(tmp_path / "train.safetensors", extractor.name)
     images = torch.stack([test.image(i) for i in range(60)])
     noise = torch.randn(images.shape, generator=generator)
     features = [
         extract(extractor, to_bytes(images + level * noise).split(16))[0] for level in (0.0, 0.25, 0.8)
     ]
-    distances = [frechet_distance(values, reference.gaussian) for values in features]
+    distances = [frechet_distance(values, real.gaussian) for values in features]
     assert distances[0] < distances[1] / 1.5
     assert distances[1] < distances[2] / 1.1
-    kernel = [kernel_distance(values, reference.features) for values in features]
+    kernel = [kernel_distance(values, real.features) for values in features]
     assert kernel[0] < kernel[1] < kernel[2]
-    precision = [precision_recall(values, reference.features)[0] for values in features]
+    precision = [precision_recall(values, real.features)[0] for values in features]
     assert precision[0] > precision[2]
 
 
-def test_reference_of_another_network_is_refused(tmp_path):
+def test_statistics_of_another_network_is_refused(tmp_path):
     gaussian = Gaussian(torch.zeros(2).double(), torch.eye(2).double(), 3)
-    Reference("inception-v3", "images", gaussian, torch.zeros(3, 2)).save(tmp_path / "r.safetensors")
+    RealImages("inception-v3", "images", gaussian, torch.zeros(3, 2)).save(tmp_path / "r.safetensors")
     with pytest.raises(DataError, match="statistics of inception-v3 but efficientnet-lite0 is asked for"):
-        Reference.load(tmp_path / "r.safetensors", "efficientnet-lite0")
+        RealImages.load(tmp_path / "r.safetensors", "efficientnet-lite0")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(DataError, match="does not hold reference statistics"):
-        Reference.load(tmp_path / "broken.safetensors", "efficientnet-lite0")
+    with pytest.raises(DataError, match="does not hold statistics of real images"):
+        RealImages.load(tmp_path / "broken.safetensors", "efficientnet-lite0")
 
 
 def test_images_of_mixed_sizes_are_named(tmp_path):
@@ -141,7 +154,7 @@ def test_images_of_mixed_sizes_are_named(tmp_path):
 
     data: ImageData = load_images(tmp_path, image_size=8)
     with pytest.raises(DataError, match=r"2\.png is 9x9 pixels, but 8x8 are needed; resize the images first"):
-        Reference.of(Flat(), data)
+        RealImages.of(Flat(), data)
 
 
 def test_inception_weights_are_read_from_a_file(tmp_path):

@@ -8,10 +8,10 @@ from l2c.evaluation.metrics import psnr, rmse, ssim
 
 
 def test_psnr_is_paired_and_per_image():
-    references = torch.zeros(2, 3, 8, 8)
+    targets = torch.zeros(2, 3, 8, 8)
     images = torch.stack([torch.full((3, 8, 8), 0.02), torch.full((3, 8, 8), -0.2)])
-    assert psnr(images, references).tolist() == pytest.approx([40.0, 20.0])
-    assert rmse(images, references).tolist() == pytest.approx([0.02, 0.2])
+    assert psnr(images, targets).tolist() == pytest.approx([40.0, 20.0])
+    assert rmse(images, targets).tolist() == pytest.approx([0.02, 0.2])
 
 
 def test_equal_images_have_infinite_psnr():
@@ -20,15 +20,15 @@ def test_equal_images_have_infinite_psnr():
 
 
 def test_data_range_is_the_largest_difference():
-    images, references = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 25.5)
-    assert psnr(images, references, data_range=255).item() == pytest.approx(20.0)
+    images, targets = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 25.5)
+    assert psnr(images, targets, data_range=255).item() == pytest.approx(20.0)
     with pytest.raises(ConfigError, match="positive"):
-        psnr(images, references, data_range=0)
+        psnr(images, targets, data_range=0)
 
 
 def test_half_precision_is_measured_exactly():
-    images, references = torch.full((1, 3, 64, 64), 0.001).half(), torch.zeros(1, 3, 64, 64).half()
-    assert rmse(images, references).item() == pytest.approx(0.001, rel=1e-3)
+    images, targets = torch.full((1, 3, 64, 64), 0.001).half(), torch.zeros(1, 3, 64, 64).half()
+    assert rmse(images, targets).item() == pytest.approx(0.001, rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (3, 8, 8)])
@@ -66,3 +66,11 @@ def test_ssim_by_the_definition_at_one_place(generator):
 def test_ssim_needs_room_for_its_window():
     with pytest.raises(ConfigError, match="at least 11x11 pixels, got 8x8"):
         ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+def test_relative_errors_are_in_units_of_each_target():
+    targets = torch.stack([torch.full((4, 8, 8), 2.0), torch.full((4, 8, 8), -0.5)])
+    assert rmse(1.1 * targets, targets, "relative").tolist() == pytest.approx([0.1, 0.1])
+    assert rmse(torch.zeros(2, 16, 4), torch.ones(2, 16, 4), "relative").tolist() == [1.0, 1.0]  # tokens
+    with pytest.raises(ConfigError, match="an error is absolute or relative, got the unit 'percent'"):
+        rmse(targets, targets, "percent")

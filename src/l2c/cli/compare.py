@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from l2c.cli.console import note, print_json, progress_bar, results, say
+from l2c.cli.console import note, print_json, progress_bar, say
 from l2c.cli.options import OUTPUT, Device, JsonOutput
 from l2c.devices import resolve_device
 from l2c.errors import ConfigError
-
-if TYPE_CHECKING:
-    from l2c.records import RunRecord
 
 
 def compare(
@@ -46,9 +43,9 @@ def compare(
     device: Device = "auto",
     as_json: JsonOutput = False,
 ) -> None:
-    """Compare published ways to be faster on equal terms.
+    """Compare caches, schedules and fewer steps on equal terms.
 
-    A TOML file names a model, runs to make faster, methods, budgets and metrics. Every way samples the same noise;
+    A TOML file names a model, runs to make faster, methods, budgets and metrics. Every variant samples the same noise;
     each is recorded in a file of its own, with every figure per picture; then all of them are timed in turn. A
     comparison that was interrupted, or whose file has more methods now, goes on where it was. `l2c report` makes
     the page.
@@ -61,20 +58,22 @@ def compare(
     from l2c.compare.config import CompareConfig, to_plain
     from l2c.compare.plan import plan
     from l2c.compare.runner import Comparison
+    from l2c.report.compare_table import comparison_text
+    from l2c.report.comparison_folder import read_comparison
 
     if (file is None) == (preset is None):
         raise ConfigError("give either a TOML file or --preset NAME")
     config = CompareConfig.load(file) if file is not None else CompareConfig.preset(str(preset))
     if show:
-        ways = [way.id for way in plan(config)]
+        variants = [variant.id for variant in plan(config)]
         if as_json:
-            print_json({"config": to_plain(config), "ways": ways})
+            print_json({"config": to_plain(config), "variants": variants})
         else:
-            results().print("\n".join(ways))
+            print("\n".join(variants))
         return
     comparison = Comparison(config, out, resolve_device(device), note=lambda text: say("note", text))
     with progress_bar("what") as bar:
-        task = bar.add_task("comparing", total=len(comparison.ways), what="")
+        task = bar.add_task("comparing", total=len(comparison.variants), what="")
 
         def on_progress(what: str, done: int, total: int) -> None:
             bar.update(task, completed=done, what=what)
@@ -83,26 +82,6 @@ def compare(
     if as_json:
         print_json({"folder": str(out), "records": [record.to_json() for record in records]})
     else:
-        _report(records)
+        if "rmse" in config.metrics:
+            print(comparison_text(read_comparison(out)))
         note(f"l2c report {out} --out {out}.html makes the page")
-
-
-def _report(records: list[RunRecord]) -> None:
-    from statistics import mean
-
-    from rich import box
-    from rich.table import Table
-
-    names = [name for name, values in records[0].results["metrics"].items() if isinstance(values, list)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("way", overflow="fold")
-    for name in ("MACs", *names):
-        table.add_column(name, justify="right", no_wrap=True)
-    for record in records:
-        made = record.results
-        figures = []
-        for name in names:
-            values = [value for value in made["metrics"][name] if value is not None]
-            figures.append(f"{mean(values):.4g}" if values else "-")
-        table.add_row(made["id"], f"{made['macs'] / made['full_macs']:.0%}", *figures)
-    results().print(table)

@@ -30,8 +30,9 @@ def report(
 ) -> None:
     """Make one page of a comparison, from its records alone.
 
-    Error against measured time and against MACs, with the front; a table of all ways with intervals; the same
-    pictures side by side; schedules; and what it takes to make it again. The page needs no network and no other
+    Error against measured time and against MACs, with the front; a table of all variants with confidence intervals,
+    95th percentiles and the worst picture; the same pictures side by side; schedules; and what it takes to make it
+    again. The page needs no network and no other
     file. No model is run. Printed is, of every method, the setting that trades best.
 
     For example:
@@ -40,8 +41,8 @@ def report(
     """
     from l2c.files import atomic_write
     from l2c.report.compare_page import compare_page
-    from l2c.report.compare_text import comparison_text
-    from l2c.report.comparison import read_comparison
+    from l2c.report.compare_table import comparison_text
+    from l2c.report.comparison_folder import read_comparison
 
     path = folder / "report.html" if out is None else out
     check_suffix(path, ".html", "--out")
@@ -50,17 +51,18 @@ def report(
         say("note", problem)
     atomic_write(path, compare_page(data).encode())
     if as_json:
-        verdicts = {way.id: data.verdict(way).word for way in data.ways}
         figures = {
-            way.id: {
-                "fraction": way.fraction,
-                "median_s": way.median_s,
-                "error": data.error(way),
-                "verdict": verdicts[way.id],
+            variant.id: {
+                "fraction": variant.fraction,
+                "median_s": variant.median_s,
+                "error": variant.error,
+                "error_p95": variant.errors.p95,
+                "error_worst": variant.errors.worst,
+                "verdict": data.verdict(variant).word,
             }
-            for way in data.ways
+            for variant in data.variants
         }
-        print_json({"page": str(path), "ways": figures})
+        print_json({"page": str(path), "unit": data.unit, "variants": figures})
     else:
         print(comparison_text(data))
-        note(f"{path} shows {len(data.ways)} ways")
+        note(f"{path} shows {len(data.variants)} variants")

@@ -1,1 +1,1 @@
-"""Every way to be faster on equal terms: planned from a TOML file, one record per way, resumed after a crash."""
+"""Variants on equal terms: planned from a TOML file, one record each, resumed after a crash."""

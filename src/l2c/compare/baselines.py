@@ -14,7 +14,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,7 +33,7 @@ SampleBatch = Callable[[Callable[[], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """A cache of another library.
 
     Attributes:
@@ -44,7 +44,7 @@ class Peer:
         enable: Context manager over (transformer, steps, settings) that yields a `SampleBatch`.
         settings: Three that span from careful to fast on small models.
         prepare: What it has to find out beforehand, as plain data that is added to its settings; arguments
-            (sampler of the transformer, noise, labels, settings).
+            (transformer, steps, a function that samples with it).
     """
 
     name: str
@@ -53,12 +53,23 @@ class Peer:
     package: str
     enable: Callable[[Any, int, Mapping[str, Any]], AbstractContextManager[SampleBatch]]
     settings: tuple[Mapping[str, Any], ...] = ({},)
-    prepare: Callable[[Sampler, Tensor, Tensor, Mapping[str, Any]], dict[str, Any]] | None = None
+    prepare: Callable[[Any, int, Callable[[], Tensor]], dict[str, Any]] | None = None
 
     @property
     def installed(self) -> bool:
         """Whether it can be run here."""
         return find_spec(self.package) is not None
+
+    def check_installed(self) -> None:
+        """Refuses what cannot be run here.
+
+        Raises:
+            ConfigError: If the library is not installed.
+        """
+        if not self.installed:
+            raise ConfigError(
+                f"{self.title} is not installed; pip install 'l2c[baselines]', or leave '{self.name}' out"
+            )
 
 
 @contextmanager
@@ -96,14 +107,11 @@ def _mag(transformer: Any, steps: int, settings: Mapping[str, Any]) -> Iterator[
     yield lambda sample: _in_context(transformer, sample)
 
 
-def _calibrate_mag(
-    sampler: Sampler, noise: Tensor, labels: Tensor, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def _calibrate_mag(transformer: Any, steps: int, sample: Callable[[], Tensor]) -> dict[str, Any]:
     """The ratios that MagCache wants to be given; its calibration only prints them."""
-    transformer = sampler.denoiser.model
     printed = io.StringIO()
-    with _mag(transformer, sampler.steps, {"calibrate": True}) as batch, redirect_stdout(printed):
-        batch(lambda: sampler(noise, labels))
+    with _mag(transformer, steps, {"calibrate": True}) as batch, redirect_stdout(printed):
+        batch(sample)
     listed = printed.getvalue()
     return {
         "mag_ratios": ast.literal_eval(listed[listed.index("[", listed.index("):")) : listed.rindex("]") + 1])
@@ -154,11 +162,11 @@ def _cache_dit(transformer: Any, steps: int, settings: Mapping[str, Any]) -> Ite
 
 _CAREFUL_TO_FAST = (0.05, 0.1, 0.2)
 
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        Peer("diffusers", "diffusers, everything computed", "diffusers", "diffusers", _bare),
-        Peer(
+BASELINES: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("diffusers", "diffusers, everything computed", "diffusers", "diffusers", _bare),
+        Baseline(
             "diffusers-first-block",
             "First Block Cache (diffusers)",
             "diffusers.hooks.FirstBlockCacheConfig",
@@ -166,7 +174,7 @@ PEERS: dict[str, Peer] = {
             _first_block,
             tuple({"threshold": threshold} for threshold in _CAREFUL_TO_FAST),
         ),
-        Peer(
+        Baseline(
             "diffusers-taylorseer",
             "TaylorSeer (diffusers)",
             "diffusers.hooks.TaylorSeerCacheConfig",
@@ -177,7 +185,7 @@ PEERS: dict[str, Peer] = {
                 for every in (2, 3, 4)
             ),
         ),
-        Peer(
+        Baseline(
             "diffusers-mag",
             "MagCache (diffusers)",
             "diffusers.hooks.MagCacheConfig",
@@ -186,7 +194,7 @@ PEERS: dict[str, Peer] = {
             tuple({"threshold": t, "max_skip_steps": s} for t, s in ((0.03, 2), (0.06, 3), (0.24, 5))),
             _calibrate_mag,
         ),
-        Peer(
+        Baseline(
             "cache-dit",
             "cache-dit, DBCache and TaylorSeer",
             "cache-dit on PyPI",
@@ -208,88 +216,59 @@ PEERS: dict[str, Peer] = {
 }
 
 
-@dataclass
 class ForwardCount:
-    """How often each module of interest ran in full, and what that cost.
+    """Counts how often each module of interest runs in full, and what that costs.
 
-    Attributes:
-        transformer: diffusers' `DiTTransformer2DModel`.
-        calls: Forwards by path of the module.
+    Args:
+        transformer: diffusers' `DiTTransformer2DModel`, before a cache is enabled on it.
     """
 
-    transformer: Any
-    calls: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        table = find_layers(self.transformer)
-        width = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+    def __init__(self, transformer: Any) -> None:
+        table = find_layers(transformer)
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self._macs = {layer.module_path: layer.macs for layer in table.layers}
         blocks = dict.fromkeys(path.rpartition(".")[0] for path in self._macs)
         norms = {f"{block}.norm1": 7 * width**2 + 256 * width for block in blocks}
         self._other_macs: int = table.rest_macs - sum(norms.values())
         self._macs |= norms
+        self._calls, self._evaluations = dict.fromkeys(self._macs, 0), 0
+        transformer.register_forward_pre_hook(self._evaluate)
         for path in self._macs:
-            self._count(path, self.transformer.get_submodule(path))
+            self._count(path, transformer.get_submodule(path))
+
+    def _evaluate(self, *_: object) -> None:
+        self._evaluations += 1
 
     def _count(self, path: str, module: nn.Module) -> None:
         forward = module.forward
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            self.calls[path] = self.calls.get(path, 0) + 1
+            self._calls[path] += 1
             return forward(*arguments, **options)
 
         module.forward = counted
 
-    def macs(self, evaluations: int) -> int:
-        """Multiply-accumulates for one image, without guidance, of so many evaluations of the whole model."""
-        return (
-            sum(self._macs[path] * calls for path, calls in self.calls.items())
-            + evaluations * self._other_macs
-        )
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of an evaluation for one image, without guidance: the mean over all that ran."""
+        spent = sum(self._macs[path] * calls for path, calls in self._calls.items())
+        return spent / max(1, self._evaluations) + self._other_macs
 
 
-@contextmanager
-def peer_sampler(
-    model: nn.Module, sampler: Sampler, peer: Peer, settings: Mapping[str, Any]
-) -> Iterator[tuple[Callable[..., Tensor], ForwardCount]]:
-    """Enables a peer on a copy of the model in diffusers' layout.
-
-    Args:
-        model: Our DiT, or diffusers' own class.
-        sampler: What the run is like.
-        peer: The cache.
-        settings: Its settings, with what `peer.prepare` found out.
-
-    Yields:
-        A function like `Sampler.__call__` for one batch, and the count of what ran.
+def in_diffusers(sampler: Sampler) -> Sampler:
+    """The same run on a copy of a DiT as diffusers' class.
 
     Raises:
-        ConfigError: If the model is no DiT or the library is not installed.
+        ConfigError: If the model is no DiT.
     """
-    transformer = diffusers_copy(model)
-    if not peer.installed:
-        raise ConfigError(
-            f"{peer.title} is not installed; pip install 'l2c[peers]', or leave '{peer.name}' out"
-        )
-    count = ForwardCount(transformer)
-    copied = Sampler(
-        Denoiser.of(transformer), sampler.solver, sampler.steps, sampler.spacing, sampler.guidance
-    )
-    with peer.enable(transformer, len(sampler.run.timesteps), settings) as batch:
-        yield lambda *arguments: batch(lambda: copied(*arguments)), count
-
-
-def diffusers_copy(model: nn.Module) -> Any:
-    """A copy of a DiT as diffusers' class.
-
-    Raises:
-        ConfigError: If it is no DiT.
-    """
+    model = sampler.denoiser.model
     if isinstance(model, DiT):
-        return to_diffusers(model)
-    if type(model).__name__ == DIFFUSERS_CLASS:
-        return copy.deepcopy(model)
-    raise ConfigError(
-        f"the caches of diffusers and cache-dit run on a {DIFFUSERS_CLASS} only, got a {type(model).__name__}; "
-        "leave them out"
-    )
+        copied = to_diffusers(model)
+    elif type(model).__name__ == DIFFUSERS_CLASS:
+        copied = copy.deepcopy(model)
+    else:
+        raise ConfigError(
+            f"the caches of diffusers and cache-dit run on a {DIFFUSERS_CLASS} only, got a {type(model).__name__}; "
+            "leave them out"
+        )
+    return replace(sampler, denoiser=Denoiser.of(copied))

@@ -1,55 +1,50 @@
-"""A way made ready to sample: its schedule or peer, how it is switched on, and what it costs."""
+"""A variant made ready: something that can be switched on, sampled for given examples, and told the cost of."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from l2c.cache.cached_model import enable_cache
-from l2c.compare.baselines import PEERS, diffusers_copy, peer_sampler
-from l2c.compare.config import CompareConfig
-from l2c.compare.plan import FULL, Way
+from l2c.cache.cached_model import CachedModel, enable_cache
+from l2c.compare.baselines import BASELINES, ForwardCount, in_diffusers
+from l2c.compare.model import ComparedModel
+from l2c.compare.plan import FULL, Variant
 from l2c.errors import ConfigError
-from l2c.layers import find_layers
 from l2c.methods.registry import find_method, schedule_for
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.guidance import Guidance
 from l2c.sampling.memory import store_bytes
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.sampler import Sampler
 from l2c.schedule.contract import Run
 from l2c.schedule.schedule import CacheSchedule
 
 Sample = Callable[..., Tensor]
-"""(noise, labels, observer=None) -> samples, as `Sampler`."""
+"""(*examples) -> samples of one batch."""
+
+Ready = tuple[Sample, Callable[[], float]]
+"""What samples a batch, and what tells the multiply-accumulates per picture, without guidance, of what ran."""
 
 CALIBRATION_SEED = 7_500_000
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A way that can be sampled.
+class Candidate(ABC):
+    """A variant that can be sampled.
 
     Attributes:
-        way: Which one.
-        model: Our model.
-        sampler: The model with the solver of the way, which may be another than its base's.
-        schedule: What to compute; None for a peer.
-        prepared: What a peer found out beforehand, plain data.
+        variant: Which one.
+        sampler: Makes its run, which may be another than its base's.
         prepare_s: Seconds of calibration or learning.
     """
 
-    way: Way
-    model: nn.Module
+    variant: Variant
     sampler: Sampler
-    schedule: CacheSchedule | None = None
-    prepared: Mapping[str, Any] = field(default_factory=dict)
     prepare_s: float = 0.0
 
     @property
@@ -57,135 +52,140 @@ class Candidate:
         """The run that it makes."""
         return self.sampler.run
 
+    @abstractmethod
+    def ready(self) -> AbstractContextManager[Ready]:
+        """Switches it on while the context lasts."""
+
+    @abstractmethod
+    def store_bytes(self, batch_size: int) -> int | None:
+        """Peak memory of stored features; None where nobody tells."""
+
+
+@dataclass(frozen=True)
+class ScheduleCandidate(Candidate):
+    """A method, as the schedule that it made."""
+
+    schedule: CacheSchedule = field(kw_only=True)
+
+    @property
+    def caches(self) -> bool:
+        """Whether it reuses anything."""
+        return not bool(self.schedule.compute.all())
+
+    def _enabled(self) -> AbstractContextManager[CachedModel | None]:
+        return enable_cache(self.sampler.denoiser.model, self.schedule) if self.caches else nullcontext()
+
     @contextmanager
-    def ready(self) -> Iterator[tuple[Sample, Callable[[], float]]]:
-        """Switches it on.
+    def ready(self) -> Iterator[Ready]:
+        """See `Candidate.ready`."""
+        with self._enabled():
+            yield self.sampler, lambda: float(self.schedule.cost.macs)
 
-        Yields:
-            The function that samples a batch, and one that tells the multiply-accumulates per picture, guidance not
-            counted, from what ran since.
-        """
-        evaluations = len(self.run.timesteps)
-        if self.way.is_peer:
-            settings = {**self.way.settings, **self.prepared}
-            batches = 0
-            peer = PEERS[self.way.method]
-            with peer_sampler(self.model, self.sampler, peer, settings) as (sample, count):
+    def store_bytes(self, batch_size: int) -> int:
+        """See `Candidate.store_bytes`."""
+        with self._enabled() as cache:
+            return 0 if cache is None else store_bytes(cache, self.sampler, batch_size)
 
-                def counted(*arguments: Any) -> Tensor:
-                    nonlocal batches
-                    batches += 1
-                    return sample(*arguments)
 
-                yield counted, lambda: count.macs(batches * evaluations) / max(1, batches)
-            return
-        assert self.schedule is not None
-        if bool(self.schedule.compute.all()):
-            macs = float(self.schedule.cost.macs)
-            yield self.sampler, lambda: macs
-            return
-        with enable_cache(self.model, self.schedule):
-            macs = float(self.schedule.cost.macs)
-            yield self.sampler, lambda: macs
+@dataclass(frozen=True)
+class BaselineCandidate(Candidate):
+    """A cache of another library, and what it found out beforehand."""
+
+    prepared: Mapping[str, Any] = field(kw_only=True)
+
+    @contextmanager
+    def ready(self) -> Iterator[Ready]:
+        """See `Candidate.ready`."""
+        baseline, evaluations = BASELINES[self.variant.method], len(self.run.timesteps)
+        copied = in_diffusers(self.sampler)
+        count = ForwardCount(copied.denoiser.model)
+        settings = {**self.variant.settings, **self.prepared}
+        with baseline.enable(copied.denoiser.model, evaluations, settings) as around:
+            yield (
+                lambda *examples: around(lambda: copied(*examples)),
+                lambda: evaluations * count.macs,
+            )
 
     def store_bytes(self, batch_size: int) -> int | None:
-        """Peak memory of stored features; None where a peer does not tell."""
-        if self.schedule is None:
-            return None if self.way.method != "diffusers" else 0
-        if bool(self.schedule.compute.all()):
-            return 0
-        with enable_cache(self.model, self.schedule) as cache:
-            return store_bytes(cache, self.sampler, batch_size)
+        """See `Candidate.store_bytes`."""
+        return 0 if self.variant.method == "diffusers" else None
 
 
 class Maker:
-    """Makes candidates, and shares what is costly between those of one method and base."""
+    """Makes candidates, and shares what is costly between those of one method and base.
 
-    def __init__(self, config: CompareConfig, model: nn.Module) -> None:
-        self._config, self._model = config, model
+    Args:
+        model: What is compared.
+        guidance: Guidance scale, for methods that calibrate or learn.
+    """
+
+    def __init__(self, model: ComparedModel, guidance: float) -> None:
+        self._model, self._guidance = model, guidance
         self._shared: dict[str, tuple[Any, float]] = {}
 
     def make(
-        self, way: Way, saved: Path | None = None, prepared: Mapping[str, Any] | None = None
+        self, variant: Variant, saved: Path | None = None, prepared: Mapping[str, Any] | None = None
     ) -> Candidate:
         """A candidate, made anew, or from what an earlier run saved.
 
         Args:
-            way: Which one.
+            variant: Which one.
             saved: File of its schedule, if there may be one.
-            prepared: What a peer found out.
+            prepared: What a baseline found out.
 
         Raises:
             L2CError: If the method does not fit the model or a setting is wrong.
         """
-        sampler = self._sampler(way.base.solver, way.base.steps, way.base.spacing)
-        if way.is_peer:
-            return self._peer(way, sampler, prepared)
+        base = variant.base
+        if variant.is_baseline:
+            return self._baseline(variant, prepared)
         if saved is not None and saved.is_file():
             schedule, seconds = CacheSchedule.load(saved), 0.0
-        else:
-            schedule, seconds = self._schedule(way, sampler)
-        run = schedule.contract.run
-        sampler = Sampler.of_run(Denoiser.of(self._model), run, Guidance(self._config.guidance))
-        schedule.contract.check_run(sampler.run)
-        schedule.check_layers(find_layers(self._model))
-        return Candidate(way, self._model, sampler, schedule, prepare_s=seconds)
-
-    def _schedule(self, way: Way, sampler: Sampler) -> tuple[CacheSchedule, float]:
-        base = way.base
-        if way.method == FULL:
-            method = find_method("fewer-steps")
-            full = method.make(self._model, base.solver, base.steps, spacing=base.spacing, budget=1.0)
-            return replace(full, provenance={"method": FULL}), 0.0
-        method = find_method(way.method)
-        architecture = find_layers(self._model).architecture
-        if architecture not in method.architectures:
-            raise ConfigError(
-                f"{method.title} is for {' and '.join(method.architectures)}, and {self._config.model} is a "
-                f"{architecture}; "
-                f"leave '{method.name}' out"
+        elif variant.method == FULL:
+            full = find_method("fewer-steps").make(
+                self._model.model, base.solver, base.steps, spacing=base.spacing, budget=1.0
             )
-        run: dict[str, Any] = {"spacing": base.spacing, "guidance": self._config.guidance}
+            schedule, seconds = replace(full, provenance={"method": FULL}), 0.0
+        else:
+            schedule, seconds = self._schedule(variant)
+        sampler = self._model.sampler_of(schedule.contract.run)
+        schedule.contract.check_run(sampler.run)
+        schedule.check_layers(self._model.table)
+        return ScheduleCandidate(variant, sampler, seconds, schedule=schedule)
+
+    def _schedule(self, variant: Variant) -> tuple[CacheSchedule, float]:
+        base, model, method = variant.base, self._model.model, find_method(variant.method)
+        if (architecture := self._model.table.architecture) not in method.architectures:
+            raise ConfigError(
+                f"{method.title} is for {' and '.join(method.architectures)}, and {self._model.name} is a "
+                f"{architecture}; leave '{method.name}' out"
+            )
+        run: dict[str, Any] = {"spacing": base.spacing, "guidance": self._guidance}
         prepared, seconds = None, 0.0
         if method.prepare is not None:
-            options = {k: v for k, v in way.settings.items() if k in method.prepare_settings}
+            options = {k: v for k, v in variant.settings.items() if k in method.prepare_settings}
             key = f"{method.name} {base.name} {sorted(options.items())}"
             if key not in self._shared:
                 began = perf_counter()
-                found = method.prepare(self._model, base.solver, base.steps, **run, **options)
+                found = method.prepare(model, base.solver, base.steps, **run, **options)
                 self._shared[key] = (found, perf_counter() - began)
             prepared, seconds = self._shared[key]
         schedule = schedule_for(
-            method,
-            self._model,
-            base.solver,
-            base.steps,
-            **run,
-            budget=way.budget,
-            prepared=prepared,
-            settings=way.settings,
-        )
+            method, model, base.solver, base.steps, **run,
+            budget=variant.budget, prepared=prepared, settings=variant.settings,
+        )  # fmt: skip
         return schedule, seconds
 
-    def _peer(self, way: Way, sampler: Sampler, prepared: Mapping[str, Any] | None) -> Candidate:
-        peer, seconds = PEERS[way.method], 0.0
-        if peer.prepare is not None and prepared is None:
-            began = perf_counter()
-            transformer = diffusers_copy(self._model)
-            copied = replace(sampler, denoiser=Denoiser.of(transformer))
-            noise, labels = self.batch(range(CALIBRATION_SEED, CALIBRATION_SEED + 2))
+    def _baseline(self, variant: Variant, prepared: Mapping[str, Any] | None) -> BaselineCandidate:
+        baseline, base = BASELINES[variant.method], variant.base
+        baseline.check_installed()
+        sampler, seconds = self._model.sampler(base.solver, base.steps, base.spacing), 0.0
+        if baseline.prepare is not None and prepared is None:
+            began, copied = perf_counter(), in_diffusers(sampler)
+            examples = self._model.examples(range(CALIBRATION_SEED, CALIBRATION_SEED + 2))
             with torch.no_grad():
-                prepared = peer.prepare(copied, noise, labels, way.settings)
+                prepared = baseline.prepare(
+                    copied.denoiser.model, len(sampler.run.timesteps), lambda: copied(*examples)
+                )
             seconds = perf_counter() - began
-        return Candidate(way, self._model, sampler, None, prepared or {}, seconds)
-
-    def _sampler(self, solver: str, steps: int, spacing: str) -> Sampler:
-        guidance = Guidance(self._config.guidance)
-        return Sampler(Denoiser.of(self._model), solver, steps, spacing, guidance)
-
-    def batch(self, seeds: range) -> tuple[Tensor, Tensor]:
-        """Noise and labels of the pictures with these seeds; classes take turns."""
-        denoiser = Denoiser.of(self._model)
-        noise = seeded_noise(seeds, denoiser.sample_shape).to(denoiser.device)
-        labels = torch.tensor([seed % denoiser.num_classes for seed in seeds], device=denoiser.device)
-        return noise, labels
+        return BaselineCandidate(variant, sampler, seconds, prepared=prepared or {})

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from l2c.compare.baselines import PEERS
+from l2c.compare.baselines import BASELINES
 from l2c.errors import ConfigError
 from l2c.methods.registry import all_methods, unknown
 from l2c.sampling.solvers import make_solver
@@ -51,8 +51,8 @@ class MethodChoice:
     """A method with the settings to try.
 
     Attributes:
-        name: From the registry of methods, or a peer.
-        settings: One or several sets of settings; none takes the published ones, or those of the peer.
+        name: From the registry of methods, or a baseline.
+        settings: One or several sets of settings; none takes the published ones, or those of the baseline.
         budgets: Instead of the base's; an empty list takes the settings as they are.
         bases: Names of the bases it runs on; all by default.
         optional: Leave it out, and say so, where what it needs is not installed.
@@ -67,7 +67,7 @@ class MethodChoice:
 
 @dataclass(frozen=True)
 class Reference:
-    """The fine run that stands for the exact solution."""
+    """The fine run whose pictures errors are measured against."""
 
     solver: str = "dpmsolver++3"
     steps: int = 100
@@ -81,13 +81,13 @@ class CompareConfig:
     Attributes:
         model: Name or path of the model.
         bases: Runs that are to become faster.
-        methods: Ways to make them so.
+        methods: What makes them so.
         guidance: Guidance scale.
-        images: How many pictures each way makes.
+        images: How many pictures each variant makes.
         batch_size: Pictures at a time.
         seed: Seed of the first picture; the next ones count up.
         timing_images: Pictures of a timed repetition.
-        repetitions: Timed repetitions, in each of which all ways take turns.
+        repetitions: Timed repetitions, in each of which all variants take turns.
         metrics: Of `PAIRED` and `DISTRIBUTIONAL`.
         reference: The fine run.
         features: Feature extractor of the distributional metrics, see `make_extractor`.
@@ -96,7 +96,7 @@ class CompareConfig:
         lpips: Paths of the weights of LPIPS, `network` and `heads`.
         vae: Folder of the autoencoder of a latent model.
         dtype: Number format of the weights.
-        shown_images: Pictures that are kept of each way, for the report.
+        shown_images: Pictures that are kept of each variant, for the report.
     """
 
     model: str
@@ -156,7 +156,7 @@ class CompareConfig:
         return tuple(metric for metric in self.metrics if metric in DISTRIBUTIONAL)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the figures of a way, in plain data; the list of methods and bases does not."""
+        """What decides the figures of a variant, in plain data; the list of methods and bases does not."""
         left_out = ("bases", "methods", "timing_images", "repetitions", "shown_images")
         return {key: value for key, value in to_plain(self).items() if key not in left_out}
 
@@ -240,11 +240,11 @@ def _build(cls: type, data: Any, source: str) -> Any:
 
 
 def _check_method(method: MethodChoice, bases: list[str]) -> None:
-    known = {**all_methods(), **PEERS}
+    known = {**all_methods(), **BASELINES}
     if method.name not in known:
         raise ConfigError(unknown("method", method.name, known))
     for base in method.bases or ():
         if base not in bases:
             raise ConfigError(f"method '{method.name}': {unknown('base', base, bases)}")
-    if method.name in PEERS and method.budgets:
+    if method.name in BASELINES and method.budgets:
         raise ConfigError(f"'{method.name}' decides while it samples and takes settings, not budgets")

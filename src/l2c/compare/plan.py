@@ -1,27 +1,29 @@
-"""A comparison as single ways, each with a name for its record."""
+"""A comparison as single variants, each with a name for its record."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l2c.compare.baselines import PEERS
+from l2c.compare.baselines import BASELINES
 from l2c.compare.config import Base, CompareConfig, MethodChoice
+from l2c.methods.registry import find_method
 
 FULL = "full"
-"""The way that computes everything; every base has it."""
+"""The method that computes everything; every base has it."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of sampling: a base, a method with settings, and a budget.
+class Variant:
+    """A base run, a method with settings, and a budget.
 
     Attributes:
         id: Name of its record.
         base: The run that is to become faster.
-        method: Name of the method or peer; `full` computes everything.
+        method: Name of the method or baseline; `full` computes everything.
         settings: Of the method.
         budget: Share of the base's MACs to aim at; None takes the settings as they are.
     """
@@ -32,38 +34,63 @@ class Way:
     settings: Mapping[str, Any] = field(default_factory=dict)
     budget: float | None = None
 
+    @classmethod
+    def full(cls, base: Base) -> Variant:
+        """The one that computes everything."""
+        return cls(f"{base.name}--{FULL}", base, FULL)
+
     @property
-    def is_peer(self) -> bool:
+    def is_baseline(self) -> bool:
         """Whether it is run by another library."""
-        return self.method in PEERS
+        return self.method in BASELINES
+
+    @property
+    def described(self) -> tuple[str, str]:
+        """Title and source of its method."""
+        if self.method == FULL:
+            return "everything computed", ""
+        method = BASELINES[self.method] if self.is_baseline else find_method(self.method)
+        return method.title, method.source
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it but its name, in the types of JSON."""
+        base = {"solver": self.base.solver, "steps": self.base.steps, "spacing": self.base.spacing}
+        plain = {
+            "base": base,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "budget": self.budget,
+        }
+        as_read: dict[str, Any] = json.loads(json.dumps(plain))
+        return as_read
 
 
-def plan(config: CompareConfig) -> list[Way]:
-    """All ways of a comparison, in the order of bases, each base's `full` first."""
-    ways: list[Way] = []
+def plan(config: CompareConfig) -> list[Variant]:
+    """All variants of a comparison, in the order of bases, each base's `full` first."""
+    variants: list[Variant] = []
     for base in config.bases:
-        ways.append(Way(f"{base.name}--{FULL}", base, FULL))
+        variants.append(Variant.full(base))
         for method in config.methods:
             if method.bases is None or base.name in method.bases:
-                ways += _ways(base, method)
-    return list({way.id: way for way in ways}.values())
+                variants += _variants(base, method)
+    return list({variant.id: variant for variant in variants}.values())
 
 
-def _ways(base: Base, method: MethodChoice) -> list[Way]:
-    settings = method.settings
-    if method.name in PEERS:
+def _variants(base: Base, method: MethodChoice) -> list[Variant]:
+    settings, name = method.settings, method.name
+    if name in BASELINES:
         if settings == ({},):
-            settings = PEERS[method.name].settings
+            settings = BASELINES[name].settings
         return [
-            Way(_slug(base.name, method.name, f"{index + 1}"), base, method.name, options)
-            for index, options in enumerate(settings)
+            Variant(_slug(base.name, name, f"{index}"), base, name, options)
+            for index, options in enumerate(settings, 1)
         ]
     budgets: tuple[float | None, ...] = base.budgets if method.budgets is None else method.budgets
     return [
-        Way(
-            _slug(base.name, method.name, *_words(options), *([] if budget is None else [f"b{budget:g}"])),
+        Variant(
+            _slug(base.name, name, *_words(options), *([] if budget is None else [f"b{budget:g}"])),
             base,
-            method.name,
+            name,
             options,
             budget,
         )

@@ -1,9 +1,11 @@
-"""The figures of a way's pictures, per picture and per set, as plain data for its record."""
+"""The figures of a variant's pictures, per picture and per set, as plain data for its record."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c.bootstrap import statistic_interval
+from l2c.bootstrap import ConfidenceInterval, statistic_confidence_interval
 from l2c.compare.config import CompareConfig
-from l2c.errors import ConfigError
 from l2c.evaluation.distribution import (
     frechet_distance,
     inception_score,
@@ -23,13 +24,13 @@ from l2c.evaluation.distribution import (
 from l2c.evaluation.features import FeatureExtractor, extract, make_extractor, to_bytes
 from l2c.evaluation.lpips import Lpips
 from l2c.evaluation.metrics import psnr, rmse, ssim
-from l2c.evaluation.reference import Reference
+from l2c.evaluation.real_images import RealImages
 from l2c.learning.data import load_images
 
 _BATCH = 16
 
 PairedMetric = Callable[[Tensor, Tensor], Tensor]
-"""(images, references) -> a figure of each image."""
+"""(images, what they are compared with) -> a figure of each image."""
 
 
 class Scorer:
@@ -37,6 +38,7 @@ class Scorer:
 
     Args:
         config: Which ones, and where their weights and images are.
+        unit: Of errors, see `rmse`.
         image_size: Height and width of the pictures.
         work: Folder where statistics of the real images are kept.
         device: Where to compute.
@@ -47,8 +49,8 @@ class Scorer:
         DataError: If the real images cannot be used.
     """
 
-    def __init__(self, config: CompareConfig, image_size: int, work: Path, device: str) -> None:
-        self._metrics = config.metrics
+    def __init__(self, config: CompareConfig, unit: str, image_size: int, work: Path, device: str) -> None:
+        self._metrics, self._unit = config.metrics, unit
         self._lpips: Lpips | None = None
         if "lpips" in config.metrics:
             self._lpips = Lpips(config.lpips["network"], config.lpips["heads"], device)
@@ -59,23 +61,23 @@ class Scorer:
             stored = work / "real-images.safetensors"
             if not stored.is_file():
                 data = load_images(config.real_images, image_size)
-                Reference.of(self._extractor, data, config.num_real_images).save(stored)
-            self._reference = Reference.load(stored, self._extractor.name)
+                RealImages.of(self._extractor, data, config.num_real_images).save(stored)
+            self._real = RealImages.load(stored, self._extractor.name)
 
-    def score(self, images: Tensor, full: Tensor, solution: Tensor) -> dict[str, Any]:
+    def score(self, images: Tensor, full: Tensor, reference: Tensor) -> dict[str, Any]:
         """All metrics of pictures (B, C, H, W) in [-1, 1].
 
         Args:
-            images: Of the way.
+            images: Of the variant.
             full: The same ones with everything computed.
-            solution: The same ones by the fine run.
+            reference: The same ones by the fine run.
 
         Returns:
             By name of the metric, a figure per picture (None where it is infinite), or for metrics of the set a value
-            with its interval.
+            with its confidence interval.
         """
         paired: dict[str, tuple[PairedMetric, Tensor]] = {
-            "rmse": (rmse, solution),
+            "rmse": (partial(rmse, unit=self._unit), reference),
             "psnr": (psnr, full),
             "ssim": (ssim, full),
         }
@@ -91,7 +93,7 @@ class Scorer:
     def _score_set(self, images: Tensor) -> dict[str, Any]:
         assert self._extractor is not None
         features, logits = extract(self._extractor, torch.split(to_bytes(images), _BATCH))
-        real, gaussian = self._reference.features, self._reference.gaussian
+        real, gaussian = self._real.features, self._real.gaussian
         figures = {
             "fd": (self._extractor.distance_name, lambda rows: frechet_distance(features[rows], gaussian)),
             "kd": ("kernel distance", lambda rows: kernel_distance(features[rows], real)),
@@ -100,41 +102,17 @@ class Scorer:
         scores: dict[str, Any] = {}
         for name, (title, figure) in figures.items():
             if name in self._metrics:
-                interval = statistic_interval(len(images), lambda rows, f=figure: f(torch.from_numpy(rows)))  # type: ignore[misc]
-                scores[name] = {
-                    "title": title,
-                    "value": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                }
+                interval = statistic_confidence_interval(len(images), figure)
+                scores[name] = {"title": title, **asdict(interval)}
         if "precision-recall" in self._metrics:
-            for index, name in enumerate(("precision", "recall")):
-                value = precision_recall(features, real)[index]
+            for name, value in zip(("precision", "recall"), precision_recall(features, real), strict=True):
                 spread = 1.96 * math.sqrt(value * (1 - value) / len(images))  # of a share
-                scores[name] = {
-                    "title": name,
-                    "value": value,
-                    "low": max(0.0, value - spread),
-                    "high": min(1.0, value + spread),
-                }
+                interval = ConfidenceInterval(value, max(0.0, value - spread), min(1.0, value + spread))
+                scores[name] = {"title": name, **asdict(interval)}
         return scores
 
 
-def check_metrics(config: CompareConfig, latent: bool) -> None:
-    """Refuses metrics of pictures for latents that nothing decodes.
-
-    Raises:
-        ConfigError: If there is one.
-    """
-    of_pictures = [metric for metric in config.metrics if metric != "rmse"]
-    if latent and config.vae is None and of_pictures:
-        raise ConfigError(
-            f"{config.model} makes latents, and {of_pictures[0]} is of pictures; name the autoencoder's folder as "
-            "vae, or ask for rmse alone"
-        )
-
-
-def _in_batches(metric: PairedMetric, references: Tensor, images: Tensor) -> list[float | None]:
-    pairs = zip(torch.split(images, _BATCH), torch.split(references, _BATCH), strict=True)
+def _in_batches(metric: PairedMetric, targets: Tensor, images: Tensor) -> list[float | None]:
+    pairs = zip(torch.split(images, _BATCH), torch.split(targets, _BATCH), strict=True)
     values = [value for ours, theirs in pairs for value in metric(ours, theirs).tolist()]
     return [float(value) if np.isfinite(value) else None for value in values]

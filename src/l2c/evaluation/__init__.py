@@ -1,1 +1,1 @@
-"""How close pictures are to their references."""
+"""How close pictures are to others, one by one and as sets."""

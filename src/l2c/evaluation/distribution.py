@@ -49,7 +49,7 @@ def frechet_distance(first: Gaussian | Tensor, second: Gaussian) -> float:
 
     Args:
         first: A Gaussian, or features (N, d), for which few images are quicker than many dimensions.
-        second: The reference.
+        second: The other one.
 
     Source: Heusel et al., arXiv 1706.08500, equation 6.
 
@@ -75,18 +75,18 @@ def _root(matrix: Tensor) -> Tensor:
     return root
 
 
-def kernel_distance(features: Tensor, references: Tensor) -> float:
+def kernel_distance(features: Tensor, real: Tensor) -> float:
     """Squared maximum mean discrepancy under the kernel (x.y / d + 1)^3, unbiased also for few images.
 
     With the standard Inception features it is the KID. It can fall below 0 for alike sets.
 
     Args:
         features: (N, d), N at least 2.
-        references: (M, d), M at least 2.
+        real: (M, d), M at least 2.
 
     Source: Binkowski et al., arXiv 1801.01401, section 4.
     """
-    x, y = features.double(), references.double()
+    x, y = features.double(), real.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -117,14 +117,14 @@ def inception_score(logits: Tensor, splits: int = 10) -> float:
     return float(torch.stack(scores).mean())
 
 
-def precision_recall(features: Tensor, references: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of the images within the manifold of the references, and the other way round.
+def precision_recall(features: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of the images within the manifold of the real ones, and the other way round.
 
     A set's manifold is the union of balls around its points that reach to the k-th neighbour.
 
     Args:
         features: (N, d), N above `neighbours`.
-        references: (M, d), M above `neighbours`.
+        real: (M, d), M above `neighbours`.
         neighbours: k.
 
     Returns:
@@ -135,12 +135,12 @@ def precision_recall(features: Tensor, references: Tensor, neighbours: int = 3) 
 
     Source: Kynkaanniemi et al., arXiv 1904.06991, equations 1 and 2.
     """
-    if min(len(features), len(references)) <= neighbours:
+    if min(len(features), len(real)) <= neighbours:
         raise ConfigError(
             f"precision and recall need more than {neighbours} images on either side, got {len(features)} and "
-            f"{len(references)}"
+            f"{len(real)}"
         )
-    x, y = features.float(), references.float()
+    x, y = features.float(), real.float()
     return _covered(x, y, neighbours), _covered(y, x, neighbours)
 
 

@@ -63,11 +63,11 @@ class Lpips:
         self._device = torch.device(device)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distance of each image (B, 3, H, W) in [-1, 1] to its reference: (B,), float64, on the CPU."""
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Distance of each image (B, 3, H, W) in [-1, 1] to its target: (B,), float64, on the CPU."""
         total = torch.zeros(len(images), dtype=torch.float64)
         for head, mine, other in zip(
-            self._heads, self._activations(images), self._activations(references), strict=True
+            self._heads, self._activations(images), self._activations(targets), strict=True
         ):
             difference = (_unit(mine) - _unit(other)).square()
             total += (difference * head).sum(dim=1).mean(dim=(1, 2)).double().cpu()

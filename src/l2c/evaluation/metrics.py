@@ -1,4 +1,4 @@
-"""Paired metrics: one number per image, from a picture and its reference."""
+"""Paired metrics: one number per image, from a picture and what it is compared with."""
 
 from __future__ import annotations
 
@@ -11,41 +11,50 @@ from l2c.errors import ConfigError
 DATA_RANGE = 2.0
 """Distance between black and white in images scaled to [-1, 1]."""
 
+UNITS = ("absolute", "relative")
+"""Of errors: of pictures with values from -1 to 1, or of latents against the root mean square of the reference."""
+
 _WINDOW, _WINDOW_SIGMA = 11, 1.5
 
 
-def rmse(images: Tensor, references: Tensor) -> Tensor:
-    """Root-mean-square error of each image over its channels and pixels.
+def rmse(images: Tensor, targets: Tensor, unit: str = "absolute") -> Tensor:
+    """Root mean square distance of each image, or latent, to what it is compared with.
 
     Args:
-        images: (B, C, H, W).
-        references: What they are compared with, of the same shape.
+        images: (B, ...).
+        targets: What they are compared with, of the same shape.
+        unit: `absolute` is that of the images; `relative` is the root mean square of each target, for latents, whose
+            range is different for every model.
 
     Returns:
-        (B,), float64, in the units of the images; 0 for equal images.
+        (B,), float64; 0 for equal images.
 
     Raises:
-        ConfigError: If the shapes differ.
+        ConfigError: If the shapes differ or the unit is another.
 
     >>> import torch
     >>> rmse(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)).tolist()
     [0.5, 0.5]
+    >>> rmse(torch.full((1, 3, 4, 4), 3.0), torch.full((1, 3, 4, 4), 2.0), "relative").tolist()
+    [0.5]
     """
-    if images.shape != references.shape or images.ndim != 4:
+    if unit not in UNITS:
+        raise ConfigError(f"an error is {' or '.join(UNITS)}, got the unit '{unit}'")
+    if images.shape != targets.shape or images.ndim < 2:
         raise ConfigError(
             f"paired metrics compare equally shaped images (B, C, H, W), got {tuple(images.shape)} "
-            f"and {tuple(references.shape)}"
+            f"and {tuple(targets.shape)}"
         )
-    squared = (images.double() - references.double()).square()
-    return squared.mean(dim=(1, 2, 3)).sqrt()
+    distances = _root_mean_square(images.double() - targets.double())
+    return distances if unit == "absolute" else distances / _root_mean_square(targets.double())
 
 
-def psnr(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> Tensor:
+def psnr(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB: 20 log10(data_range / rmse).
 
     Args:
         images: (B, C, H, W).
-        references: What they are compared with, of the same shape.
+        targets: What they are compared with, of the same shape.
         data_range: Largest possible difference of two values; 2 for images in [-1, 1].
 
     Returns:
@@ -60,17 +69,17 @@ def psnr(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> 
     """
     if not data_range > 0:
         raise ConfigError(f"the data range must be positive, got {data_range}")
-    return 20 * (data_range / rmse(images, references)).log10()
+    return 20 * (data_range / rmse(images, targets)).log10()
 
 
-def ssim(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> Tensor:
+def ssim(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Tensor:
     """Structural similarity of each image, the mean over its colours and over all places of the window.
 
     The window is a Gaussian of width 1.5 over 11 x 11 pixels that stays inside the image.
 
     Args:
         images: (B, C, H, W), H and W at least 11.
-        references: What they are compared with, of the same shape.
+        targets: What they are compared with, of the same shape.
         data_range: Largest possible difference of two values; 2 for images in [-1, 1].
 
     Returns:
@@ -85,7 +94,7 @@ def ssim(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> 
     >>> ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)).tolist()
     [1.0]
     """
-    rmse(images, references)  # the same demands
+    rmse(images, targets)  # the same demands
     if min(images.shape[-2:]) < _WINDOW:
         height, width = images.shape[-2:]
         raise ConfigError(f"SSIM needs images of at least {_WINDOW}x{_WINDOW} pixels, got {height}x{width}")
@@ -96,7 +105,7 @@ def ssim(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> 
     def blur(values: Tensor) -> Tensor:
         return functional.conv2d(values.flatten(0, 1)[:, None], kernel)
 
-    x, y = images.double(), references.double()
+    x, y = images.double(), targets.double()
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
@@ -104,3 +113,7 @@ def ssim(images: Tensor, references: Tensor, data_range: float = DATA_RANGE) -> 
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return similarity.reshape(len(images), -1).mean(dim=1)
+
+
+def _root_mean_square(values: Tensor) -> Tensor:
+    return values.flatten(1).square().mean(dim=1).sqrt()

@@ -5,9 +5,9 @@ for (const part of document.querySelectorAll(".sliding")) {
   const cut = () => part.style.setProperty("--cut", slider.value + "%");
   slider.addEventListener("input", cut);
   part.querySelector("select").addEventListener("change", (event) => {
-    const way = stored[event.target.value];
-    above.src = way.src;
-    above.alt = "The same pictures: " + way.text;
+    const variant = stored[event.target.value];
+    above.src = variant.src;
+    above.alt = "The same pictures: " + variant.text;
   });
   part.querySelector(".stack").addEventListener("pointermove", (event) => {
     if (event.buttons === 0 && event.pointerType === "mouse") return;

@@ -1,14 +1,13 @@
-"""The table of a comparison: one row per way, with intervals and a verdict."""
+"""The tables of a comparison: on the page every variant with intervals, in the terminal the best of each method."""
 
 from __future__ import annotations
 
 from html import escape
 
-from l2c.bootstrap import Interval
-from l2c.report.comparison import FEWER, FULL, ComparisonResults, WayResult
+from l2c.bootstrap import ConfidenceInterval
+from l2c.report.comparison import FEWER, FULL, UNITS, ComparisonResults, VariantResult
 
 _METRICS = {
-    "rmse": ("error", "{:.4f}"),
     "psnr": ("PSNR, dB", "{:.1f}"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips": ("LPIPS", "{:.3f}"),
@@ -18,58 +17,93 @@ _METRICS = {
     "precision": ("precision", "{:.2f}"),
     "recall": ("recall", "{:.2f}"),
 }
+_WIDTHS = (41, 40)
 
 
-def short_title(way: WayResult) -> str:
-    """Its title without what follows a comma or a bracket."""
-    return way.title.partition(",")[0].partition(" (")[0]
+def comparison_text(data: ComparisonResults) -> str:
+    """Per base, of every method the variant with the smallest product of error and time, the closest first.
+
+    The verdict on a cache is that of the page: against the best run with fewer steps that is no slower.
+    """
+    lines = [
+        f"error: root mean square distance to the reference, {UNITS[data.unit]}",
+        f"{'':{_WIDTHS[0]}}{'setting':{_WIDTHS[1]}}{'MACs':>6}{'s/picture':>11}"
+        f"{'error':>8}{'p95':>8}{'worst':>8}  verdict",
+    ]
+    for base in data.bases:
+        variants = data.of_base(base)
+        chosen = data.best(variants)
+        lines.append(base)
+        best = sorted((v for v in variants if v.id in chosen), key=lambda variant: variant.error)
+        lines += [_line(data, variant) for variant in best]
+    return "\n".join(lines)
 
 
-def way_table(data: ComparisonResults, base: str, ways: list[WayResult]) -> str:
-    """All ways of a base with every figure, the base itself first."""
-    full = ways[0]
-    best = data.best(ways)
-    names = list(full.metrics)
+def _line(data: ComparisonResults, variant: VariantResult) -> str:
+    seconds = "" if variant.median_s is None else f"{variant.median_s:.3f}"
+    verdict = "" if variant.group == "steps" else data.verdict(variant).word
+    errors = variant.errors
+    title, setting = (
+        text if len(text) < width else f"{text[: width - 4]}... "
+        for text, width in zip((variant.title, variant.setting), _WIDTHS, strict=True)
+    )
+    return (
+        f"  {title:{_WIDTHS[0] - 2}}{setting:{_WIDTHS[1]}}{variant.fraction:6.0%}{seconds:>11}"
+        f"{errors.mean.value:8.4f}{errors.p95:8.4f}{errors.worst:8.4f}  {verdict}"
+    ).rstrip()
+
+
+def variant_table(data: ComparisonResults, base: str) -> str:
+    """All variants of a base with every figure, the base itself first."""
+    variants = data.of_base(base)
+    full, best = variants[0], data.best(variants)
+    names = [name for name in full.metrics if name in _METRICS]
     heads = "".join(f'<th scope="col">{escape(_METRICS[name][0])}</th>' for name in names)
-    rows = "\n".join(_row(data, way, full, names, way.id in best) for way in ways)
+    rows = "\n".join(_row(data, variant, full, names, variant.id in best) for variant in variants)
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="Figures of {escape(base)}"><table>
-<caption><span>All ways on {escape(base)}. Times are medians per picture with their range over rounds in which all
-ways took turns; metrics are means over the pictures with 95&nbsp;% intervals, PSNR and SSIM to the pictures with
-everything computed. The verdict is on the error, picture by picture, against the best run with fewer steps that is no
-slower. A method's best trade (smallest product of error and time) is bold.</span></caption>
+<caption><span>All variants on {escape(base)}. Errors are {escape(UNITS[data.unit])}: the mean over the pictures
+with its 95&nbsp;% confidence interval, the 95th percentile and the worst picture. Other metrics are means with
+intervals, PSNR and SSIM to the pictures with everything computed. Times are medians per picture with their range over
+rounds in which all variants took turns. The verdict is on the mean error, picture by picture, against the best run
+with fewer steps that is no slower. A method's best trade (smallest product of error and time) is bold.</span></caption>
 <thead><tr><th scope="col">method</th><th scope="col">MACs</th><th scope="col">time</th><th scope="col">speed-up</th>
+<th scope="col">error</th><th scope="col">95th percentile</th><th scope="col">worst</th>
 {heads}<th scope="col">verdict</th><th scope="col">store</th><th scope="col">to prepare</th></tr></thead>
 <tbody>
 {rows}
 </tbody></table></div>"""
 
 
-def _row(data: ComparisonResults, way: WayResult, full: WayResult, names: list[str], is_best: bool) -> str:
-    taken, base_s = way.median_s, full.median_s
+def _row(
+    data: ComparisonResults, variant: VariantResult, full: VariantResult, names: list[str], is_best: bool
+) -> str:
+    taken, base_s = variant.median_s, full.median_s
     time, gain = "-", "-"
     if taken is not None:
-        time = f"{_seconds(taken)}<small>{_seconds(min(way.seconds))} - {_seconds(max(way.seconds))}</small>"
+        ends = f"{_seconds(min(variant.seconds))} - {_seconds(max(variant.seconds))}"
+        time = f"{_seconds(taken)}<small>{ends}</small>"
         gain = "" if base_s is None else f"{base_s / taken:.2f}&nbsp;x"
-    cells = "".join(f"<td>{_figure(way.metrics.get(name), _METRICS[name][1])}</td>" for name in names)
-    store = way.results["store_bytes"]
-    prepare = way.record.timings["prepare_s"][0]
-    macs = float(way.results["macs"])
+    errors = variant.errors
+    cells = "".join(f"<td>{_figure(variant.metrics.get(name), _METRICS[name][1])}</td>" for name in names)
+    store = variant.results["store_bytes"]
+    prepare = variant.record.timings["prepare_s"][0]
     return (
-        f'<tr class="{way.group}{" best" if is_best else ""}"><th scope="row">{escape(way.title)}'
-        f"<small>{escape(way.setting)}</small></th>"
-        f"<td>{way.fraction:.0%}<small>{macs / 1e9:.1f}&nbsp;G</small></td><td>{time}</td><td>{gain}</td>{cells}"
-        f"<td>{_verdict(data, way)}</td>"
+        f'<tr class="{variant.group}{" best" if is_best else ""}"><th scope="row">{escape(variant.title)}'
+        f"<small>{escape(variant.setting)}</small></th>"
+        f"<td>{variant.fraction:.0%}<small>{variant.macs / 1e9:.1f}&nbsp;G</small></td><td>{time}</td><td>{gain}</td>"
+        f"<td>{_figure(errors.mean, '{:.4f}')}</td><td>{errors.p95:.4f}</td><td>{errors.worst:.4f}</td>{cells}"
+        f'<td class="verdict">{_verdict(data, variant)}</td>'
         f"<td>{'not told' if store is None else f'{store / 1e6:.1f}&nbsp;MB'}</td>"
         f"<td>{f'{prepare:.0f}&nbsp;s' if prepare >= 0.5 else '-'}</td></tr>"
     )
 
 
-def _verdict(data: ComparisonResults, way: WayResult) -> str:
-    if way.method == FULL:
+def _verdict(data: ComparisonResults, variant: VariantResult) -> str:
+    if variant.method == FULL:
         return "<small>the base</small>"
-    if way.method == FEWER:
+    if variant.method == FEWER:
         return "<small>part of the bar</small>"
-    verdict = data.verdict(way)
+    verdict = data.verdict(variant)
     if verdict.rival is None or verdict.difference is None:
         return f"<small>{verdict.word}</small>"
     against = verdict.rival.setting
@@ -80,7 +114,7 @@ def _verdict(data: ComparisonResults, way: WayResult) -> str:
     )
 
 
-def _figure(interval: Interval | None, form: str) -> str:
+def _figure(interval: ConfidenceInterval | None, form: str) -> str:
     if interval is None:
         return "identical"
     return f"{form.format(interval.value)}<small>{form.format(interval.low)} - {form.format(interval.high)}</small>"

@@ -1,39 +1,51 @@
-"""The records of a comparison as a page needs them: figures with intervals, times, the front, and verdicts."""
+"""The results of a comparison as a page needs them: figures with intervals, times, the front, and verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from l2c.bootstrap import Interval, mean_interval, paired_difference
-from l2c.errors import DataError
+from l2c.bootstrap import ConfidenceInterval, ErrorSummary, paired_difference
 from l2c.records import RunRecord
 
-RECORDS, TIMING, SCHEDULES, PICTURES = "records", "timing", "schedules", "pictures"
-"""Folders of a comparison."""
-
 FULL, FEWER, OURS = "full", "fewer-steps", ("learned", "interval")
-_ROUNDING = 1e-3  # the same run in another implementation is no closer
+GROUPS = {
+    "steps": "everything computed, fewer steps",
+    "cache": "published caches",
+    "ours": "this library",
+    "baseline": "caches of other libraries",
+}
+"""Kinds of methods, in the order of the tables."""
+
+UNITS = {
+    "absolute": "absolute, for pictures with values from -1 to 1",
+    "relative": "relative to the root mean square of the reference",
+}
 TIMING_TOLERANCE = 1.03
 """A rival that takes this much longer at most still counts as no slower."""
 
+_ROUNDING = 1e-3  # the same run in another implementation is no closer
+_SHOWN = ("every", "shallow", "share", "order", "threshold", "keys", "lambda", "predictor")
+
 
 @dataclass(frozen=True)
-class WayResult:
-    """One way of sampling, as recorded.
+class VariantResult:
+    """One variant, as recorded.
 
     Attributes:
         record: Its record.
+        errors: Of all pictures, in three figures.
         seconds: Of sampling one picture, in every round; empty where nothing was timed.
-        metrics: By name, with its interval; None where it is infinite for all pictures.
+        metrics: By name, mean or figure of the set; None where it is infinite for all pictures.
     """
 
     record: RunRecord
+    errors: ErrorSummary
     seconds: tuple[float, ...] = ()
-    metrics: Mapping[str, Interval | None] = field(default_factory=dict)
+    metrics: Mapping[str, ConfidenceInterval | None] = field(default_factory=dict)
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -46,6 +58,11 @@ class WayResult:
         return str(self.results["id"])
 
     @property
+    def base(self) -> str:
+        """Name of its base."""
+        return str(self.results["base"])
+
+    @property
     def method(self) -> str:
         """Name of its method."""
         return str(self.results["method"])
@@ -56,49 +73,64 @@ class WayResult:
         return str(self.results["title"])
 
     @property
+    def everything(self) -> bool:
+        """Whether everything is computed, in as many steps as its base or in fewer."""
+        return self.method in (FULL, FEWER)
+
+    @property
     def group(self) -> str:
-        """Kind of method: `steps`, `cache`, `peer` or `ours`."""
-        if self.method in (FULL, FEWER, "diffusers"):
+        """Kind of method, of `GROUPS`."""
+        if self.everything or self.method == "diffusers":
             return "steps"
-        if self.results["peer"]:
-            return "peer"
+        if self.results["baseline"]:
+            return "baseline"
         return "ours" if self.method in OURS else "cache"
 
     @property
     def setting(self) -> str:
         """Its settings, for people."""
-        results = self.results
-        if self.method in (FULL, FEWER):
-            run = results["run"]
+        run, baseline = self.results["run"], self.results["baseline"]
+        if self.everything:
             return f"{run['solver']}, {run['steps']} steps, {run['spacing']}"
-        known = {
-            **results["provenance"],
-            **(self.record.config["way"]["settings"] if results["peer"] else {}),
-        }
         if self.method == "learned":
-            return f"{results['run']['solver']}, {results['run']['steps']} steps"
+            return f"{run['solver']}, {run['steps']} steps"
+        known = {
+            **self.results["provenance"],
+            **(self.record.config["variant"]["settings"] if baseline else {}),
+        }
         return ", ".join(
             f"{key.rstrip('_').replace('_', ' ')} {_short(value)}"
             for key, value in known.items()
-            if key in _SHOWN or results["peer"]
+            if key in _SHOWN or baseline
         )
+
+    @property
+    def error(self) -> float:
+        """Mean error."""
+        return self.errors.mean.value
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of one picture, without guidance."""
+        return float(self.results["macs"])
 
     @property
     def fraction(self) -> float:
         """Its multiply-accumulates over those of its base."""
-        return float(self.results["macs"] / self.results["full_macs"])
+        return float(self.macs / self.results["full_macs"])
 
     @property
     def median_s(self) -> float | None:
         """Median seconds per picture."""
         return median(self.seconds) if self.seconds else None
 
+    def cost(self, kind: str) -> float | None:
+        """Multiply-accumulates (`macs`) or seconds (`time`) of one picture."""
+        return self.macs if kind == "macs" else self.median_s
+
     def per_picture(self, metric: str) -> list[float]:
         """A paired metric of every picture."""
         return [float(value) for value in self.results["metrics"][metric]]
-
-
-_SHOWN = ("every", "shallow", "share", "order", "threshold", "keys", "lambda", "predictor")
 
 
 def _short(value: Any) -> str:
@@ -109,15 +141,15 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A way against the best run with everything computed that is no slower.
+    """A variant against the best run with everything computed that is no slower.
 
     Attributes:
         rival: That run, or None where there is none.
-        difference: Error of the way less that of the rival, picture by picture.
+        difference: Error of the variant less that of the rival, picture by picture.
     """
 
-    rival: WayResult | None
-    difference: Interval | None
+    rival: VariantResult | None
+    difference: ConfidenceInterval | None
 
     @property
     def word(self) -> str:
@@ -131,11 +163,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ComparisonResults:
-    """A comparison as it is forecast a folder.
+    """A comparison as a folder has it.
 
     Attributes:
+        folder: Where it is.
         config: As it was run.
-        ways: All finished ways, by base, in the order of the configuration as far as it tells.
+        variants: All finished ones, by base and group.
         timing_images: Pictures of a timed repetition.
         decode_s: Seconds of decoding as many.
         problems: Sentences on records that cannot be read.
@@ -143,123 +176,61 @@ class ComparisonResults:
 
     folder: Path
     config: Mapping[str, Any]
-    ways: tuple[WayResult, ...]
+    variants: tuple[VariantResult, ...]
     timing_images: int
     decode_s: tuple[float, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
+    def unit(self) -> str:
+        """Unit of the errors, of `UNITS`."""
+        return str(self.variants[0].results["unit"])
+
+    @property
     def bases(self) -> list[str]:
         """Names of the bases."""
-        return list(dict.fromkeys(str(way.results["base"]) for way in self.ways))
+        return list(dict.fromkeys(variant.base for variant in self.variants))
 
-    def of_base(self, base: str) -> list[WayResult]:
-        """The ways of a base."""
-        return [way for way in self.ways if way.results["base"] == base]
+    def of_base(self, base: str) -> list[VariantResult]:
+        """The variants of a base."""
+        return [variant for variant in self.variants if variant.base == base]
 
-    def front(self, ways: list[WayResult], cost: str) -> list[WayResult]:
-        """Ways that no other beats in both cost (`macs` or `time`) and error, from cheap to dear."""
-        priced = [(price, way) for way in ways if (price := self.cost(way, cost)) is not None]
+    def front(self, variants: Sequence[VariantResult], kind: str) -> list[VariantResult]:
+        """Variants that no other beats in both cost (`macs` or `time`) and error, from cheap to dear."""
+        priced = [(price, variant) for variant in variants if (price := variant.cost(kind)) is not None]
         best, kept = float("inf"), []
-        for _, way in sorted(priced, key=lambda pair: (pair[0], self.error(pair[1]))):
-            if self.error(way) < best * (1 - _ROUNDING):
-                best = self.error(way)
-                kept.append(way)
+        for _, variant in sorted(priced, key=lambda pair: (pair[0], pair[1].error)):
+            if variant.error < best * (1 - _ROUNDING):
+                best = variant.error
+                kept.append(variant)
         return kept
 
-    def cost(self, way: WayResult, kind: str) -> float | None:
-        """Multiply-accumulates or seconds of one picture."""
-        return float(way.results["macs"]) if kind == "macs" else way.median_s
-
-    def error(self, way: WayResult) -> float:
-        """Mean error of a way."""
-        found = way.metrics["rmse"]
-        assert found is not None
-        return found.value
-
-    def best(self, ways: list[WayResult]) -> set[str]:
-        """Of every method the way with the smallest product of error and cost, by id."""
+    def best(self, variants: Sequence[VariantResult]) -> set[str]:
+        """Of every method the variant with the smallest product of error and cost, by id."""
         chosen: dict[str, tuple[float, str]] = {}
-        for way in ways:
-            price = way.median_s if way.median_s is not None else float(way.results["macs"])
-            candidate = (self.error(way) * price, way.id)
-            chosen[way.method] = min(chosen.get(way.method, candidate), candidate)
-        return {way_id for _, way_id in chosen.values()}
+        for variant in variants:
+            price = variant.macs if variant.median_s is None else variant.median_s
+            candidate = (variant.error * price, variant.id)
+            chosen[variant.method] = min(chosen.get(variant.method, candidate), candidate)
+        return {name for _, name in chosen.values()}
 
-    def verdict(self, way: WayResult) -> Verdict:
-        """The way against simply fewer steps, of any solver that was run, at no more measured time.
+    def verdict(self, variant: VariantResult) -> Verdict:
+        """The variant against simply fewer steps, of any solver that was run, at no more measured time.
 
         Without timings, at no more multiply-accumulates.
         """
-        kind = "time" if way.median_s is not None else "macs"
-        price = self.cost(way, kind)
+        kind = "macs" if variant.median_s is None else "time"
+        price = variant.cost(kind)
         assert price is not None
         rivals = [
             other
-            for other in self.ways
-            if other.method in (FULL, FEWER)
-            and other.id != way.id
-            and (cost := self.cost(other, kind)) is not None
+            for other in self.variants
+            if other.everything
+            and other.id != variant.id
+            and (cost := other.cost(kind)) is not None
             and cost <= price * TIMING_TOLERANCE
         ]
         if not rivals:
             return Verdict(None, None)
-        rival = min(rivals, key=self.error)
-        return Verdict(rival, paired_difference(way.per_picture("rmse"), rival.per_picture("rmse")))
-
-
-def read_comparison(folder: str | Path) -> ComparisonResults:
-    """Reads the records of a comparison, leaving out those that cannot be read.
-
-    Raises:
-        DataError: If the folder has no record of a comparison.
-    """
-    folder = Path(folder)
-    records, problems = _read(folder / RECORDS, "compare")
-    if not records:
-        found = f"; {problems[0]}" if problems else ""
-        raise DataError(
-            f"{folder} has no records of a comparison; make them with l2c compare --out {folder}{found}"
-        )
-    if "rmse" not in records[0].config["metrics"]:
-        raise DataError(
-            f"the comparison in {folder} has no metric rmse, which the page is drawn from; compare with it"
-        )
-    rounds, broken = _read(folder / TIMING, "compare-timing")
-    images = max((len(timed.seeds) for timed in rounds), default=1)
-    decode = tuple(s for timed in rounds for s in timed.timings.get("decode", ()))
-    ways = [_result(record, rounds) for record in records]
-    groups = ["steps", "cache", "ours", "peer"]
-
-    def order(way: WayResult) -> tuple[str, bool, int, str, float]:
-        group = groups.index(way.group)
-        return str(way.results["base"]), way.method != FULL, group, way.method, -way.fraction
-
-    ways.sort(key=order)
-    return ComparisonResults(folder, records[0].config, tuple(ways), images, decode, (*problems, *broken))
-
-
-def _read(folder: Path, command: str) -> tuple[list[RunRecord], list[str]]:
-    records, problems = [], []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = RunRecord.load(path)
-        except DataError as error:
-            problems.append(f"{error}; it is left out")
-            continue
-        if record.command == command:
-            records.append(record)
-    return records, problems
-
-
-def _result(record: RunRecord, rounds: list[RunRecord]) -> WayResult:
-    way_id = str(record.results["id"])
-    seconds = tuple(taken / len(timed.seeds) for timed in rounds for taken in timed.timings.get(way_id, ()))
-    metrics: dict[str, Interval | None] = {}
-    for name, values in record.results["metrics"].items():
-        if isinstance(values, Mapping):
-            metrics[name] = Interval(values["value"], values["low"], values["high"])
-        else:
-            finite = [value for value in values if value is not None]
-            metrics[name] = mean_interval(finite) if finite else None
-    return WayResult(record, seconds, metrics)
+        rival = min(rivals, key=lambda other: other.error)
+        return Verdict(rival, paired_difference(variant.per_picture("rmse"), rival.per_picture("rmse")))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from html import escape
-from importlib import resources
 from typing import Any
+
+from l2c.report.html import facts_table, html_page, machine_facts
 
 
 def demo_page(record: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
@@ -21,32 +22,14 @@ def demo_page(record: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
     full, cached = variants[0], variants[1:]
     headline = f"nearly the same pictures for {cached[0]['fraction']:.0%} of the work"
     sections = "\n".join(_section(config, results, full, variant, images) for variant in cached)
-    style = (resources.files("l2c.report") / "demo_page.css").read_text(encoding="utf-8")
-    script = (resources.files("l2c.report") / "demo_page.js").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>l2c demo: {escape(headline)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header>
+    body = f"""<header>
 <h1>{escape(headline[:1].upper() + headline[1:])}</h1>
 <p class="lead">{escape(_lead(config, results))}</p>
 </header>
 {_table(variants)}
 {sections}
-{_details(record)}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+{_details(record)}"""
+    return html_page("demo_page", f"l2c demo: {headline}", body)
 
 
 def _lead(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -152,27 +135,17 @@ def _image(data: bytes, text: str) -> str:
 
 def _details(record: Mapping[str, Any]) -> str:
     config, learning = record["config"], record["results"]["learning"]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    device = record["device"]
-    machine = f"{device['name']}, {device['threads']} threads" if "threads" in device else device["name"]
     facts = {
         "Model": f"{config['model']}, class-conditional, pictures of 32 x 32 pixels, trained on CIFAR-10",
         "Learning": f"{learning['seconds']:.0f} s, budget {learning['budget']:g} of the MACs, iterations: "
         f"{learning['iterations']}, pictures in each: {learning['settings']['batch_size']}",
-        "Machine": machine,
-        "Versions": versions,
+        **machine_facts(record["device"], record["versions"]),
         "Made": record["created"],
     }
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in facts.items()
-    )
     again = f"l2c sample --model {config['model']} --schedule schedule.safetensors --labels 0-9"
     return f"""<section aria-labelledby="how">
 <h2 id="how">How it was made</h2>
-<div class="scroll"><table class="facts"><tbody>
-{rows}
-</tbody></table></div>
+{facts_table(facts)}
 <p>Beside this page are the schedule, every picture, and <code>record.json</code> with all settings and
 timings. To use the schedule again: <code>{escape(again)}</code></p>
 </section>"""

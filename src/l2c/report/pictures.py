@@ -63,21 +63,21 @@ def picture_grid(pixels: Pixels, columns: int | None = None, scale: int = 1) -> 
     return Image.fromarray(canvas)
 
 
-def difference_gain(pixels: Pixels, references: Pixels) -> int:
+def difference_gain(pixels: Pixels, others: Pixels) -> int:
     """Whole factor that brings the largest differences near full brightness, from a short list."""
-    largest = float(np.quantile(np.abs(pixels.astype(int) - references.astype(int)), 0.995))
+    largest = float(np.quantile(np.abs(pixels.astype(int) - others.astype(int)), 0.995))
     return max(gain for gain in _GAINS if gain == 1 or gain * largest <= 255)
 
 
-def difference_pixels(pixels: Pixels, references: Pixels, gain: int) -> Pixels:
+def difference_pixels(pixels: Pixels, others: Pixels, gain: int) -> Pixels:
     """Absolute difference per colour times `gain`, on black: black is equal.
 
     Raises:
         ConfigError: If the shapes differ.
     """
-    if pixels.shape != references.shape:
-        raise ConfigError(f"cannot compare images {pixels.shape} with images {references.shape}")
-    difference = np.abs(pixels.astype(int) - references.astype(int)) * gain
+    if pixels.shape != others.shape:
+        raise ConfigError(f"cannot compare images {pixels.shape} with images {others.shape}")
+    difference = np.abs(pixels.astype(int) - others.astype(int)) * gain
     clipped: Pixels = np.clip(difference, 0, 255).astype(np.uint8)
     return clipped
 

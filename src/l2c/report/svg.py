@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
+
+from l2c.report.labels import Box, boxes_of_line, place_labels
 
 WIDTH, HEIGHT = 640, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 48
@@ -21,9 +24,10 @@ class Point:
         y: Error.
         group: Class of its mark.
         title: What it is, shown when pointed at.
-        low: Lower end of the error's interval.
+        low: Lower end of the error's confidence interval.
         high: Upper end.
-        label: Short text beside it; empty for none.
+        tail: 95th percentile and worst of the error over pictures, drawn above the mark; None for none.
+        label: Short text beside it on the front.
     """
 
     x: float
@@ -32,16 +36,22 @@ class Point:
     title: str
     low: float
     high: float
+    tail: tuple[float, float] | None = None
     label: str = ""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Lowest and highest error that is drawn."""
+        return self.low, max((self.high, *(self.tail or ())))
 
 
 class _Axis:
-    """A logarithmic axis between two pixels."""
+    """A logarithmic axis between two pixels, with room for labels at its lower end."""
 
     def __init__(self, values: Sequence[float], begin: float, end: float) -> None:
         low, high = min(values), max(values)
-        margin = max(0.06 * math.log(high / low), 0.05) if low > 0 else 0.1
-        self.low, self.high = math.log(low) - margin, math.log(high) + margin
+        margin = max(0.06 * math.log(high / low), 0.05)
+        self.low, self.high = math.log(low) - 2.5 * margin, math.log(high) + margin
         self.begin, self.end = begin, end
 
     def __call__(self, value: float) -> float:
@@ -76,62 +86,35 @@ def scatter(
         described: The plot in words.
     """
     x = _Axis([p.x for p in points], _LEFT, WIDTH - _RIGHT)
-    y = _Axis([v for p in points for v in (p.low, p.high)], HEIGHT - _BOTTOM, _TOP)
+    y = _Axis([v for p in points for v in p.ends], HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(x, y, x_title, y_title)]
-    steps = " ".join(f"{x(p.x)},{y(p.y)}" for p in front)
-    parts.append(f'<polyline class="front" points="{steps}"/>')
+    line = [(x(p.x), y(p.y)) for p in front]
+    parts.append(f'<polyline class="front" points="{" ".join(f"{a},{b}" for a, b in line)}"/>')
+    taken = [box for pair in pairwise(line) for box in boxes_of_line(*pair)]
     for point in points:
         px, py = x(point.x), y(point.y)
+        low, high = (y(value) for value in point.ends)
+        taken += [Box(px - 8, py - 8, px + 8, py + 8), Box(px - 2, high, px + 2, low)]
+        tail = ""
+        if point.tail is not None:
+            tail = f'<path class="tail" d="M{px} {py}V{y(point.tail[1])}M{px - 4} {y(point.tail[0])}h8"/>'
         parts.append(
-            f'<g class="mark {point.group}"><title>{escape(point.title)}</title>'
+            f'<g class="mark {point.group}"><title>{escape(point.title)}</title>{tail}'
             f'<path class="spread" d="M{px} {y(point.low)}V{y(point.high)}"/>{mark(point.group, px, py)}</g>'
         )
-    placed: list[tuple[float, float]] = []
-    for point in points:
-        if not point.label:
-            continue
-        px, py = x(point.x), y(point.y)
-        while any(abs(py - other_y) < 13 and abs(px - other_x) < 110 for other_x, other_y in placed):
-            py += 13
-        placed.append((px, py))
-        right = px + 15 + 6.5 * len(point.label) > WIDTH
-        parts.append(
-            f'<text class="label" x="{px + (-9 if right else 9)}" y="{py + 4:.1f}" '
-            f'text-anchor="{"end" if right else "start"}">{escape(point.label)}</text>'
-        )
-    return _frame(parts, described)
-
-
-def lines(series: Mapping[str, Sequence[float]], x_title: str, y_title: str, described: str) -> str:
-    """Several curves over evaluations, linear in both, the last value labelled with its name."""
-    count = max(len(values) for values in series.values())
-    top = max(max(values) for values in series.values()) or 1.0
-    right = WIDTH - 170
-
-    def px(index: float) -> float:
-        return round(_LEFT + index / max(1, count - 1) * (right - _LEFT), 1)
-
-    def py(value: float) -> float:
-        return round(HEIGHT - _BOTTOM - value / (1.05 * top) * (HEIGHT - _BOTTOM - _TOP), 1)
-
-    parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{right}"/>']
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        value = top * share
-        parts.append(f'<path class="grid" d="M{_LEFT} {py(value)}H{right}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{py(value) + 4}" text-anchor="end">{value:.2g}</text>')
-        index = round(share * (count - 1))
-        parts.append(f'<text x="{px(index)}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{index}</text>')
-    heights: list[float] = []
-    ordered = sorted(series.items(), key=lambda item: -item[1][-1])
-    for index, (name, values) in enumerate(ordered):
-        path = " ".join(f"{px(i)},{py(v)}" for i, v in enumerate(values))
-        label = max(py(values[-1]), heights[-1] + 14 if heights else 0)
-        heights.append(label)
-        parts.append(f'<g class="line c{index % 8}"><title>{escape(name)}</title><polyline points="{path}"/>')
-        parts.append(f'<path class="lead" d="M{px(len(values) - 1)} {py(values[-1])}L{right + 10} {label}"/>')
-        parts.append(f'<text class="label" x="{right + 13}" y="{label + 4:.1f}">{escape(name)}</text></g>')
-    parts.append(_titles(x_title, y_title))
-    return _frame(parts, described)
+    inside = Box(_LEFT + 2, _TOP + 2, WIDTH - _RIGHT - 2, HEIGHT - _BOTTOM - 2)
+    named = [(x(p.x), y(p.y), p.label) for p in front]
+    for label in place_labels(named, taken, inside):
+        if label.lead:
+            parts.append(
+                f'<path class="lead" d="M{label.lead[0]} {label.lead[1]}L{label.lead[2]} {label.lead[3]}"/>'
+            )
+        left, baseline = label.box.left, label.box.bottom - 3.5
+        parts.append(f'<text class="label" x="{left:g}" y="{baseline:g}">{escape(label.text)}</text>')
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(described, quote=True)}">{"".join(parts)}</svg>'
+    )
 
 
 def heat_map(summary: Mapping[str, Any], described: str) -> str:
@@ -168,7 +151,7 @@ def mark(group: str, x: float, y: float) -> str:
     """The mark of a group at a place: circle, square, triangle or star."""
     if group == "steps":
         return f'<circle cx="{x}" cy="{y}" r="5"/>'
-    if group == "peer":
+    if group == "baseline":
         return f'<path d="M{x} {y - 6.5}l6 11h-12z"/>'
     if group == "ours":
         points = [
@@ -190,21 +173,11 @@ def _grid(x: _Axis, y: _Axis, x_title: str, y_title: str) -> str:
         at = y(tick)
         parts.append(f'<path class="grid" d="M{_LEFT} {at}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 7}" y="{at + 4}" text-anchor="end">{tick:.3g}</text>')
-    return "".join(parts) + _titles(x_title, y_title)
-
-
-def _titles(x_title: str, y_title: str) -> str:
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
-    return (
+    parts.append(
         f'<text class="title" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{escape(x_title)}</text>"
         f'<text class="title" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_title)}</text>"
     )
-
-
-def _frame(parts: Sequence[str], described: str) -> str:
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(described, quote=True)}">{"".join(parts)}</svg>'
-    )
+    return "".join(parts)

@@ -18,12 +18,12 @@ from l2c.evaluation.features import FeatureExtractor, extract, to_bytes
 from l2c.files import atomic_write
 from l2c.learning.data import ImageData
 
-FORMAT = "l2c.reference-statistics"
+FORMAT = "l2c.real-image-statistics"
 MAX_FEATURES = 5000
 
 
 @dataclass(frozen=True)
-class Reference:
+class RealImages:
     """Statistics of real images.
 
     Attributes:
@@ -41,7 +41,7 @@ class Reference:
     @classmethod
     def of(
         cls, extractor: FeatureExtractor, data: ImageData, num_images: int | None = None, batch_size: int = 50
-    ) -> Reference:
+    ) -> RealImages:
         """Statistics of the first images of a source, all of them by default.
 
         Raises:
@@ -65,7 +65,7 @@ class Reference:
         atomic_write(path, safetensors.torch.save(tensors, {FORMAT: json.dumps(header, sort_keys=True)}))
 
     @classmethod
-    def load(cls, path: str | Path, extractor: str) -> Reference:
+    def load(cls, path: str | Path, extractor: str) -> RealImages:
         """Reads statistics, which must be those of the extractor.
 
         Raises:
@@ -77,14 +77,14 @@ class Reference:
                 gaussian = Gaussian(
                     file.get_tensor("mean"), file.get_tensor("covariance"), int(header["count"])
                 )
-                reference = cls(header["extractor"], header["source"], gaussian, file.get_tensor("features"))
+                statistics = cls(header["extractor"], header["source"], gaussian, file.get_tensor("features"))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{path} does not hold reference statistics ({error}); delete it") from error
-        if reference.extractor != extractor:
+            raise DataError(f"{path} does not hold statistics of real images ({error}); delete it") from error
+        if statistics.extractor != extractor:
             raise DataError(
-                f"{path} holds statistics of {reference.extractor} but {extractor} is asked for; delete it"
+                f"{path} holds statistics of {statistics.extractor} but {extractor} is asked for; delete it"
             )
-        return reference
+        return statistics
 
 
 def _batches(data: ImageData, num_images: int | None, batch_size: int) -> Iterator[Tensor]:

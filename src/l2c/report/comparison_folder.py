@@ -1,0 +1,90 @@
+"""The folder of a comparison: where its files are, and reading its records, those of earlier versions too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from l2c.bootstrap import ConfidenceInterval, ErrorSummary, mean_confidence_interval
+from l2c.errors import DataError
+from l2c.records import RunRecord
+from l2c.report.comparison import FULL, GROUPS, ComparisonResults, VariantResult
+
+RECORDS, TIMING, SCHEDULES, PICTURES = "records", "timing", "schedules", "pictures"
+
+_RENAMED = {"way": "variant", "ways": "variants", "peer": "baseline"}
+"""Keys of records since version 0.1."""
+
+
+def read_comparison(folder: str | Path) -> ComparisonResults:
+    """Reads the records of a comparison, leaving out those that cannot be read.
+
+    Raises:
+        DataError: If the folder has no record of a comparison, or errors in several units.
+    """
+    folder = Path(folder)
+    records, problems = _read(folder / RECORDS, "compare")
+    if not records:
+        found = f"; {problems[0]}" if problems else ""
+        raise DataError(
+            f"{folder} has no records of a comparison; make them with l2c compare --out {folder}{found}"
+        )
+    if "rmse" not in records[0].config["metrics"]:
+        raise DataError(
+            f"the comparison in {folder} has no metric rmse, which the page is drawn from; compare with it"
+        )
+    if len(units := {str(record.results["unit"]) for record in records}) > 1:
+        raise DataError(
+            f"the records in {folder} have errors in several units, {' and '.join(sorted(units))}; make them anew "
+            "in another folder"
+        )
+    rounds, broken = _read(folder / TIMING, "compare-timing")
+    images = max((len(timed.seeds) for timed in rounds), default=1)
+    decode = tuple(s for timed in rounds for s in timed.timings.get("decode", ()))
+    variants = [_result(record, rounds) for record in records]
+    groups = list(GROUPS)
+
+    def order(variant: VariantResult) -> tuple[str, bool, int, str, float]:
+        group = groups.index(variant.group)
+        return variant.base, variant.method != FULL, group, variant.method, -variant.fraction
+
+    variants.sort(key=order)
+    return ComparisonResults(folder, records[0].config, tuple(variants), images, decode, (*problems, *broken))
+
+
+def read_record(path: Path) -> RunRecord:
+    """A record of a comparison, with the names of today; what has no unit is absolute.
+
+    Raises:
+        DataError: If the file is missing or not a record.
+    """
+    record = RunRecord.load(path)
+    config, results = ({_RENAMED.get(k, k): v for k, v in d.items()} for d in (record.config, record.results))
+    return replace(record, config=config, results={"unit": "absolute", **results})
+
+
+def _read(folder: Path, command: str) -> tuple[list[RunRecord], list[str]]:
+    records, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = read_record(path)
+        except DataError as error:
+            problems.append(f"{error}; it is left out")
+            continue
+        if record.command == command:
+            records.append(record)
+    return records, problems
+
+
+def _result(record: RunRecord, rounds: Sequence[RunRecord]) -> VariantResult:
+    name = str(record.results["id"])
+    seconds = tuple(taken / len(timed.seeds) for timed in rounds for taken in timed.timings.get(name, ()))
+    metrics: dict[str, ConfidenceInterval | None] = {}
+    for metric, values in record.results["metrics"].items():
+        if isinstance(values, Mapping):
+            metrics[metric] = ConfidenceInterval(values["value"], values["low"], values["high"])
+        else:
+            finite = [value for value in values if value is not None]
+            metrics[metric] = mean_confidence_interval(finite) if finite else None
+    return VariantResult(record, ErrorSummary.of(record.results["metrics"]["rmse"]), seconds, metrics)
