@@ -18,6 +18,7 @@ from l2c.compare.baselines import BASELINES, ForwardCount, in_diffusers
 from l2c.compare.model import ComparedModel
 from l2c.compare.plan import FULL, Variant
 from l2c.errors import ConfigError
+from l2c.hosts.native import ModelHost
 from l2c.methods.registry import find_method, schedule_for
 from l2c.sampling.memory import store_bytes
 from l2c.sampling.sampler import Sampler
@@ -154,26 +155,25 @@ class Maker:
         return ScheduleCandidate(variant, sampler, seconds, schedule=schedule)
 
     def _schedule(self, variant: Variant) -> tuple[CacheSchedule, float]:
-        base, model, method = variant.base, self._model.model, find_method(variant.method)
-        if (architecture := self._model.table.architecture) not in method.architectures:
+        base, method = variant.base, find_method(variant.method)
+        host = ModelHost(self._model.sampler(base.solver, base.steps, base.spacing))
+        if not method.suits(host.table.architecture):
             raise ConfigError(
-                f"{method.title} is for {' and '.join(method.architectures)}, and {self._model.name} is a "
-                f"{architecture}; leave '{method.name}' out"
+                f"{method.title} is not for {host.table.architecture}, which {self._model.name} is; leave "
+                f"'{method.name}' out"
             )
-        run: dict[str, Any] = {"spacing": base.spacing, "guidance": self._guidance}
         prepared, seconds = None, 0.0
         if method.prepare is not None:
             options = {k: v for k, v in variant.settings.items() if k in method.prepare_settings}
             key = f"{method.name} {base.name} {sorted(options.items())}"
             if key not in self._shared:
                 began = perf_counter()
-                found = method.prepare(model, base.solver, base.steps, **run, **options)
+                found = method.prepare(host, **options)
                 self._shared[key] = (found, perf_counter() - began)
             prepared, seconds = self._shared[key]
         schedule = schedule_for(
-            method, model, base.solver, base.steps, **run,
-            budget=variant.budget, prepared=prepared, settings=variant.settings,
-        )  # fmt: skip
+            method, host, budget=variant.budget, prepared=prepared, settings=variant.settings
+        )
         return schedule, seconds
 
     def _baseline(self, variant: Variant, prepared: Mapping[str, Any] | None) -> BaselineCandidate:

@@ -207,7 +207,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def index_for_timestep(self, timestep: float | Tensor) -> int:
         """Evaluation at a timestep, the nearest one."""
-        return int((self.timesteps.detach() - float(timestep)).abs().argmin())
+        wanted = torch.as_tensor(timestep).detach().to(self.timesteps)
+        return int((self.timesteps.detach() - wanted).abs().argmin())
 
     def step(
         self,
@@ -231,7 +232,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._step_index = self.index_for_timestep(timestep) if begin is None else begin
             self._begin_from(self._step_index, sample)
         self._terms.append(model_output.float())
-        row = self._run_table[len(self._terms)]
+        row = self._run_table[len(self._terms) - 1]
         total = self._terms[0] * row[0]
         for index, term in enumerate(self._terms[1:], start=1):
             total = total + term * row[index]
