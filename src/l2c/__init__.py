@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from l2c import layers, methods, models, sampling, testing
     from l2c.bench.cost import measure_costs
     from l2c.cache.cached_model import CachedModel
+    from l2c.cache.summary import RunSummary
     from l2c.errors import (
         CacheStateError,
         CheckpointError,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from l2c.hosts.pipeline.handle import PipelineCache
     from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
     from l2c.hosts.pipeline.loading import load_pipeline
-    from l2c.hosts.pipeline.summary import RunSummary
     from l2c.hosts.targets import host_of
     from l2c.learning.learn import learn, repair
     from l2c.learning.paper import RouterSettings
@@ -67,7 +67,7 @@ _HOMES = {
     "Predictor": "l2c.schedule.forecast",
     "RouterSettings": "l2c.learning.paper",
     "Run": "l2c.schedule.contract",
-    "RunSummary": "l2c.hosts.pipeline.summary",
+    "RunSummary": "l2c.cache.summary",
     "Sampler": "l2c.sampling.sampler",
     "ScheduleError": "l2c.errors",
     "ScheduleFamily": "l2c.schedule.family",

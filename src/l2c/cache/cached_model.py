@@ -16,6 +16,7 @@ from l2c.cache.clock import Clock
 from l2c.cache.patch import MethodPatch
 from l2c.cache.policy import LayerPolicy, ReusePolicy, StaticPolicy
 from l2c.cache.store import peak_bytes
+from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Blank, Value
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable, find_layers, fingerprint
@@ -44,6 +45,7 @@ class CachedModel:
         self._model = weakref.ref(model)
         self._patches: list[MethodPatch] = []
         self._whole: MethodPatch | None = None
+        self._finished = False
         self._cover(model)
 
     def _cover(self, model: nn.Module) -> None:
@@ -138,13 +140,21 @@ class CachedModel:
             self.schedule.contract.check_run(run)
             if note := self.schedule.contract.guidance_note(run):
                 warnings.warn(note, stacklevel=3)
-        self.policy.clear()
+        self.policy.begin_run()
         self.clock.start(first)
+        self._finished = False
         try:
             yield self.clock
+            self._finished = self.clock.evaluation == self.clock.num_evaluations - 1
         finally:
             self.clock.stop()
             self.policy.clear()
+
+    def summary(self) -> RunSummary:
+        """What was computed and reused in the last run; for the policy of a schedule."""
+        assert isinstance(self.policy, StaticPolicy)
+        model = summarize_model(self.policy.counts, self.table)
+        return RunSummary(self.clock.num_evaluations, self._finished, {"model": model})
 
     def peak_store_bytes(self, batch_size: int, branches: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """Peak memory of the store in bytes, known before anything runs; see `l2c.cache.store.peak_bytes`."""

@@ -7,8 +7,9 @@ policy does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -60,6 +61,10 @@ class ReusePolicy:
         """One call of the whole model; a policy that compares calls makes more than one of it."""
         return call()
 
+    def begin_run(self) -> None:
+        """Begins a run, from nothing."""
+        self.clear()
+
     def clear(self) -> None:
         """Forgets all features."""
 
@@ -93,6 +98,34 @@ def compute_once(compute: Compute) -> Value:
     return value
 
 
+@dataclass
+class CallCounts:
+    """What the calls of one model did in a run.
+
+    Attributes:
+        calls: Calls of the model, by branch.
+        evaluations: Evaluations at which it was called, in order.
+        computed: How often each layer was computed, by index.
+        reused: How often each layer was reused.
+        unplanned: How often one was computed although the schedule reuses it, because its branch had no history:
+            it began later than the run, or changed shape in it.
+        peak_bytes: Most that the store held after a call.
+    """
+
+    calls: Counter[str] = field(default_factory=Counter)
+    evaluations: list[int] = field(default_factory=list)
+    computed: Counter[int] = field(default_factory=Counter)
+    reused: Counter[int] = field(default_factory=Counter)
+    unplanned: int = 0
+    peak_bytes: int = 0
+
+    def enter(self, evaluation: int, branch: str) -> None:
+        """Counts a call of the model."""
+        self.calls[branch] += 1
+        if self.evaluations[-1:] != [evaluation]:
+            self.evaluations.append(evaluation)
+
+
 class StaticPolicy(ReusePolicy):
     """The policy of a schedule: a reused layer is not called.
 
@@ -104,6 +137,7 @@ class StaticPolicy(ReusePolicy):
     Attributes:
         plan: As given, or by `use`.
         store: Computed values that are read later.
+        counts: What was done in the last run.
     """
 
     def __init__(
@@ -112,6 +146,12 @@ class StaticPolicy(ReusePolicy):
         self.num_evaluations, self.around = num_evaluations, around
         self.plan = plan
         self.store = FeatureStore(last_reads(plan))
+        self.counts = CallCounts()
+
+    def begin_run(self) -> None:
+        """Forgets features and counts."""
+        self.clear()
+        self.counts = CallCounts()
 
     def use(self, plan: ReusePlan) -> None:
         """Takes another plan, between runs."""
@@ -124,12 +164,17 @@ class StaticPolicy(ReusePolicy):
 
     def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
         """See `ReusePolicy.output`."""
-        evaluation, branch = clock.evaluation, clock.branch
+        evaluation, branch, counts = clock.evaluation, clock.branch, self.counts
+        if layer == 0:
+            counts.enter(evaluation, branch)
+            counts.peak_bytes = max(counts.peak_bytes, self.store.nbytes)
         terms = self.plan.get((evaluation, layer))
         if terms is None:
             fresh = self.around(compute)
             self.store.put(branch, evaluation, layer, fresh)
+            counts.computed[layer] += 1
             return fresh
+        counts.reused[layer] += 1
         values = [self.store.read(branch, source, layer, evaluation) for source, _ in terms]
         return combine_values(values, [weight for _, weight in terms])
 

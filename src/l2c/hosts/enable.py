@@ -9,12 +9,12 @@ from typing import Any, overload
 from torch import nn
 
 from l2c.cache import cached_model
-from l2c.cache.cached_model import CachedModel
+from l2c.cache.cached_model import CachedModel, active_cache
+from l2c.cache.summary import RunSummary
 from l2c.errors import CacheStateError, ConfigError
 from l2c.hosts.pipeline.components import transformers_of, unwrapped
 from l2c.hosts.pipeline.handle import HANDLE, PipelineCache
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from
-from l2c.hosts.pipeline.summary import RunSummary
 from l2c.hosts.pipeline.transformer import refuse_other_cache
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.open import load_schedule
@@ -151,7 +151,7 @@ def disable_cache(target: Any) -> None:
 
 
 def summary(target: Any) -> RunSummary:
-    """What was computed and reused in the last run of a pipeline with a cache.
+    """What was computed and reused in the last run of a model or pipeline with a cache.
 
     Args:
         target: What `enable_cache` was called on.
@@ -159,10 +159,13 @@ def summary(target: Any) -> RunSummary:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
-    cache = vars(unwrapped(target)).get(HANDLE)
+    target = unwrapped(target)
+    cache = vars(target).get(HANDLE)
+    if cache is None and isinstance(target, nn.Module):
+        cache = active_cache(target)
     if cache is None:
         raise CacheStateError(
-            "no cache is enabled on this pipeline; its handle keeps the summary of the last run"
+            "no cache is enabled on this; the handle of one keeps the summary of the last run"
         )
     found: RunSummary = cache.summary()
     return found

@@ -12,11 +12,11 @@ from torch import nn
 
 from l2c.cache.patch import MethodPatch
 from l2c.cache.policy import Compute, ReusePolicy, compute_once
+from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
 from l2c.hosts.pipeline.policy import PipelinePolicy
 from l2c.hosts.pipeline.runs import describe_run
-from l2c.hosts.pipeline.summary import RunSummary, summarize_model
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import ReusePlan

@@ -169,7 +169,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._run_levels, self._run_table = levels.to(device), table.to(device, torch.float32)
         alphas, noise = alphas_sigmas(levels.to(device), flow=self.flow)
         sigmas_now = noise if self.flow else noise / alphas
-        self.sigmas = torch.cat([sigmas_now, sigmas_now.new_zeros(1)]).float()
+        self.sigmas = torch.cat([sigmas_now, sigmas_now.new_zeros(1)]).float().detach()
         self.timesteps = self.timesteps_of(self._run_levels).float()
         self._step_index: int | None = None
         self._begin_index = None

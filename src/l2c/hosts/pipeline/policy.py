@@ -8,9 +8,7 @@ meets the same program at every evaluation of the same structure, in every branc
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,28 +17,6 @@ from l2c.cache.clock import Clock
 from l2c.cache.policy import Compute, LayerPolicy, StaticPolicy, compute_once
 from l2c.cache.values import Value, combine_values, copy_value, weigh_values
 from l2c.schedule.forecast import ReusePlan, is_copy
-
-
-@dataclass
-class CallCounts:
-    """What the calls of one model did in a run.
-
-    Attributes:
-        calls: Calls of the model, by branch.
-        evaluations: Evaluations at which it was called, in order.
-        computed: How often each layer was computed, by index.
-        reused: How often each layer was reused.
-        unplanned: How often one was computed although the schedule reuses it, because its branch had no history:
-            it began later than the run, or changed shape in it.
-        peak_bytes: Most that the store held after a call.
-    """
-
-    calls: Counter[str] = field(default_factory=Counter)
-    evaluations: list[int] = field(default_factory=list)
-    computed: Counter[int] = field(default_factory=Counter)
-    reused: Counter[int] = field(default_factory=Counter)
-    unplanned: int = 0
-    peak_bytes: int = 0
 
 
 class Cell:
@@ -100,7 +76,6 @@ class PipelinePolicy(StaticPolicy):
     may change: more is computed then, never something else reused.
 
     Attributes:
-        counts: What was done in the last run.
         cells: What each layer does in a call.
         replayed: Whether calls are replayed as CUDA graphs, whose outputs the next replay overwrites.
     """
@@ -113,7 +88,6 @@ class PipelinePolicy(StaticPolicy):
         around: Callable[[Compute], Value] = compute_once,
     ) -> None:
         super().__init__(plan, num_evaluations, around)
-        self.counts = CallCounts()
         self.cells = [Cell(self) for _ in range(num_layers)]
         self.replayed = False
         self._most_times = 1
@@ -129,11 +103,6 @@ class PipelinePolicy(StaticPolicy):
         """See `ReusePolicy.layer_policy`."""
         return self.cells[layer]
 
-    def begin_run(self) -> None:
-        """Forgets features and counts."""
-        self.clear()
-        self.counts = CallCounts()
-
     def clear(self) -> None:
         """See `ReusePolicy.clear`."""
         super().clear()
@@ -142,9 +111,7 @@ class PipelinePolicy(StaticPolicy):
 
     def begin_call(self, evaluation: int, branch: str) -> None:
         """Says what each layer will do in a call of the model."""
-        self.counts.calls[branch] += 1
-        if self.counts.evaluations[-1:] != [evaluation]:
-            self.counts.evaluations.append(evaluation)
+        self.counts.enter(evaluation, branch)
         self._call = (evaluation, branch)
         tracing = "torch._dynamo" in sys.modules  # else nothing is compiled
         for layer, cell in enumerate(self.cells):

@@ -83,10 +83,7 @@ class CachedTransformer:
         """
         self._cover_anew()
         self._follow_compiler(component)
-        if isinstance(self.policy, PipelinePolicy):
-            self.policy.begin_run()
-        else:
-            self.policy.clear()
+        self.policy.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
 

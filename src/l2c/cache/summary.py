@@ -1,11 +1,11 @@
-"""What was computed and reused in the last run of a pipeline."""
+"""What was computed and reused in the last run with a cache."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from l2c.hosts.pipeline.policy import CallCounts
+from l2c.cache.policy import CallCounts
 from l2c.layers import LayerTable
 
 
@@ -34,12 +34,12 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The last run of a pipeline with a cache.
+    """The last run of a model or a pipeline with a cache.
 
     Attributes:
         evaluations: Number of timesteps of the run.
         finished: Whether it came to the last of them.
-        models: By name of the component.
+        models: By name of the component; `model` for a model on its own.
     """
 
     evaluations: int
