@@ -1,11 +1,17 @@
-"""What runs are learned and judged on: prompts, labels, and which of them nothing is learned on."""
+"""What a pipeline is called with: prompts or labels that tell runs apart, and everything else."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from l2c.digest import digest
 from l2c.errors import ConfigError
 
 Condition = Mapping[str, Any]
@@ -60,3 +66,55 @@ def choose(conditions: Sequence[Condition], count: int, held_out: int = 0) -> tu
     judged, learned = conditions[: unseen or None], conditions[unseen:]
     chosen = [judged[i % len(judged)] for i in range(held_out)]
     return (*chosen, *(learned[i % len(learned)] for i in range(count - held_out)))
+
+
+@dataclass(frozen=True)
+class SeededConditions:
+    """Prompts or labels, by the pipeline's names, and the seed of the noise of each."""
+
+    conditions: tuple[Condition, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, rows: Sequence[int] | slice) -> SeededConditions:
+        """See `Examples.rows`."""
+        places = range(len(self))[rows] if isinstance(rows, slice) else rows
+        return SeededConditions(
+            tuple(self.conditions[i] for i in places), tuple(self.seeds[i] for i in places)
+        )
+
+
+def repeated(value: Any, count: int) -> Any:
+    """A condition for so many pictures in one call."""
+    if isinstance(value, (list, tuple)):
+        return list(value) * count
+    return [value] * count if isinstance(value, str) else value
+
+
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuses arguments that a pipeline does not take.
+
+    Raises:
+        ConfigError: If there is one; the sentence names the nearest that it takes.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in call:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{type(pipe).__name__} takes no argument '{name}'{hint}")
+
+
+def plain(value: Any) -> Any:
+    """Arguments of a call as JSON types, so that they can be told from others."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, Tensor):
+        return digest(value.detach().float().cpu())
+    return value if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__

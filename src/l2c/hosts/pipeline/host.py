@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,15 @@ from l2c.digest import digest
 from l2c.errors import ConfigError
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.hosts.pipeline.components import transformers_of
-from l2c.hosts.pipeline.conditions import Condition, choose, conditions_of
+from l2c.hosts.pipeline.conditions import (
+    Condition,
+    SeededConditions,
+    check_call,
+    choose,
+    conditions_of,
+    plain,
+    repeated,
+)
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.hosts.pipeline.handle import PipelineCache
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from, prediction_of
@@ -32,24 +40,6 @@ from l2c.schedule.contract import Contract, Run
 from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SeededConditions:
-    """Prompts or labels, by the pipeline's names, and the seed of the noise of each."""
-
-    conditions: tuple[Condition, ...]
-    seeds: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def rows(self, rows: Sequence[int] | slice) -> SeededConditions:
-        """See `Examples.rows`."""
-        places = range(len(self))[rows] if isinstance(rows, slice) else rows
-        return SeededConditions(
-            tuple(self.conditions[i] for i in places), tuple(self.seeds[i] for i in places)
-        )
 
 
 class PipelineHost:
@@ -168,8 +158,8 @@ class PipelineHost:
             "dtype": str(next(first.parameters()).dtype).removeprefix("torch."),
             "device": self.device.type,
             "run": digest([run.solver, run.spacing, run.timesteps, run.log_snrs, run.guidance]),
-            "call": digest(_plain(self.call)),
-            "conditions": digest(_plain(self.conditions)),
+            "call": digest(plain(self.call)),
+            "conditions": digest(plain(self.conditions)),
         }
 
     @property
@@ -277,8 +267,8 @@ class PipelineHost:
         self._check_steps()
         levels = self._levels_at(steps)
         hosts: dict[str, Host] = {}
-        for name, scheduler in known_schedulers(self._scheduler, levels).items():
-            host = self._with(scheduler, steps)
+        for name, scheduler, asked in known_schedulers(self._scheduler, levels, steps):
+            host = self._with(scheduler, asked)
             try:
                 count = len(host.run.timesteps)
             except Exception as error:  # a scheduler that this pipeline cannot be driven by
@@ -351,7 +341,7 @@ class PipelineHost:
                 f"the engine '{engine}' runs l2c's own models; a pipeline runs as it is: compile its transformer, and "
                 "take the engine 'eager'"
             )
-        batch = {name: _repeated(value, batch_size) for name, value in self.conditions[0].items()}
+        batch = {name: repeated(value, batch_size) for name, value in self.conditions[0].items()}
 
         @torch.no_grad()
         def sample() -> object:
@@ -360,39 +350,3 @@ class PipelineHost:
                 return self._trajectory.sample(batch, 0)
 
         return sample
-
-
-def _repeated(value: Any, count: int) -> Any:
-    """A condition for so many pictures in one call."""
-    if isinstance(value, (list, tuple)):
-        return list(value) * count
-    return [value] * count if isinstance(value, str) else value
-
-
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Refuses arguments that a pipeline does not take.
-
-    Raises:
-        ConfigError: If there is one; the sentence names the nearest that it takes.
-    """
-    import difflib
-
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in call:
-        if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{type(pipe).__name__} takes no argument '{name}'{hint}")
-
-
-def _plain(value: Any) -> Any:
-    """Arguments of a call as JSON types, so that they can be told from others."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, Tensor):
-        return digest(value.detach().float().cpu())
-    return value if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__

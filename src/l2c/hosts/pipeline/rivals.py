@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,33 +95,55 @@ def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> Learne
     return learned_from(scheduler, levels.tolist(), prediction_type=prediction_of(scheduler))
 
 
-def known_schedulers(scheduler: Any, run: Run) -> Mapping[str, Any]:
-    """Known solvers with as many evaluations as a run of the scheduler, by name, its own among them."""
+SHIFTS = (1.0, 3.0, 5.0)
+"""Of the noise levels of flows, among which the best of plain solvers is looked for."""
+
+
+def known_schedulers(scheduler: Any, run: Run, steps: int) -> Iterator[tuple[str, Any, int]]:
+    """Known solvers with about as many evaluations, the scheduler among them: name, scheduler, and steps to ask for.
+
+    Args:
+        scheduler: The pipeline's own.
+        run: Its run with so many steps.
+        steps: Evaluations.
+    """
+    if not isinstance(scheduler, LearnedScheduler):
+        yield type(scheduler).__name__, scheduler, steps
+    if draws_noise(scheduler) or scheduler.config.get("invert_sigmas"):
+        return
+    if is_flow(scheduler):
+        yield from _known_of_flow(scheduler, run, steps)
+    elif _has_betas(scheduler):
+        yield from _known_of_betas(scheduler, steps)
+
+
+def _known_of_flow(scheduler: Any, run: Run, steps: int) -> Iterator[tuple[str, Any, int]]:
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
+
+    if len(set(run.log_snrs)) == len(run.log_snrs):
+        yield "dpmsolver++, own levels", learned_from(scheduler, run.log_snrs), steps
+    if scheduler.config.get("use_dynamic_shifting"):
+        return
+    own = scheduler.config.get("shift") or scheduler.config.get("flow_shift") or 1.0
+    for shift in dict.fromkeys((own, *SHIFTS)):
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+        yield f"unipc, shift {shift:g}", UniPCMultistepScheduler(**flow), steps
+        yield f"dpmsolver++, shift {shift:g}", DPMSolverMultistepScheduler(**flow), steps
+        yield f"euler, shift {shift:g}", FlowMatchEulerDiscreteScheduler(shift=shift), steps
+        if steps > 1:
+            yield f"heun, shift {shift:g}", FlowMatchHeunDiscreteScheduler(shift=shift), (steps + 1) // 2
+
+
+def _known_of_betas(scheduler: Any, steps: int) -> Iterator[tuple[str, Any, int]]:
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-    found: dict[str, Any] = {type(scheduler).__name__: scheduler}
-    config = scheduler.config
-    if isinstance(scheduler, LearnedScheduler):
-        found = {}
-    if draws_noise(scheduler) or config.get("invert_sigmas"):
-        return found
-    if is_flow(scheduler):
-        if len(set(run.log_snrs)) == len(run.log_snrs):
-            found["dpmsolver++, own levels"] = learned_from(scheduler, run.log_snrs)
-        if not config.get("use_dynamic_shifting"):
-            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-            shift = {"flow_shift": config.get("shift") or 1.0}
-            for name, cls in (
-                ("unipc", UniPCMultistepScheduler),
-                ("dpmsolver++", DPMSolverMultistepScheduler),
-            ):
-                found[f"{name}, flow sigmas"] = cls(**flow, **shift)
-    elif _has_betas(scheduler):
-        for order in (2, 3):
-            options = {**_MULTISTEP, "solver_order": order}
-            name = "dpmsolver++, logsnr" if order == 2 else "dpmsolver++3, logsnr"
-            found[name] = DPMSolverMultistepScheduler.from_config(config, **options)
-        found["unipc, logsnr"] = UniPCMultistepScheduler.from_config(
-            config, **{**_LOG_SNR, "use_exponential_sigmas": True}
-        )
-    return found
+    for name, order in (("dpmsolver++, logsnr", 2), ("dpmsolver++3, logsnr", 3)):
+        options = {**_MULTISTEP, "solver_order": order}
+        yield name, DPMSolverMultistepScheduler.from_config(scheduler.config, **options), steps
+    options = {**_LOG_SNR, "use_exponential_sigmas": True}
+    yield "unipc, logsnr", UniPCMultistepScheduler.from_config(scheduler.config, **options), steps
