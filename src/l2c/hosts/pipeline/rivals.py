@@ -87,8 +87,10 @@ def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> Learne
             )
         return learned_from(scheduler, run.log_snrs, mu=mu)
     if not _has_betas(scheduler):
+        clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
+        found = f"{name} with {' and '.join(clips)}" if clips else name
         raise ConfigError(
-            f"a solver is learned in place of a scheduler of a flow or with betas, not of {name}"
+            f"a solver is learned in place of a scheduler of a flow, or one with betas that clips nothing, not of {found}"
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
     levels = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
