@@ -140,7 +140,7 @@ def _dit(scheduler: Any, seed: int) -> Any:
     tiny = TINY["DiTTransformer2DModel"]
     changes = {"in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 1000}
     changed = replace(tiny, config={**tiny.config, **changes}, shape=(4, 8, 8))
-    return DiTPipeline(changed.build(seed), _autoencoder(), scheduler or DDIMScheduler())
+    return DiTPipeline(changed.build(seed), _autoencoder(), scheduler or DDIMScheduler(clip_sample=False))
 
 
 def _pixart(scheduler: Any, seed: int) -> Any:
