@@ -25,7 +25,10 @@ SIZES = {
         ({"num_heads": 5}, "hidden_size 32 must be a multiple of num_heads, got 5"),
         ({"hidden_size": 30}, "hidden_size 30 must be a multiple of 4"),
         ({"beta_schedule": "cosine"}, "beta_schedule must be one of linear, scaled_linear, got 'cosine'"),
-        ({"prediction_type": "x"}, "prediction_type must be one of epsilon, v_prediction, sample, got 'x'"),
+        (
+            {"prediction_type": "x"},
+            "prediction_type must be one of epsilon, v_prediction, sample, flow_prediction, got 'x'",
+        ),
     ],
 )
 def test_config_refuses_impossible_sizes(change: dict[str, object], message: str) -> None:

@@ -8,10 +8,9 @@ import torch
 import l2c
 from l2c.errors import ConfigError, ContractError
 from l2c.layers import find_layers
-from l2c.sampling import NoiseSchedule, make_solver
+from l2c.sampling import FlowSchedule, NoiseSchedule, make_solver
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
 from l2c.sampling.loop import run_loop, sampling_loop
-from l2c.sampling.noise_schedule import alpha_sigma
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_dit
@@ -20,43 +19,61 @@ SCHEDULE = NoiseSchedule()
 STD = 0.5
 
 
-def table_of(log_snrs):
-    return multistep_table(torch.tensor(log_snrs, dtype=torch.float64))
+PROCESSES = [
+    SCHEDULE,
+    NoiseSchedule("linear", "v_prediction"),
+    NoiseSchedule("linear", "sample"),
+    FlowSchedule(),
+]
+
+
+def table_at(log_snrs, process):
+    kind = process.prediction_type
+    return multistep_table(log_snrs, kind, flow=kind == "flow_prediction")
+
+
+def table_of(log_snrs, process=SCHEDULE):
+    return table_at(torch.tensor(log_snrs, dtype=torch.float64), process)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
-@pytest.mark.parametrize("spacing", ["linspace", "karras", "logsnr"])
-def test_the_table_is_the_solver_of_order_two(steps, spacing):
+@pytest.mark.parametrize(
+    ("process", "spacing"), [(p, s) for p in PROCESSES for s in p.spacings if s != "trailing"], ids=str
+)
+def test_the_table_is_the_solver_of_order_two(steps, process, spacing):
     """On predictions that are anything but linear."""
 
     def predict(evaluation, x):
         return torch.tanh(x + evaluation)
 
-    theirs = make_solver("dpmsolver++", steps, spacing, SCHEDULE)
-    ours = LinearSolver(theirs.run, table_of(theirs.run.log_snrs))
+    theirs = make_solver("dpmsolver++", steps, spacing, process)
+    ours = LinearSolver(theirs.run, table_of(theirs.run.log_snrs, process))
     noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     expected = run_loop(sampling_loop(theirs, noise), predict)
     torch.testing.assert_close(run_loop(sampling_loop(ours, noise), predict), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_table_has_order_two():
+@pytest.mark.parametrize("process", [SCHEDULE, FlowSchedule()], ids=str)
+def test_the_table_has_order_two(process):
     """Where the data are normal the flow is linear, and its end is known."""
 
     def solve(steps):
         log_snrs = torch.linspace(-2.0, 2.0, steps + 1, dtype=torch.float64)
         run = Run(LEARNED, steps, LEARNED, tuple([0.0] * steps), tuple(log_snrs[:-1].tolist()))
-        rows = multistep_table(log_snrs)[: steps + 1, : steps + 1]  # without the step to zero noise
+        rows = table_at(log_snrs, process)[: steps + 1, : steps + 1]  # without the step to zero noise
 
         def predict(evaluation, x):
-            alpha, sigma = alpha_sigma(run.log_snrs[evaluation])
-            return x * sigma / (alpha**2 * STD**2 + sigma**2)
+            alpha, sigma = process.alpha_sigma(run.log_snrs[evaluation])
+            noise, data = x * sigma, x * alpha * STD**2
+            predicted = noise - data if process == FlowSchedule() else noise
+            return predicted / (alpha**2 * STD**2 + sigma**2)
 
         return run_loop(
             sampling_loop(LinearSolver(run, rows), torch.ones(1, dtype=torch.float64)), predict
         ).item()
 
     def deviation(log_snr):
-        alpha, sigma = alpha_sigma(log_snr)
+        alpha, sigma = process.alpha_sigma(log_snr)
         return math.sqrt(alpha**2 * STD**2 + sigma**2)
 
     errors = [abs(solve(steps) - deviation(2.0) / deviation(-2.0)) for steps in (40, 80, 160)]
@@ -64,9 +81,10 @@ def test_the_table_has_order_two():
     assert orders == pytest.approx([2, 2], abs=0.25)
 
 
-def test_gradients_of_the_table_are_those_of_differences():
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_gradients_of_the_table_are_those_of_differences(process):
     log_snrs = torch.tensor([-3.0, -1.2, 0.1, 2.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(multistep_table, (log_snrs,))
+    assert torch.autograd.gradcheck(lambda levels: table_at(levels, process), (log_snrs,))
 
 
 def test_a_solver_is_used_again_from_the_beginning():

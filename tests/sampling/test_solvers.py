@@ -7,55 +7,132 @@ import pytest
 import torch
 
 from l2c.errors import ConfigError
-from l2c.sampling import SOLVERS, SPACINGS, NoiseSchedule, make_solver
-from l2c.sampling.noise_schedule import alpha_sigma
+from l2c.sampling import FlowSchedule, NoiseSchedule, make_solver, solver_names
+from l2c.sampling.linear import LinearSolver, solver_table
+from l2c.sampling.loop import run_loop, sampling_loop
+from l2c.sampling.noise_schedule import data_prediction
 
 SCHEDULE = NoiseSchedule("scaled_linear")
 STD = 0.5
+PROCESSES = [
+    SCHEDULE,
+    NoiseSchedule("scaled_linear", "v_prediction"),
+    NoiseSchedule("linear", "sample"),
+    FlowSchedule(),
+]
 
 
-def exact_noise(x, log_snr):
-    """Noise prediction where the data are normal with standard deviation `STD`: the flow is then linear."""
-    alpha, sigma = alpha_sigma(log_snr)
-    return x * sigma / (alpha**2 * STD**2 + sigma**2)
+def prediction_of(process, data, noise, log_snr):
+    """What a network that knows data and noise says."""
+    alpha, sigma = process.alpha_sigma(log_snr)
+    return {
+        "epsilon": noise,
+        "v_prediction": alpha * noise - sigma * data,
+        "sample": data,
+        "flow_prediction": noise - data,
+    }[process.prediction_type]
 
 
-def solve(name, steps, spacing="linspace", start=1.0):
-    """Final value of the flow, and where it ends: at half log-SNR `end`, infinity for clean data."""
-    solver = make_solver(name, steps, spacing, SCHEDULE)
-    x = torch.full((1, 1, 1, 1), start, dtype=torch.float64) * solver.init_scale
-    for evaluation, log_snr in enumerate(solver.run.log_snrs):
-        scaled = solver.scale_input(x, evaluation)
-        x = solver.step(evaluation, x, exact_noise(scaled, log_snr))
-    return x.item(), solver
+def exact_prediction(process, x, log_snr):
+    """Prediction where the data are normal with standard deviation `STD`: the flow is then linear."""
+    alpha, sigma = process.alpha_sigma(log_snr)
+    scaled = x / (alpha**2 * STD**2 + sigma**2)
+    return prediction_of(process, alpha * STD**2 * scaled, sigma * scaled, log_snr)
 
 
-def exact(solver, end, start=1.0):
+def drive(solver, run, process, start=1.0):
+    noise = torch.full((1, 1, 1, 1), start, dtype=torch.float64)
+    return run_loop(
+        sampling_loop(solver, noise), lambda i, x: exact_prediction(process, x, run.log_snrs[i])
+    ).item()
+
+
+def solve(name, steps, spacing="linspace", process=SCHEDULE):
+    """Final value of the flow from 1, and the run."""
+    solver = make_solver(name, steps, spacing, process)
+    return drive(solver, solver.run, process), solver.run
+
+
+def exact(run, end, process=SCHEDULE):
     """The flow scales x by the ratio of the standard deviations of its marginals."""
 
     def deviation(log_snr):
-        alpha, sigma = alpha_sigma(log_snr)
+        alpha, sigma = process.alpha_sigma(log_snr)
         return math.sqrt(alpha**2 * STD**2 + sigma**2)
 
-    return start * deviation(end) / deviation(solver.run.log_snrs[0])
+    return deviation(end) / deviation(run.log_snrs[0])
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_solver_reaches_the_known_solution(name, spacing):
-    value, solver = solve(name, 400, spacing)
-    end = SCHEDULE.log_snr(0) if name == "dpmsolver-singlestep" else math.inf
-    assert value == pytest.approx(exact(solver, end), rel=0.02)
-    assert len(solver.run.timesteps) == len(solver.run.log_snrs) == 400
-    assert list(solver.run.log_snrs) == sorted(solver.run.log_snrs)
+@pytest.mark.parametrize("name", solver_names())
+@pytest.mark.parametrize(
+    ("process", "spacing"), [(p, s) for p in PROCESSES for s in p.spacings], ids=lambda value: str(value)
+)
+def test_every_solver_reaches_the_known_solution(name, process, spacing):
+    value, run = solve(name, 400, spacing, process)
+    end = process.log_snr(0) if name == "dpmsolver-singlestep" else math.inf
+    assert value == pytest.approx(exact(run, end, process), rel=0.02)
+    assert len(run.timesteps) == len(run.log_snrs) == 400
+    assert list(run.log_snrs) == sorted(run.log_snrs)
+    at = [process.timestep(log_snr) for log_snr in run.log_snrs]
+    assert np.allclose(
+        run.timesteps, at, atol=0.01 if process == FlowSchedule() else 1.01
+    )  # diffusers rounds
+
+
+@pytest.mark.parametrize("name", solver_names())
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_the_table_of_every_solver_does_the_same(name, process):
+    value, run = solve(name, 7, "logsnr", process)
+    table = solver_table(make_solver(name, 7, "logsnr", process)).double()
+    assert drive(LinearSolver(run, table), run, process) == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_data_are_found_in_every_prediction(process):
+    data, noise = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    alpha, sigma = process.alpha_sigma(-0.7)
+    prediction = prediction_of(process, data, noise, -0.7)
+    found = data_prediction(alpha * data + sigma * noise, prediction, alpha, sigma, process.prediction_type)
+    torch.testing.assert_close(found, data)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmsolver++", "dpmsolver++3", "unipc"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_a_flow_is_evaluated_where_diffusers_does(name, steps):
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    run = make_solver(name, steps, "linspace", FlowSchedule()).run
+    theirs = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    theirs.set_timesteps(steps)
+    assert np.allclose(run.timesteps, 1000 * theirs.sigmas[:-1].double(), atol=1e-4)
+    assert run.timesteps[0] == pytest.approx(999)
+    if name in ("ddim", "euler"):  # the same formula over velocities
+        x, velocities = torch.randn(1, 3, 2, 2), torch.randn(steps, 1, 3, 2, 2)
+        euler = FlowMatchEulerDiscreteScheduler()
+        euler.set_timesteps(sigmas=[t / 1000 for t in run.timesteps])
+        expected = x
+        for timestep, velocity in zip(euler.timesteps, velocities, strict=True):
+            expected = euler.step(velocity, timestep, expected).prev_sample
+        ours = run_loop(
+            sampling_loop(make_solver(name, steps, "linspace", FlowSchedule()), x), lambda i, _: velocities[i]
+        )
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_timesteps_of_a_flow_are_a_thousand_times_s():
+    flow = FlowSchedule()
+    log_snrs = torch.tensor([flow.log_snr(t) for t in (999, 700.5, 3)], dtype=torch.float64)
+    torch.testing.assert_close(flow.timesteps_of(log_snrs), torch.tensor([999, 700.5, 3]).double())
+    assert [flow.timestep(s) for s in log_snrs.tolist()] == pytest.approx([999, 700.5, 3])
+    assert (flow.log_snr(1000), flow.log_snr(0)) == (flow.log_snr(999), flow.log_snr(1))
 
 
 def test_singlestep_has_order_two():
     """Global error falls with the square of the step size."""
     errors = []
     for steps in (40, 80, 160):
-        value, solver = solve("dpmsolver-singlestep", steps, "logsnr")
-        errors.append(abs(value - exact(solver, SCHEDULE.log_snr(0))))
+        value, run = solve("dpmsolver-singlestep", steps, "logsnr")
+        errors.append(abs(value - exact(run, SCHEDULE.log_snr(0))))
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert orders == pytest.approx([2, 2], abs=0.25)
 
@@ -69,9 +146,9 @@ def test_singlestep_makes_the_evaluations_of_the_paper():
 
 
 def test_singlestep_ends_an_odd_run_with_a_first_order_step():
-    value, solver = solve("dpmsolver-singlestep", 201, "logsnr")
-    assert len(solver.run.timesteps) == 201
-    assert value == pytest.approx(exact(solver, SCHEDULE.log_snr(0)), rel=0.01)
+    value, run = solve("dpmsolver-singlestep", 201, "logsnr")
+    assert len(run.timesteps) == 201
+    assert value == pytest.approx(exact(run, SCHEDULE.log_snr(0)), rel=0.01)
 
 
 def test_ddim_makes_the_steps_of_dit():
@@ -99,9 +176,10 @@ def test_log_snr_agrees_with_diffusers(beta_schedule):
     assert np.allclose(ours, solver.run.log_snrs, atol=1e-3)
 
 
-def test_solvers_pass_gradients():
-    for name in SOLVERS:
-        solver = make_solver(name, 4)
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_solvers_pass_gradients(process):
+    for name in solver_names():
+        solver = make_solver(name, 4, "linspace", process)
         x = torch.ones(1, 1, 2, 2, requires_grad=True)
         y = x
         for i in range(4):
@@ -117,8 +195,22 @@ def test_solvers_pass_gradients():
         (("ddim", 0), "ddim takes from 1 to 1000 steps, got 0"),
         (("dpmsolver-singlestep", 1), "dpmsolver-singlestep takes from 2 to 1000 steps, got 1"),
         (("ddim", 10, "even"), "unknown spacing 'even'; choose one of linspace, trailing, karras, logsnr"),
+        (("ddim", 10, "karras", FlowSchedule()), "a flow has no 'karras' spacing; choose linspace or logsnr"),
     ],
 )
 def test_unknown_settings_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make_solver(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("beta_schedule", "prediction_type", "message"),
+    [
+        ("cosine", "epsilon", "unknown beta schedule 'cosine'; choose linear or scaled_linear"),
+        ("linear", "noise", "predicts epsilon, v_prediction or sample, got 'noise'"),
+        ("linear", "flow_prediction", "got 'flow_prediction'; that is of a FlowSchedule"),
+    ],
+)
+def test_unknown_processes_are_refused(beta_schedule, prediction_type, message):
+    with pytest.raises(ConfigError, match=message):
+        NoiseSchedule(beta_schedule, prediction_type)

@@ -15,7 +15,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 BETA_RANGES = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
 """First and last beta of every noise schedule, by name; `training_betas` says what lies between."""
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,9 @@ class ModelConfig:
             linspace(1e-4, 0.02), `"scaled_linear"` for linspace(sqrt(0.00085), sqrt(0.012)) squared.
         first_timestep: What the network is fed for the first (least noisy) of those 1000 timesteps; index
             `i` is fed `i + first_timestep`.
-        prediction_type: What the network predicts: `"epsilon"`, `"v_prediction"` or `"sample"`.
+        prediction_type: What the network predicts: `"epsilon"`, the noise; `"v_prediction"`; `"sample"`, the data; or
+            `"flow_prediction"`, the velocity noise - data of a flow (1 - s) data + s noise, which has no beta
+            schedule and is fed 1000 s + first_timestep.
 
     Raises:
         ConfigError: A size is not positive, does not divide what it must, or a name is unknown.

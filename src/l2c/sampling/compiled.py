@@ -18,7 +18,7 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver, solver_table
 from l2c.sampling.lock import model_lock
-from l2c.sampling.noise_schedule import NoiseSchedule
+from l2c.sampling.noise_schedule import ForwardProcess
 from l2c.sampling.solvers import make_solver
 from l2c.schedule.contract import Run
 from l2c.schedule.schedule import CacheSchedule
@@ -136,7 +136,7 @@ def release_engines(model: nn.Module) -> None:
 
 
 @lru_cache(maxsize=32)
-def _table(run: Run, noise_schedule: NoiseSchedule) -> Tensor:
+def _table(run: Run, noise_schedule: ForwardProcess) -> Tensor:
     if run.weights is not None:
         return solver_table(LinearSolver.of_run(run))
     return solver_table(make_solver(run.solver, run.steps, run.spacing, noise_schedule))

@@ -1,4 +1,4 @@
-"""One way to call every model: noise prediction from (x, t, y), whatever class the network is."""
+"""One way to call every model: a prediction from (x, t, y), whatever class the network is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2c.errors import ConfigError
 from l2c.layers import find_layers
-from l2c.sampling.noise_schedule import NoiseSchedule
+from l2c.sampling.noise_schedule import ForwardProcess, process_of
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Denoiser:
         sample_shape: (channels, height, width) of its input.
         num_classes: Number of classes; labels run from 0 to `num_classes - 1`.
         first_timestep: What the network is fed for training timestep 0.
-        noise_schedule: The forward process that it was trained on.
+        noise_schedule: The forward process that it was trained on, with what it predicts.
     """
 
     model: nn.Module
     sample_shape: tuple[int, ...]
     num_classes: int
     first_timestep: int
-    noise_schedule: NoiseSchedule
+    noise_schedule: ForwardProcess
 
     @classmethod
     def of(cls, model: nn.Module) -> Denoiser:
@@ -52,8 +52,8 @@ class Denoiser:
             table.sample_shape,
             num_classes,
             getattr(config, "first_timestep", 0),
-            NoiseSchedule(
-                getattr(config, "beta_schedule", "linear"), getattr(config, "prediction_type", "epsilon")
+            process_of(
+                getattr(config, "prediction_type", "epsilon"), getattr(config, "beta_schedule", "linear")
             ),
         )
 
@@ -92,15 +92,15 @@ class Denoiser:
         return next(self.model.parameters()).dtype
 
     def __call__(self, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
-        """Noise that the network predicts.
+        """What the network predicts: noise, v, data or velocity, as `noise_schedule.prediction_type` says.
 
         Args:
             x: Noisy samples (B, C, H, W).
-            timestep: Training timestep, a tensor (); it may be fractional.
+            timestep: Training timestep, a tensor (); it may be fractional. Of a flow, 1000 s.
             labels: Class labels (B,).
 
         Returns:
-            Predicted noise (B, C, H, W) in the dtype of `x`; a learned variance is left out.
+            Prediction (B, C, H, W) in the dtype of `x`; a learned variance is left out.
         """
         times = (timestep + self.first_timestep).expand(x.shape[0])
         output: Any = self.model(x.to(self.dtype), times, labels)

@@ -53,7 +53,7 @@ class Guidance:
     def predict(
         self, denoiser: Denoiser, x: Tensor, timestep: Tensor, labels: Tensor, clock: Clock | None = None
     ) -> Tensor:
-        """Guided noise prediction (B, C, H, W); arguments as for `Denoiser`."""
+        """Guided prediction (B, C, H, W); arguments as for `Denoiser`."""
         if self.scale == 1:
             return denoiser(x, timestep, labels)
         null = torch.full_like(labels, denoiser.null_class)

@@ -72,7 +72,7 @@ def sample(
         labels: Class label of each image.
         seeds: Seed of each image; 0, 1, 2, ... by default. A seed always gives the same image.
         noise: Initial noise (B, C, H, W) instead of seeds.
-        solver: One of `l2c.sampling.SOLVERS`. What is left out of solver, steps, spacing and guidance is that of
+        solver: One of `l2c.sampling.solver_names()`. What is left out of solver, steps, spacing and guidance is that of
             the schedule, and without one `ddim`, 50, `linspace` and 1.5.
         steps: Number of model evaluations.
         guidance: Classifier-free guidance scale; 1 is without.

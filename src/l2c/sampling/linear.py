@@ -11,6 +11,8 @@ from torch import Tensor
 
 from l2c.errors import ConfigError
 from l2c.sampling.loop import run_loop, sampling_loop
+from l2c.sampling.noise_schedule import alphas_sigmas as alphas_sigmas
+from l2c.sampling.noise_schedule import data_prediction
 from l2c.sampling.solvers import Solver
 from l2c.schedule.contract import Run
 
@@ -56,13 +58,13 @@ class LinearSolver:
 
     def scale_input(self, x: Tensor, evaluation: int) -> Tensor:
         """See `Solver.scale_input`."""
-        return x
+        return x if evaluation else x * self.weights[0, 0]
 
-    def step(self, evaluation: int, x: Tensor, noise: Tensor) -> Tensor:
+    def step(self, evaluation: int, x: Tensor, prediction: Tensor) -> Tensor:
         """See `Solver.step`."""
         if evaluation == 0:
             self._terms = [x]
-        self._terms.append(noise)
+        self._terms.append(prediction)
         row = self.weights[evaluation + 1]
         total = self._terms[0] * row[0]
         for index, term in enumerate(self._terms[1:], start=1):
@@ -98,7 +100,7 @@ def multistep_table(log_snrs: Tensor, prediction_type: str = "epsilon", *, flow:
             flow that begins at `PURE_NOISE` or below begins at sigma = 1, exactly.
 
     Returns:
-        The table (N + 1, N + 1) of `LinearSolver`.
+        The table (N + 1, N + 1) of `LinearSolver`, over predictions as the network makes them.
 
     Source: arXiv 2211.01095, algorithm 2.
     """
@@ -108,7 +110,7 @@ def multistep_table(log_snrs: Tensor, prediction_type: str = "epsilon", *, flow:
     x = unit[0]
     rows, data = [x], []
     for i in range(count):
-        data.append(_data(x, unit[i + 1], alpha[i], sigma[i], prediction_type))
+        data.append(data_prediction(x, unit[i + 1], alpha[i], sigma[i], prediction_type))
         if i == count - 1:
             x = data[-1]
         else:
@@ -120,32 +122,3 @@ def multistep_table(log_snrs: Tensor, prediction_type: str = "epsilon", *, flow:
             x = fall * x + (alpha[i + 1] - fall * alpha[i]) * (data[-1] + 0.5 * slope)
         rows.append(x)
     return torch.stack(rows)
-
-
-PURE_NOISE = -7.0
-"""Half log-SNR from which on down a flow is all noise: there it is minus infinity, which no table holds."""
-
-
-def alphas_sigmas(log_snrs: Tensor, *, flow: bool) -> tuple[Tensor, Tensor]:
-    """Factors (N,) of picture and noise in noisy samples, at half log-SNRs (N,); see `multistep_table`."""
-    if not flow:
-        return torch.sigmoid(2 * log_snrs).sqrt(), torch.sigmoid(-2 * log_snrs).sqrt()
-    pure = log_snrs.detach() <= PURE_NOISE
-    alpha = torch.sigmoid(log_snrs).masked_fill(pure, 0.0)
-    return alpha, torch.sigmoid(-log_snrs).masked_fill(pure, 1.0)
-
-
-def _data(x: Tensor, predicted: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """The picture in a noisy sample, by what the network predicts at it."""
-    if prediction_type == "epsilon":
-        return (x - sigma * predicted) / alpha
-    if prediction_type == "v_prediction":
-        return alpha * x - sigma * predicted
-    if prediction_type == "flow_prediction":
-        return x - sigma * predicted
-    if prediction_type == "sample":
-        return predicted
-    raise ConfigError(
-        f"no solver is learned for a network that predicts '{prediction_type}'; known are epsilon, v_prediction, "
-        "sample and flow_prediction"
-    )

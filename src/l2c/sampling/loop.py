@@ -1,6 +1,6 @@
 """The one loop over the evaluations of a run, apart from how predictions are made.
 
-A loop is a generator of (evaluation, network input) that is sent the noise predicted there and returns where it ends.
+A loop is a generator of (evaluation, network input) that is sent what is predicted there and returns where it ends.
 So whoever drives it decides how predictions are made: sampling guides and caches, learning compares.
 """
 
@@ -25,7 +25,7 @@ def sampling_loop(solver: Solver, noise: Tensor) -> SamplingLoop:
 
 
 def run_loop(loop: SamplingLoop, predict: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Takes a loop to its end with the predictions of a function (evaluation, network input) -> noise.
+    """Takes a loop to its end with the predictions of a function (evaluation, network input) -> prediction.
 
     Returns:
         Where the loop ends.

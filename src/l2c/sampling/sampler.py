@@ -123,7 +123,7 @@ class Sampler:
         Args:
             noise: Unit normal (B, C, H, W), float32, on the model's device.
             labels: Class labels (B,), int64.
-            observer: Called as (evaluation, network input, guided noise prediction) at every evaluation.
+            observer: Called as (evaluation, network input, guided prediction) at every evaluation.
             solver: A fresh solver with the timesteps (N,) of its evaluations, instead of the sampler's.
             bf16: Let matrix products be in bfloat16.
 
