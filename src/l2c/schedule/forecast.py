@@ -8,22 +8,74 @@ together fix, before anything runs, which stored values are read where and with 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from l2c.errors import ConfigError, ScheduleError
 
 _Scalar = TypeVar("_Scalar", float, Tensor, float | Tensor)
-PredictorKind = Literal["copy", "taylor", "linear"]
 
 ReusePlan = dict[tuple[int, int], tuple[tuple[int, float | Tensor], ...]]
 """For every reused (evaluation, layer): the (source evaluation, weight) pairs, the latest source first.
 
 Weights are numbers, or tensors () while they are being learned.
 """
+
+Weights = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
+"""(now, times of the stored values, order or coefficients) -> weights on them; see `register_predictor`."""
+
+
+@dataclass(frozen=True)
+class _Registered:
+    weights: Weights
+    orders: range
+    log_snrs: bool
+    coefficients: bool
+
+
+_PREDICTORS: dict[str, _Registered] = {}
+
+
+def register_predictor(
+    kind: str,
+    weights: Weights,
+    *,
+    orders: range = range(1, 5),
+    needs_log_snrs: bool = True,
+    takes_coefficients: bool = False,
+) -> None:
+    """Adds a kind of forecast, which schedules can then have and `Predictor.parse` finds as `kind` and `kind-N`.
+
+    Args:
+        kind: Its name.
+        weights: A function (now, times, order) -> weights, one for each stored value, the latest first. `now` is the
+            half log-SNR of the evaluation that is forecast, `times` are those of the stored values, at most
+            order + 1; NaN where a schedule has none. While a router is learned, times may be tensors ().
+        orders: Orders that it has; `kind` alone means the first.
+        needs_log_snrs: Whether it cannot do without `times`.
+        takes_coefficients: Whether it is given, instead of the order, the coefficients (times,) of the evaluation and
+            layer.
+
+    Raises:
+        ConfigError: If the kind is registered, or has no order.
+    """
+    if kind in _PREDICTORS:
+        raise ConfigError(f"there is a predictor '{kind}' already; give the new one another name")
+    if not orders or min(orders) < 0:
+        raise ConfigError(f"a predictor has orders from 0 up, got {list(orders)}")
+    _PREDICTORS[kind] = _Registered(weights, orders, needs_log_snrs, takes_coefficients)
+
+
+def predictor_kinds() -> tuple[str, ...]:
+    """All registered kinds, in the order in which they came.
+
+    >>> predictor_kinds()[:3]
+    ('copy', 'taylor', 'linear')
+    """
+    return tuple(_PREDICTORS)
 
 
 @dataclass(frozen=True)
@@ -33,6 +85,7 @@ class Predictor:
     Attributes:
         kind: `copy` repeats the last computed value. `taylor` continues the polynomial through the last
             `order + 1` computed values in log-SNR. `linear` weighs the last values by `coefficients`.
+            `register_predictor` adds more.
         order: Order of the `taylor` polynomial; the order is lower where fewer values have been computed.
         coefficients: For `linear`, weights (evaluations, layers, history) on the last `history` computed values,
             the latest first; entries of computed layers are ignored.
@@ -40,38 +93,51 @@ class Predictor:
     Source: copying is arXiv 2406.01733; forecasting by a Taylor series arXiv 2503.06923.
     """
 
-    kind: PredictorKind = "copy"
+    kind: str = "copy"
     order: int = 0
     coefficients: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("copy", "taylor", "linear"):
-            raise ConfigError(f"unknown predictor '{self.kind}'; choose copy, taylor or linear")
-        if self.kind == "taylor" and not 1 <= self.order <= 4:
-            raise ConfigError(f"a Taylor predictor has an order from 1 to 4, got {self.order}")
-        if (self.kind == "linear") != (self.coefficients is not None):
-            raise ConfigError("a linear predictor, and no other, takes coefficients")
+        known = _PREDICTORS.get(self.kind)
+        if known is None:
+            raise ConfigError(
+                f"unknown predictor '{self.kind}'; choose {' or '.join(_listed(predictor_kinds()))}, or add it with "
+                "l2c.register_predictor"
+            )
+        if known.coefficients != (self.coefficients is not None):
+            takers = [kind for kind in predictor_kinds() if _PREDICTORS[kind].coefficients]
+            raise ConfigError(f"a {' or '.join(_listed(takers))} predictor, and no other, takes coefficients")
+        if not known.coefficients and self.order not in known.orders:
+            title = {"taylor": "Taylor"}.get(self.kind, self.kind)
+            raise ConfigError(f"a {title} predictor has {_orders(known.orders)}, got {self.order}")
 
     @classmethod
     def parse(cls, text: str) -> Predictor:
-        """Predictor named `copy`, `taylor` (order 1) or `taylor-N`.
+        """Predictor named `copy`, `taylor` (order 1) or `taylor-N`, or as one that was registered.
 
         >>> Predictor.parse("taylor-2").history
         3
         """
-        kind, _, order = text.partition("-")
-        if kind == "copy" and not order:
-            return cls()
-        if kind == "taylor" and (not order or order.isdecimal()):
-            return cls("taylor", int(order or 1))
-        raise ConfigError(f"unknown predictor '{text}'; choose copy, taylor, or taylor-N of order N")
+        kind, _, order = (text, "", "") if text in _PREDICTORS else text.rpartition("-")
+        known = _PREDICTORS.get(kind)
+        if known is not None and not known.coefficients:
+            if not order and kind == text:
+                return cls(kind, known.orders[0])
+            if order.isdecimal() and len(known.orders) > 1:
+                return cls(kind, int(order))
+        choices = [
+            name if len(entry.orders) == 1 else f"{name}, or {name}-N of order N"
+            for name, entry in _PREDICTORS.items()
+            if not entry.coefficients
+        ]
+        raise ConfigError(f"unknown predictor '{text}'; choose {', '.join(choices)}")
 
     @property
     def name(self) -> str:
         """Short name: `copy`, `taylor-2`, `linear-3`."""
-        return {"copy": "copy", "taylor": f"taylor-{self.order}", "linear": f"linear-{self.history}"}[
-            self.kind
-        ]
+        if self.coefficients is not None:
+            return f"{self.kind}-{self.history}"
+        return self.kind if len(_PREDICTORS[self.kind].orders) == 1 else f"{self.kind}-{self.order}"
 
     @property
     def history(self) -> int:
@@ -80,9 +146,14 @@ class Predictor:
             return int(self.coefficients.shape[-1])
         return self.order + 1
 
+    @property
+    def needs_log_snrs(self) -> bool:
+        """Whether it cannot do without the log-SNR of every evaluation."""
+        return _PREDICTORS[self.kind].log_snrs
+
     def weights_at(
         self, evaluation: int, layer: int, now: float, times: Sequence[_Scalar]
-    ) -> list[float] | list[_Scalar]:
+    ) -> list[float | Tensor]:
         """Weights on stored values at one evaluation.
 
         Args:
@@ -90,12 +161,30 @@ class Predictor:
             layer: Index of the layer.
             now: Half log-SNR of the evaluation.
             times: Half log-SNRs of the stored values, the latest first.
+
+        Raises:
+            ConfigError: If a registered predictor gives another number of weights than there are stored values.
         """
-        if self.kind == "copy":
-            return [1.0]
+        setting: int | Tensor = self.order
         if self.coefficients is not None:
-            return [float(c) for c in self.coefficients[evaluation, layer, : len(times)]]
-        return lagrange_weights(now, times)
+            setting = self.coefficients[evaluation, layer, : len(times)]
+        given = _PREDICTORS[self.kind].weights(now, times, setting)
+        weights = [weight if isinstance(weight, Tensor) else float(weight) for weight in given]
+        if len(weights) != len(times):
+            raise ConfigError(
+                f"the predictor '{self.name}' gives {len(weights)} weights for {len(times)} stored values; it must "
+                "give one for each"
+            )
+        return weights
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    """Names for a sentence: all but the last with commas, then the last."""
+    return [", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names)
+
+
+def _orders(orders: range) -> str:
+    return f"an order from {orders[0]} to {orders[-1]}" if len(orders) > 1 else f"the order {orders[0]}"
 
 
 def lagrange_weights(target: float | Tensor, nodes: Sequence[_Scalar]) -> list[_Scalar]:
@@ -114,26 +203,37 @@ def lagrange_weights(target: float | Tensor, nodes: Sequence[_Scalar]) -> list[_
     return weights
 
 
+register_predictor("copy", lambda now, times, order: [1.0], orders=range(1), needs_log_snrs=False)
+register_predictor("taylor", lambda now, times, order: lagrange_weights(now, times))
+register_predictor(
+    "linear",
+    lambda now, times, coefficients: coefficients.tolist(),
+    needs_log_snrs=False,
+    takes_coefficients=True,
+)
+
+
 def plan_reuse(compute: Tensor, predictor: Predictor, log_snrs: Sequence[float] | None) -> ReusePlan:
     """Resolves a mask and a predictor into sources and weights.
 
     Args:
         compute: Bool (evaluations, layers); True where a layer is computed.
         predictor: How reused layers are forecast.
-        log_snrs: Half log-SNR log(alpha / sigma) of every evaluation; only `taylor` needs it.
+        log_snrs: Half log-SNR log(alpha / sigma) of every evaluation; `copy` and `linear` do without.
 
     Raises:
         ScheduleError: If a layer is reused before it was ever computed, if coefficients have another shape than
-            the mask, or if `taylor` has no log-SNRs.
+            the mask, or if a predictor that needs log-SNRs has none.
+        ConfigError: If a registered predictor gives another number of weights than there are stored values.
     """
     if predictor.coefficients is not None and predictor.coefficients.shape[:2] != compute.shape:
         raise ScheduleError(
             f"the coefficients cover {tuple(predictor.coefficients.shape[:2])} (evaluations, layers) "
             f"but the mask covers {tuple(compute.shape)}"
         )
-    if predictor.kind == "taylor" and log_snrs is None:
+    if predictor.needs_log_snrs and log_snrs is None:
         raise ScheduleError(
-            "a Taylor predictor needs the log-SNR of every evaluation, and the schedule has none"
+            f"the predictor '{predictor.name}' needs the log-SNR of every evaluation, and the schedule has none"
         )
     plan: ReusePlan = {}
     rows: list[list[bool]] = compute.tolist()

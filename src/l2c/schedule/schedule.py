@@ -16,7 +16,7 @@ from l2c.layers import LayerTable
 from l2c.schedule import hub
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.file import malformed, read_tensors, write_tensors
-from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, without_zeros
+from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
@@ -187,7 +187,7 @@ class CacheSchedule:
             path: Where it was read, for the error.
 
         Raises:
-            ScheduleError: If something is missing or malformed.
+            ScheduleError: If something is missing or malformed, or the predictor is not registered.
         """
         try:
             contract = dict(header["contract"])
@@ -197,6 +197,11 @@ class CacheSchedule:
             if run.get("weights") is not None:
                 run["weights"] = tuple(tuple(row) for row in run["weights"])
             contract["fingerprint"] = tuple(contract["fingerprint"])
+            if (kind := header["predictor"]["kind"]) not in predictor_kinds():
+                raise ScheduleError(
+                    f"{path} forecasts with the predictor '{kind}', which this program does not know; add it with "
+                    "l2c.register_predictor before reading the file"
+                )
             predictor = Predictor(**header["predictor"], coefficients=tensors.get("coefficients"))
             return cls(
                 compute=tensors["compute"].bool(),
