@@ -1,0 +1,154 @@
+"""Metrics of single pictures by name: those of the package, and those that are registered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2c.errors import ConfigError
+from l2c.evaluation.metrics import psnr, rmse, ssim
+
+
+@dataclass(frozen=True)
+class PairedMetric:
+    """A metric of single pictures and what they are compared with.
+
+    Attributes:
+        name: In configurations and records: `psnr`.
+        function: (images, targets), both (B, C, H, W) in [-1, 1] -> (B,).
+        title: For people.
+        unit: Of its values; empty where they have none.
+        higher_is_better: Whether closer pictures have a larger value.
+        of_latents: Whether it makes sense for latents, too; it then takes the keyword `unit`, one of `UNITS`.
+        to_full: Whether the target is the same run with everything computed, and not the reference.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    title: str
+    unit: str = ""
+    higher_is_better: bool = False
+    of_latents: bool = False
+    to_full: bool = True
+
+    @property
+    def heading(self) -> str:
+        """Title and unit: `PSNR, dB`."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+_METRICS: dict[str, PairedMetric] = {}
+
+
+def register_metric(
+    name: str,
+    function: Callable[..., Tensor],
+    *,
+    title: str = "",
+    unit: str = "",
+    higher_is_better: bool = False,
+    of_latents: bool = False,
+    to_full: bool = True,
+) -> None:
+    """Adds a metric of single pictures.
+
+    Args:
+        name: In configurations and records.
+        function: (images, targets), both (B, C, H, W) in [-1, 1] -> (B,).
+        title: For people; the name by default.
+        unit: Of its values.
+        higher_is_better: Whether closer pictures have a larger value.
+        of_latents: Whether it makes sense for latents, too; it then takes the keyword `unit`, one of `UNITS`.
+        to_full: Whether the target is the same run with everything computed, and not the reference.
+
+    Raises:
+        ConfigError: If there is a metric of that name.
+    """
+    if name in _METRICS:
+        raise ConfigError(f"there is a metric '{name}' already; give the new one another name")
+    _METRICS[name] = PairedMetric(name, function, title or name, unit, higher_is_better, of_latents, to_full)
+
+
+def all_metrics() -> Mapping[str, PairedMetric]:
+    """Every registered metric by its name, in the order in which they came.
+
+    >>> [metric.heading for metric in all_metrics().values()][:3]
+    ['error', 'PSNR, dB', 'SSIM']
+    """
+    return dict(_METRICS)
+
+
+def find_metric(name: str) -> PairedMetric:
+    """The metric of that name.
+
+    Raises:
+        ConfigError: If there is none; the message names the nearest.
+    """
+    if name not in _METRICS:
+        near = difflib.get_close_matches(name.lower(), _METRICS, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(
+            f"unknown metric '{name}'; {hint}choose one of {', '.join(_METRICS)}, or add it with "
+            "l2c.register_metric"
+        )
+    return _METRICS[name]
+
+
+@torch.no_grad()
+def score_pairs(
+    images: Tensor,
+    targets: Tensor,
+    names: Iterable[str],
+    *,
+    unit: str = "absolute",
+    batch_size: int = 16,
+) -> dict[str, list[float]]:
+    """Metrics of pictures, one value each.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+        targets: What they are compared with, of the same shape.
+        names: Of registered metrics.
+        unit: Of errors, see `rmse`.
+        batch_size: Pictures that a metric is given at a time.
+
+    Returns:
+        A value per picture for each name; infinite where a metric is.
+
+    Raises:
+        ConfigError: If a metric is unknown, the shapes differ, or a metric does not return a value per picture.
+
+    >>> import torch
+    >>> score_pairs(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4), ["rmse"])
+    {'rmse': [1.0, 1.0]}
+    """
+    if images.shape != targets.shape:
+        raise ConfigError(
+            f"paired metrics compare equally shaped images (B, C, H, W), got {tuple(images.shape)} and "
+            f"{tuple(targets.shape)}"
+        )
+    scores: dict[str, list[float]] = {}
+    for metric in map(find_metric, names):
+        options = {"unit": unit} if metric.of_latents else {}
+        values: list[float] = []
+        for ours, theirs in zip(
+            torch.split(images, batch_size), torch.split(targets, batch_size), strict=True
+        ):
+            found = metric.function(ours, theirs, **options)
+            if tuple(found.shape) != (len(ours),):
+                raise ConfigError(
+                    f"the metric '{metric.name}' must return one value per picture, {(len(ours),)}, got "
+                    f"{tuple(found.shape)}"
+                )
+            values += [float(value) for value in found.tolist()]
+        scores[metric.name] = values
+    return scores
+
+
+register_metric("rmse", rmse, title="error", of_latents=True, to_full=False)
+register_metric("psnr", psnr, title="PSNR", unit="dB", higher_is_better=True)
+register_metric("ssim", ssim, title="SSIM", higher_is_better=True)
