@@ -10,7 +10,7 @@ from l2c.methods.interval import interval
 from l2c.methods.l2c_paper import l2c_paper
 from l2c.methods.learned import learned
 from l2c.methods.published import import_router
-from l2c.methods.registry import all_methods, find_method, schedule_for
+from l2c.methods.registry import all_methods, find_method, register_method, schedule_for
 from l2c.methods.smoothcache import smoothcache
 from l2c.methods.taylorseer import taylorseer
 
@@ -27,6 +27,7 @@ __all__ = [
     "interval",
     "l2c_paper",
     "learned",
+    "register_method",
     "schedule_for",
     "smoothcache",
     "taylorseer",

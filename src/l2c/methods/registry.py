@@ -1,4 +1,4 @@
-"""All methods by name. A new one is a file with a `METHOD` and a line here."""
+"""All methods by name: those of the package, each a file with a `METHOD` and a line here, and those registered."""
 
 from __future__ import annotations
 
@@ -26,11 +26,29 @@ _FILES = (
 )
 
 
+_REGISTERED: dict[str, Method] = {}
+
+
+def register_method(method: Method) -> None:
+    """Adds a method, which `find_method` and comparisons then know by its name.
+
+    Raises:
+        ConfigError: If there is a method of that name.
+    """
+    if method.name in all_methods():
+        raise ConfigError(f"there is a method '{method.name}' already; give the new one another name")
+    _REGISTERED[method.name] = method
+
+
 @cache
-def all_methods() -> Mapping[str, Method]:
-    """Every registered method by its name."""
+def _built_in() -> Mapping[str, Method]:
     found: list[Method] = [importlib.import_module(f"l2c.methods.{name}").METHOD for name in _FILES]
     return {method.name: method for method in found}
+
+
+def all_methods() -> Mapping[str, Method]:
+    """Every method by its name: those of the package, then those that were registered."""
+    return {**_built_in(), **_REGISTERED}
 
 
 def find_method(name: str) -> Method:
