@@ -38,7 +38,8 @@ class Heun:
 
     def step(self, evaluation, x, prediction):
         at = self.points[evaluation]
-        data = data_prediction(self.process, x, prediction, *self.process.alpha_sigma(at))
+        alpha, sigma = self.process.alpha_sigma(at)
+        data = data_prediction(x, prediction, alpha, sigma, self.process.prediction_type)
         if evaluation % 2 == 0:
             self.start = x, data
             return exponential_step(x, data, at, self.points[evaluation + 1], self.process)
