@@ -90,7 +90,7 @@ def near(monkeypatch):
 
 def test_a_registered_predictor_forecasts_from_file_to_picture(near, tmp_path, monkeypatch):
     model, noise = tiny_dit(in_channels=4), seeded_noise([0], (4, 8, 8))
-    schedule = l2c.methods.interval(model, "ddim", 6, 2, predictor="near-2")
+    schedule = l2c.methods.interval(model, steps=6, predictor="near-2")
     schedule.save(tmp_path / "near.safetensors")
     loaded = l2c.CacheSchedule.load(tmp_path / "near.safetensors")
     assert loaded.predictor == Predictor("near", 2)
@@ -102,7 +102,7 @@ def test_a_registered_predictor_forecasts_from_file_to_picture(near, tmp_path, m
     with count_calls(model) as calls:
         sampled = l2c.sample(model, [1], noise=noise, schedule=loaded)
     assert set(calls.values()) == {3}
-    copied = l2c.sample(model, [1], noise=noise, schedule=l2c.methods.interval(model, "ddim", 6, 2))
+    copied = l2c.sample(model, [1], noise=noise, schedule=l2c.methods.interval(model, steps=6))
     assert not torch.equal(sampled, copied)
     kinds = {kind: entry for kind, entry in forecast._PREDICTORS.items() if kind != "near"}
     monkeypatch.setattr(forecast, "_PREDICTORS", kinds)
