@@ -37,6 +37,7 @@ FOREIGN = {
     "enable_sequential_cpu_offload",
     "compile_repeated_blocks",
     "proj_out",
+    "use_flow_sigmas",
     *TRANSFORMERS,
 }
 """Names in the documents that are not of l2c."""

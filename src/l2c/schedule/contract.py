@@ -72,7 +72,7 @@ class Contract:
         model: Name or file of the model, for people.
         fingerprint: Of the weights (`l2c.layers.fingerprint`), of several models that share a schedule one after
             another; empty fits any weights of the architecture.
-        prediction_type: What the network predicts: `epsilon`.
+        prediction_type: What the network predicts, as diffusers names it: `epsilon`, `flow_prediction`, ...
     """
 
     run: Run
