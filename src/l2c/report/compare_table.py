@@ -57,8 +57,8 @@ def variant_table(data: ComparisonResults, base: str) -> str:
     """All variants of a base with every figure, the base itself first."""
     variants = data.of_base(base)
     full, best = variants[0], data.best(variants)
-    names = [name for name in full.metrics if name in _METRICS]
-    heads = "".join(f'<th scope="col">{escape(_METRICS[name][0])}</th>' for name in names)
+    names = [name for name in full.metrics if name != "rmse"]
+    heads = "".join(f'<th scope="col">{escape(_metric(name)[0])}</th>' for name in names)
     rows = "\n".join(_row(data, variant, full, names, variant.id in best) for variant in variants)
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="Figures of {escape(base)}"><table>
 <caption><span>All variants on {escape(base)}. Errors are {escape(UNITS[data.unit])}: the mean over the pictures
@@ -84,7 +84,7 @@ def _row(
         time = f"{_seconds(taken)}<small>{ends}</small>"
         gain = "" if base_s is None else f"{base_s / taken:.2f}&nbsp;x"
     errors = variant.errors
-    cells = "".join(f"<td>{_figure(variant.metrics.get(name), _METRICS[name][1])}</td>" for name in names)
+    cells = "".join(f"<td>{_figure(variant.metrics.get(name), _metric(name)[1])}</td>" for name in names)
     store = variant.results["store_bytes"]
     prepare = variant.record.timings["prepare_s"][0]
     return (
@@ -122,3 +122,8 @@ def _figure(interval: ConfidenceInterval | None, form: str) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value:.3g}&nbsp;s"
+
+
+def _metric(name: str) -> tuple[str, str]:
+    """Heading and format of a metric; one that was registered is shown by its name."""
+    return _METRICS.get(name, (name, "{:.4g}"))
