@@ -10,6 +10,7 @@ import torch
 
 import l2c
 from l2c.errors import ConfigError, ContractError
+from l2c.models.conversion import from_diffusers, to_diffusers
 from l2c.models.loading import load_model, save_model
 from l2c.sampling import FlowSchedule, NoiseSchedule, make_solver, register_solver, solver_names, solvers
 from l2c.sampling.compiled import CompiledSampler
@@ -140,6 +141,16 @@ def test_checkpoints_keep_what_a_model_predicts(prediction_type, tmp_path):
     assert Denoiser.of(loaded).noise_schedule == Denoiser.of(model).noise_schedule
     options = {"solver": "dpmsolver++", "steps": 3}
     assert torch.equal(l2c.sample(loaded, [1], **options), l2c.sample(model, [1], **options))
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_diffusers_transformers_are_sampled_by_what_they_predict(prediction_type, tmp_path):
+    model = tiny_dit(in_channels=4, prediction_type=prediction_type)
+    foreign = to_diffusers(model)
+    foreign.save_pretrained(tmp_path)
+    expected = l2c.sample(model, [1, 2], steps=4)
+    for same in (foreign, from_diffusers(foreign), load_model(tmp_path)):
+        assert_close(l2c.sample(same, [1, 2], steps=4), expected)
 
 
 @pytest.mark.parametrize(("solver", "last"), [("euler", 333), ("unipc", 333), ("ddim", 333)])

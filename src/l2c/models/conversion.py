@@ -49,12 +49,17 @@ _QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
 _BLOCK_KEY = re.compile(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
+_TRAINED = {"beta_schedule": "linear", "first_timestep": 0, "prediction_type": "epsilon"}
+"""Conventions of training that diffusers' configuration has no field for, and what is meant without one."""
+
+
 def to_diffusers(model: DiT) -> DiTTransformer2DModel:
     """Make the diffusers model with the same weights and the same outputs.
 
     Its position table is saved with it, so `load_model` reads back from its folder what was saved. A plain
     `from_pretrained` ignores the table and the frequencies' spacing: pass the result to
-    `match_public_embeddings`.
+    `match_public_embeddings`. Its configuration says how the model was trained where that is not on linear betas to
+    predict noise.
 
     Args:
         model: A DiT; left as it is, no memory is shared.
@@ -89,6 +94,8 @@ def to_diffusers(model: DiT) -> DiTTransformer2DModel:
             norm_eps=NORM_EPS,
         )
     match_public_embeddings(transformer, positions=model.pos_embed)
+    trained = {name: getattr(config, name) for name in _TRAINED if getattr(config, name) != _TRAINED[name]}
+    transformer.register_to_config(**trained)
     tensors = _diffusers_tensors(model.state_dict(), config.depth)
     transformer.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return transformer.eval().requires_grad_(False)
@@ -173,9 +180,9 @@ def model_from_diffusers_tensors(
     public = _public_tensors(tensors, source)
     if "pos_embed" not in public:
         public["pos_embed"] = sincos_positions(heads * head_size, image_size // patch_size)
-    model = model_from_tensors(
-        public, source=source, conventions={"num_heads": num_heads or heads}, dtype=dtype, device=device
-    )
+    conventions = {name: config[name] for name in _TRAINED if name in config}
+    conventions["num_heads"] = num_heads or heads
+    model = model_from_tensors(public, source=source, conventions=conventions, dtype=dtype, device=device)
     assert isinstance(model, DiT)
     return model
 
