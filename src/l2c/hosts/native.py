@@ -21,6 +21,7 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.draw import draw, random_labels
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
+from l2c.sampling.noise_schedule import FLOW_PREDICTION
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.schedule import CacheSchedule
@@ -29,7 +30,12 @@ FINE_SOLVER = ("dpmsolver++3", "logsnr")
 """Solver and spacing of fine-step solutions."""
 START = ("dpmsolver++", "logsnr")
 """Solver and spacing that a learned solver begins with."""
-KNOWN = (("dpmsolver++", "logsnr"), ("dpmsolver++3", "logsnr"), ("unipc", "logsnr"), ("unipc", "linspace"))
+KNOWN = (
+    ("dpmsolver++", "logsnr"),
+    ("dpmsolver++3", "logsnr"),
+    ("unipc", "logsnr"),
+    ("unipc", "linspace"),
+)
 """Solvers and spacings of fewer steps."""
 
 
@@ -200,11 +206,17 @@ class ModelHost:
 
     def fewer_steps(self, steps: int) -> Mapping[str, Host]:
         """See `Host.fewer_steps`."""
-        return {f"{solver}, {spacing}": self.with_run(solver, spacing, steps) for solver, spacing in KNOWN}
+        spacings = self.sampler.denoiser.noise_schedule.spacings
+        return {
+            f"{solver}, {spacing}": self.with_run(solver, spacing, steps)
+            for solver, spacing in KNOWN
+            if spacing in spacings
+        }
 
     def with_solver(self, steps: int) -> Host:
         """See `Host.with_solver`."""
-        return self.with_run(*START, steps)
+        flow = self.sampler.denoiser.noise_schedule.prediction_type == FLOW_PREDICTION
+        return self.with_run(START[0], "linspace" if flow else START[1], steps)
 
     def with_run(self, solver: str, spacing: str, steps: int) -> ModelHost:
         """A host of the same model with another solver, spacing and number of steps."""
@@ -215,7 +227,8 @@ class ModelHost:
 
     def multistep_table(self, log_snrs: Tensor) -> Tensor:
         """See `Host.multistep_table`."""
-        return multistep_table(log_snrs)
+        kind = self.sampler.denoiser.noise_schedule.prediction_type
+        return multistep_table(log_snrs, kind, flow=kind == FLOW_PREDICTION)
 
     def timesteps_of(self, log_snrs: Tensor) -> Tensor:
         """See `Host.timesteps_of`."""

@@ -90,7 +90,8 @@ def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> Learne
         clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
         found = f"{name} with {' and '.join(clips)}" if clips else name
         raise ConfigError(
-            f"a solver is learned in place of a scheduler of a flow, or one with betas that clips nothing, not of {found}"
+            f"a solver is learned in place of a scheduler of a flow, or one with betas that clips nothing, not of "
+            f"{found}"
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
     levels = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
