@@ -22,25 +22,30 @@ if TYPE_CHECKING:
         OutputError,
         ScheduleError,
     )
+    from l2c.evaluation.registry import all_metrics, register_metric, score_pairs
     from l2c.hosts.check import Drift, check
     from l2c.hosts.enable import disable_cache, enable_cache, summary
     from l2c.hosts.pipeline.handle import PipelineCache
     from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
     from l2c.hosts.pipeline.loading import load_pipeline
     from l2c.hosts.targets import host_of
+    from l2c.layers import register_adapter, register_blocks
     from l2c.learning.learn import learn, repair
     from l2c.learning.paper import RouterSettings
     from l2c.learning.session import Session
     from l2c.learning.settings import LearnSettings
     from l2c.methods.published import import_router
+    from l2c.methods.registry import register_method
     from l2c.models import build_model, load_model
     from l2c.sampling.guidance import Guidance
     from l2c.sampling.images import sample
+    from l2c.sampling.noise_schedule import FlowSchedule, NoiseSchedule, data_prediction
     from l2c.sampling.sampler import Sampler
+    from l2c.sampling.solvers import register_solver, solver_names
     from l2c.schedule.contract import Contract, Run
     from l2c.schedule.cost import CostTable
     from l2c.schedule.family import ScheduleFamily
-    from l2c.schedule.forecast import Predictor
+    from l2c.schedule.forecast import Predictor, register_predictor
     from l2c.schedule.open import load_schedule
     from l2c.schedule.schedule import CacheSchedule
 
@@ -57,10 +62,12 @@ _HOMES = {
     "CostTable": "l2c.schedule.cost",
     "DataError": "l2c.errors",
     "Drift": "l2c.hosts.check",
+    "FlowSchedule": "l2c.sampling.noise_schedule",
     "Guidance": "l2c.sampling.guidance",
     "L2CError": "l2c.errors",
     "LearnSettings": "l2c.learning.settings",
     "LearnedScheduler": "l2c.hosts.pipeline.learned_scheduler",
+    "NoiseSchedule": "l2c.sampling.noise_schedule",
     "NumericsError": "l2c.errors",
     "OutputError": "l2c.errors",
     "PipelineCache": "l2c.hosts.pipeline.handle",
@@ -72,8 +79,10 @@ _HOMES = {
     "ScheduleError": "l2c.errors",
     "ScheduleFamily": "l2c.schedule.family",
     "Session": "l2c.learning.session",
+    "all_metrics": "l2c.evaluation.registry",
     "build_model": "l2c.models",
     "check": "l2c.hosts.check",
+    "data_prediction": "l2c.sampling.noise_schedule",
     "disable_cache": "l2c.hosts.enable",
     "enable_cache": "l2c.hosts.enable",
     "host_of": "l2c.hosts.targets",
@@ -86,9 +95,17 @@ _HOMES = {
     "measure_costs": "l2c.bench.cost",
     "methods": "l2c.methods",
     "models": "l2c.models",
+    "register_adapter": "l2c.layers",
+    "register_blocks": "l2c.layers",
+    "register_method": "l2c.methods.registry",
+    "register_metric": "l2c.evaluation.registry",
+    "register_predictor": "l2c.schedule.forecast",
+    "register_solver": "l2c.sampling.solvers",
     "repair": "l2c.learning.learn",
     "sample": "l2c.sampling.images",
     "sampling": "l2c.sampling",
+    "score_pairs": "l2c.evaluation.registry",
+    "solver_names": "l2c.sampling.solvers",
     "summary": "l2c.hosts.enable",
     "testing": "l2c.testing",
 }
@@ -104,10 +121,12 @@ __all__ = [
     "CostTable",
     "DataError",
     "Drift",
+    "FlowSchedule",
     "Guidance",
     "L2CError",
     "LearnSettings",
     "LearnedScheduler",
+    "NoiseSchedule",
     "NumericsError",
     "OutputError",
     "PipelineCache",
@@ -119,8 +138,10 @@ __all__ = [
     "ScheduleError",
     "ScheduleFamily",
     "Session",
+    "all_metrics",
     "build_model",
     "check",
+    "data_prediction",
     "disable_cache",
     "enable_cache",
     "host_of",
@@ -133,9 +154,17 @@ __all__ = [
     "measure_costs",
     "methods",
     "models",
+    "register_adapter",
+    "register_blocks",
+    "register_method",
+    "register_metric",
+    "register_predictor",
+    "register_solver",
     "repair",
     "sample",
     "sampling",
+    "score_pairs",
+    "solver_names",
     "summary",
     "testing",
 ]

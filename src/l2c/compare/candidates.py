@@ -144,7 +144,7 @@ class Maker:
             schedule, seconds = CacheSchedule.load(saved), 0.0
         elif variant.method == FULL:
             full = find_method("fewer-steps").make(
-                self._model.model, base.solver, base.steps, spacing=base.spacing, budget=1.0
+                ModelHost(self._model.sampler(base.solver, base.steps, base.spacing)), budget=1.0
             )
             schedule, seconds = replace(full, provenance={"method": FULL}), 0.0
         else:

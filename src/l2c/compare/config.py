@@ -11,6 +11,7 @@ from typing import Any
 
 from l2c.compare.baselines import BASELINES
 from l2c.errors import ConfigError
+from l2c.evaluation.registry import all_metrics
 from l2c.methods.registry import all_methods, unknown
 from l2c.sampling.solvers import make_solver
 
@@ -19,7 +20,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PAIRED = ("rmse", "psnr", "ssim", "lpips")
 DISTRIBUTIONAL = ("fd", "kd", "is", "precision-recall")
 
 
@@ -88,7 +88,7 @@ class CompareConfig:
         seed: Seed of the first picture; the next ones count up.
         timing_images: Pictures of a timed repetition.
         repetitions: Timed repetitions, in each of which all variants take turns.
-        metrics: Of `PAIRED` and `DISTRIBUTIONAL`.
+        metrics: Registered ones (`register_metric`), `lpips`, and of `DISTRIBUTIONAL`.
         reference: The fine run.
         features: Feature extractor of the distributional metrics, see `make_extractor`.
         real_images: Folder or Parquet file of real images for them.
@@ -119,9 +119,10 @@ class CompareConfig:
     shown_images: int = 8
 
     def __post_init__(self) -> None:
+        known = (*all_metrics(), "lpips", *DISTRIBUTIONAL)
         for metric in self.metrics:
-            if metric not in PAIRED + DISTRIBUTIONAL:
-                raise ConfigError(unknown("metric", metric, PAIRED + DISTRIBUTIONAL))
+            if metric not in known:
+                raise ConfigError(unknown("metric", metric, known))
         if "lpips" in self.metrics and set(self.lpips) != {"network", "heads"}:
             raise ConfigError(
                 "the metric lpips needs the weights of its network and of its heads; give their paths as "

@@ -11,6 +11,7 @@ from torch import Tensor
 from l2c.bench.timing import interleave
 from l2c.compare.config import CompareConfig
 from l2c.errors import ConfigError
+from l2c.evaluation.registry import all_metrics
 from l2c.layers import find_layers
 from l2c.layers.base import LayerTable
 from l2c.models import load_model
@@ -40,7 +41,9 @@ class ComparedModel:
         self.name = config.model
         self.model = load_model(config.model, dtype=getattr(torch, config.dtype), device=device)
         self._denoiser, self._guidance = Denoiser.of(self.model), Guidance(config.guidance)
-        of_pictures = [metric for metric in config.metrics if metric != "rmse"]
+        of_pictures = [
+            name for name in config.metrics if name not in all_metrics() or not all_metrics()[name].of_latents
+        ]
         if self._denoiser.latent and config.vae is None and of_pictures:
             raise ConfigError(
                 f"{config.model} makes latents, and {of_pictures[0]} is of pictures; name the autoencoder's folder "

@@ -23,8 +23,8 @@ from l2c.evaluation.distribution import (
 )
 from l2c.evaluation.features import FeatureExtractor, extract, make_extractor, to_bytes
 from l2c.evaluation.lpips import Lpips
-from l2c.evaluation.metrics import psnr, rmse, ssim
 from l2c.evaluation.real_images import RealImages
+from l2c.evaluation.registry import all_metrics
 from l2c.learning.data import load_images
 
 _BATCH = 16
@@ -77,9 +77,11 @@ class Scorer:
             with its confidence interval.
         """
         paired: dict[str, tuple[PairedMetric, Tensor]] = {
-            "rmse": (partial(rmse, unit=self._unit), reference),
-            "psnr": (psnr, full),
-            "ssim": (ssim, full),
+            name: (
+                partial(metric.function, unit=self._unit) if metric.of_latents else metric.function,
+                full if metric.to_full else reference,
+            )
+            for name, metric in all_metrics().items()
         }
         if self._lpips is not None:
             paired["lpips"] = (self._lpips, full)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from l2c.sampling.loop import SamplingLoop
-from l2c.sampling.noise_schedule import alpha_sigma
+from l2c.sampling.noise_schedule import ForwardProcess, data_prediction
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.solvers import evaluations_per_step, exponential_step
 
@@ -28,22 +28,26 @@ def image_loop(sampler: Sampler, images: Tensor, noise: Tensor, evaluation: int)
     log_snrs = solver.run.log_snrs
     per_step = evaluations_per_step(sampler.solver)
     first = evaluation - per_step
-    alpha, sigma = alpha_sigma(log_snrs[first])
+    process = sampler.denoiser.noise_schedule
+    alpha, sigma = process.alpha_sigma(log_snrs[first])
     x = alpha * images + sigma * noise
     for index in range(first, evaluation):
         predicted = yield index, x
         if per_step > 1:
             x = solver.step(index, x, predicted)
         else:
-            x = ddim_step(x, predicted, log_snrs[index], log_snrs[index + 1])
+            x = ddim_step(x, predicted, log_snrs[index], log_snrs[index + 1], process)
     yield evaluation, x
     return x
 
 
-def ddim_step(x: Tensor, noise: Tensor, log_snr: float, target: float) -> Tensor:
+def ddim_step(
+    x: Tensor, prediction: Tensor, log_snr: float, target: float, process: ForwardProcess
+) -> Tensor:
     """One deterministic DDIM step between two half log-SNRs.
 
     Source: arXiv 2010.02502, equation 12 with sigma = 0.
     """
-    alpha, sigma = alpha_sigma(log_snr)
-    return exponential_step(x, (x - sigma * noise) / alpha, log_snr, target)
+    alpha, sigma = process.alpha_sigma(log_snr)
+    data = data_prediction(x, prediction, alpha, sigma, process.prediction_type)
+    return exponential_step(x, data, log_snr, target, process)

@@ -33,7 +33,7 @@ def interval(
     chosen = Predictor.parse(predictor) if isinstance(predictor, str) else predictor
     host = host_of(target, **run)
     levels = host.run.log_snrs
-    if chosen.kind == "taylor" and len(set(levels)) < len(levels):
+    if chosen.needs_log_snrs and len(set(levels)) < len(levels):
         raise ConfigError(
             f"{host.run.solver} evaluates a noise level twice, so that no polynomial goes through its values; use copy"
         )
