@@ -12,6 +12,7 @@ from pathlib import Path
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,12 +115,18 @@ def offered(module: griffe.Object) -> dict[str, griffe.Object]:
     """What a module offers in its `__all__`, by name.
 
     A name is looked up where it is imported from, since the function `deepcache` is in a submodule of that name.
+
+    Raises:
+        PluginError: If it is not there.
     """
     package = module.package
     found = {}
     for name in map(str, module.exports or ()):
         home = module.imports.get(name, f"{module.path}.{name}")
-        member = package[home.removeprefix(f"{package.path}.")]
+        try:
+            member = package[home.removeprefix(f"{package.path}.")]
+        except KeyError:
+            raise PluginError(f"{module.path} offers {name} as {home}, which is not there") from None
         found[name] = member.final_target if isinstance(member, griffe.Alias) else member
     return found
 

@@ -59,9 +59,12 @@ class Compilation:
         import torch._dynamo.config as settings
 
         needed = 2 * graphs + 8  # without the cache, or with other strides, there are more
-        if settings.recompile_limit >= needed:
+        limit = (
+            "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+        )  # before torch 2.7
+        if getattr(settings, limit) >= needed:
             return nullcontext()
-        patched: AbstractContextManager[Any] = settings.patch(recompile_limit=needed)
+        patched: AbstractContextManager[Any] = settings.patch({limit: needed})
         return patched
 
 
