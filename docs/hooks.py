@@ -8,6 +8,7 @@ reference is made from `l2c.__all__`, read from the source without importing it.
 import os
 import posixpath
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import griffe
@@ -107,8 +108,12 @@ def listing(folder: Path) -> str:
 def reference_pages() -> dict[str, str]:
     """The reference: a page of the names in `l2c.__all__`, and one for each module among them, with its own names."""
     package = griffe.load("l2c", search_paths=[ROOT / "src"])
-    modules = {name: member for name, member in offered(package).items() if member.is_module}
-    return {"l2c.md": page(package)} | {f"{name}.md": page(module) for name, module in modules.items()}
+    modules = {"l2c": package} | {name: m for name, m in offered(package).items() if m.is_module}
+    homes: dict[str, str] = {}  # page of an object; what several modules offer is on the first one's
+    for name, module in modules.items():
+        for member in offered(module).values():
+            homes.setdefault(member.path, f"{member.name if member.is_module else name}.md")
+    return {f"{name}.md": page(module, f"{name}.md", homes) for name, module in modules.items()}
 
 
 def offered(module: griffe.Object) -> dict[str, griffe.Object]:
@@ -131,15 +136,21 @@ def offered(module: griffe.Object) -> dict[str, griffe.Object]:
     return found
 
 
-def page(module: griffe.Object) -> str:
-    """A table of what a module offers, each with its first sentence, and then all of it."""
+def page(module: griffe.Object, own: str, homes: Mapping[str, str]) -> str:
+    """A table of what a module offers, each with its first sentence, and then all that has its place there.
+
+    Args:
+        module: The module.
+        own: The file of this page.
+        homes: The file of every object's page, by the object's path.
+    """
     rows, entries = "", ""
     for name, member in offered(module).items():
         doc = member.docstring.value.strip().partition("\n")[0] if member.docstring else ""
-        if member.is_module:
-            rows += f"| [`{name}`]({name}.md) | {doc} |\n"
-        else:
-            rows += f"| [`{name}`](#{member.path}) | {doc} |\n"
+        home = homes[member.path]
+        place = home if member.is_module else f"{'' if home == own else home}#{member.path}"
+        rows += f"| [`{name}`]({place}) | {doc} |\n"
+        if home == own:
             title = f"{module.path}.{name}"
             entries += f"\n::: {member.path}\n    options:\n      heading: {title}\n      toc_label: {name}\n"
     doc = module.docstring.value if module.docstring else ""
