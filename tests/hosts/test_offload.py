@@ -109,7 +109,7 @@ def test_group_offloading_is_refused(flux):
         apply_group_offloading(
             flux.transformer, device, device, offload_type="block_level", num_blocks_per_group=1
         )
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # of diffusers, of older torch
         pytest.skip("diffusers before 0.41 offloads groups only where there is an accelerator")
     with pytest.raises(ConfigError, match="the transformer has group offloading"):
         pipelines.fit_predictor(flux, tiny_interval(flux, "flux"), [{}], settings=FEW, **call_of("flux"))
