@@ -24,6 +24,7 @@ DOCUMENTS = [
     "docs/method.md",
     "docs/pipelines.md",
     "docs/profile.md",
+    "docs/releasing.md",
 ]
 
 FOREIGN = {

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from l2c.schedule.open import load_schedule
     from l2c.schedule.schedule import CacheSchedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CacheSchedule": "l2c.schedule.schedule",

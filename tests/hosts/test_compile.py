@@ -11,7 +11,7 @@ from torch import nn
 
 import l2c
 from l2c.cache.patch import MethodPatch, covered, patch_of
-from l2c.hosts.pipeline import describe_run
+from l2c.hosts.pipeline import compilation, describe_run
 from l2c.hosts.pipeline.compilation import find_compilation
 from l2c.layers import find_layers
 from l2c.schedule.contract import Contract
@@ -19,9 +19,15 @@ from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import TINY, tiny_interval, tiny_mixed, tiny_pipeline, tiny_run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script_method. is deprecated"
-)  # the compiler, when it is loaded
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:.torch.jit.script_method. is deprecated"
+    ),  # the compiler, when it is loaded
+    pytest.mark.skipif(
+        tuple(map(int, torch.__version__.split(".")[:2])) < compilation.OLDEST_TORCH,
+        reason="compilers of older releases of torch cannot follow patches, and are refused",
+    ),
+]
 
 STEPS = 5
 KINDS = 3  # everything computed, one value copied, two values weighed: what alternates, with its warm-up
@@ -269,3 +275,15 @@ def test_inductor_computes_what_eager_does():
     with l2c.enable_cache(pipe, schedule):
         torch.testing.assert_close(tiny_run(pipe, "wan", steps=STEPS), expected, atol=1e-4, rtol=1e-4)
     assert graphs() == KINDS
+
+
+def test_a_compiler_that_cannot_follow_patches_is_refused(monkeypatch):
+    monkeypatch.setattr(compilation, "OLDEST_TORCH", (99, 1))
+    pipe = short("dit")
+    schedule = taylor(pipe, "dit")
+    bare = tiny_run(pipe, "dit", steps=STEPS)
+    compile_whole(pipe)
+    refused = pytest.raises(ConfigError, match=r"compiled transformer needs torch 99\.1 or later, this is \d")
+    with refused, l2c.enable_cache(pipe, schedule):
+        tiny_run(pipe, "dit", steps=STEPS)
+    assert torch.equal(tiny_run(pipe, "dit", steps=STEPS), bare)

@@ -105,9 +105,12 @@ def test_learning_with_weights_that_come_layer_by_layer_is_the_same(flux):
 
 def test_group_offloading_is_refused(flux):
     device = torch.device("cpu")
-    apply_group_offloading(
-        flux.transformer, device, device, offload_type="block_level", num_blocks_per_group=1
-    )
+    try:
+        apply_group_offloading(
+            flux.transformer, device, device, offload_type="block_level", num_blocks_per_group=1
+        )
+    except (AttributeError, RuntimeError):  # of diffusers, of older torch
+        pytest.skip("diffusers before 0.41 offloads groups only where there is an accelerator")
     with pytest.raises(ConfigError, match="the transformer has group offloading"):
         pipelines.fit_predictor(flux, tiny_interval(flux, "flux"), [{}], settings=FEW, **call_of("flux"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -103,10 +104,15 @@ def _hunyuan_dit(batch: int) -> dict[str, Any]:
 
 
 def _qwen(batch: int) -> dict[str, Any]:
+    release = tuple(map(int, version("diffusers").split(".")[:2]))
+    lengths = (
+        {"txt_seq_lens": [WORDS] * batch} if release < (0, 37) else {}
+    )  # later ones take them from the mask
     return {
         **_text(batch),
         "encoder_hidden_states_mask": torch.ones(batch, WORDS, dtype=torch.long),
         "img_shapes": [[(1, 4, 4)]] * batch,
+        **lengths,
     }
 
 

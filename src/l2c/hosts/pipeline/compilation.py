@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from l2c.cache.patch import covered
+from l2c.errors import ConfigError
 from l2c.schedule.forecast import is_copy
 from l2c.schedule.schedule import CacheSchedule
 
 IN_PLACE = "_compiled_call_impl"
 """Attribute of a module where `module.compile()` puts what is called instead of it."""
+OLDEST_TORCH = (2, 10)
+"""The first release whose compiler follows bound methods on instances, as patches are."""
 MANY_GRAPHS = 8
 """Graphs of a whole transformer from which on compiling them takes so long that it is told."""
 
@@ -71,6 +74,9 @@ def find_compilation(model: nn.Module, component: Any) -> Compilation:
     Args:
         model: The transformer.
         component: What the pipeline calls: the model, or what `torch.compile` has wrapped around it.
+
+    Raises:
+        ConfigError: If something is compiled, by a release of torch before `OLDEST_TORCH`.
     """
     if "torch._dynamo" not in sys.modules:
         return Compilation()
@@ -86,6 +92,12 @@ def find_compilation(model: nn.Module, component: Any) -> Compilation:
         for path, module in model.named_modules()
         if path and module._compiled_call_impl is not None
     ]
+    if (entries or blocks) and tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise ConfigError(
+            f"a cache on a compiled transformer needs torch {needed} or later, this is {torch.__version__}; "
+            "leave the transformer as it is, or update torch"
+        )
     calls = [vars(owner)[name] for owner, name in [*entries, *((block, IN_PLACE) for _, block in blocks)]]
     return Compilation(
         tuple(entries),
