@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from l2c.schedule.forecast import Predictor
     from l2c.schedule.open import load_schedule
     from l2c.schedule.schedule import CacheSchedule
+    from l2c.sets import sample_set
 
 __version__ = "0.1.0"
 
@@ -88,6 +89,7 @@ _HOMES = {
     "models": "l2c.models",
     "repair": "l2c.learning.learn",
     "sample": "l2c.sampling.images",
+    "sample_set": "l2c.sets",
     "sampling": "l2c.sampling",
     "summary": "l2c.hosts.enable",
     "testing": "l2c.testing",
@@ -135,6 +137,7 @@ __all__ = [
     "models",
     "repair",
     "sample",
+    "sample_set",
     "sampling",
     "summary",
     "testing",

@@ -8,13 +8,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import l2c
-from l2c.cli.sample_plan import sampling_costs
 from l2c.learning.paper import RouterSettings, learn_router
 from l2c.models import load_model, save_model
 from l2c.records import RunRecord
 from l2c.report.pictures import to_pixels
 from l2c.sampling import Denoiser
 from l2c.sampling.sampler import Sampler
+from l2c.sets import sampling_costs
 from l2c.testing import tiny_dit, tiny_uvit
 
 

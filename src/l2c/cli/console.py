@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from l2c.processes import is_main
 
@@ -53,6 +56,32 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
+def table(first: str, *others: str, title: str | None = None, fold: bool = False) -> Table:
+    """A table of figures: names on the left, all else to the right.
+
+    Args:
+        first: Head of the first column.
+        others: Heads of the others.
+        title: Above it.
+        fold: Break what is too long for the first column, instead of cutting it off.
+    """
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column(first, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
+    for name in others:
+        made.add_column(name, justify="right", no_wrap=not fold)
+    return made
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """What there is to know, a line each."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    for name, fact in rows.items():
+        grid.add_row(name, Text(fact))
+    return grid
+
+
 def progress_bar(*extra: str) -> Progress:
     """A progress bar on stderr, if that is a terminal: title, bar, count, extra fields, and the time left.
 
@@ -70,6 +99,15 @@ def progress_bar(*extra: str) -> Progress:
         transient=True,
         disable=not (console.is_terminal and is_main()),
     )
+
+
+def count_of(count: int, noun: str) -> str:
+    """How many, in words.
+
+    >>> count_of(1, "picture"), count_of(8, "picture")
+    ('1 picture', '8 pictures')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def seconds(value: float) -> str:
