@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import l2c
+from l2c.bench import schedules as bench_schedules
 from l2c.bench.latency import Latency, SpeedUp, measure_latency
-from l2c.cli import bench_run
-from l2c.cli.bench_report import EVERYTHING
+from l2c.bench.schedules import EVERYTHING
 from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError
 from l2c.records import RunRecord
@@ -82,7 +82,7 @@ def test_bench_without_a_schedule_as_json(invoke, other_checkpoint):
 
 
 def test_bench_of_a_size_with_random_weights_takes_a_schedule_of_other_weights(invoke, monkeypatch):
-    monkeypatch.setattr(bench_run, "measure_latency", one_second)
+    monkeypatch.setattr(bench_schedules, "measure_latency", one_second)
     options = ("--random-weights", "-s", "dit-mini-cifar10-ddim-20", "-s", "dit-mini-cifar10-auto-10")
     finished = invoke("bench", "-m", "DiT-mini/cifar10", *options, "--budget", 0.5, *QUICK)
     assert finished.code == 0, finished.err
@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_fit_is_said_and_left_out(invoke, monkeypatch, che
                 raise RuntimeError("capture failed") from error
         return measure_latency(sampler, schedules, engines, images, repetitions, on_run=on_run)
 
-    monkeypatch.setattr(bench_run, "measure_latency", limited)
+    monkeypatch.setattr(bench_schedules, "measure_latency", limited)
     options = ("-m", checkpoint, "-s", schedule, "--repetitions", 1)
     finished = invoke("bench", *options, "--batch-sizes", "64,2")
     assert finished.code == 0, finished.err
@@ -125,15 +125,15 @@ def test_a_batch_that_does_not_fit_is_said_and_left_out(invoke, monkeypatch, che
 
 
 def test_other_faults_are_not_taken_for_a_lack_of_memory():
-    assert bench_run.is_out_of_memory(MemoryError())
-    assert bench_run.is_out_of_memory(
+    assert bench_schedules.is_out_of_memory(MemoryError())
+    assert bench_schedules.is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     )
-    assert not bench_run.is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not bench_schedules.is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_memory_on_a_device_is_shown_with_the_stores_share(invoke, monkeypatch, checkpoint, schedule):
-    monkeypatch.setattr(bench_run, "measure_latency", one_second)
+    monkeypatch.setattr(bench_schedules, "measure_latency", one_second)
     finished = invoke("bench", "-m", checkpoint, "-s", schedule, "--batch-sizes", 2)
     (line,) = [line.split() for line in finished.out.splitlines() if line.startswith(" interval")]
     fraction = l2c.CacheSchedule.load(schedule).cost.fraction

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -16,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from l2c.processes import is_main
+
+if TYPE_CHECKING:
+    from l2c.records import RunRecord
 
 
 class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
@@ -54,6 +58,20 @@ def warnings_as_sentences() -> Iterator[None]:
 def print_json(data: Mapping[str, Any]) -> None:
     """Writes strict JSON to stdout."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_record(
+    record: RunRecord, file: Path | None, show: Callable[[RunRecord], None], *, as_json: bool
+) -> None:
+    """Writes a record into a file, if there is to be one, and shows it: as JSON, or as `show` does."""
+    if file is not None:
+        record.save(file)
+    if as_json:
+        print_json({"file": None if file is None else str(file), **record.to_json()})
+        return
+    show(record)
+    if file is not None:
+        note(f"wrote {file}")
 
 
 def table(first: str, *others: str, title: str | None = None, fold: bool = False) -> Table:
@@ -101,13 +119,15 @@ def progress_bar(*extra: str) -> Progress:
     )
 
 
-def count_of(count: int, noun: str) -> str:
-    """How many, in words.
+def digits(value: float) -> str:
+    """A number as people read it: three digits, without an exponent.
 
-    >>> count_of(1, "picture"), count_of(8, "picture")
-    ('1 picture', '8 pictures')
+    >>> digits(1234.5), digits(12.345), digits(0.012345)
+    ('1234', '12.3', '0.0123')
     """
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:#.3g}" if value >= 1e-4 else f"{value:.2g}"
 
 
 def seconds(value: float) -> str:
