@@ -135,7 +135,7 @@ def test_other_faults_are_not_taken_for_a_lack_of_memory():
 def test_memory_on_a_device_is_shown_with_the_stores_share(invoke, monkeypatch, checkpoint, schedule):
     monkeypatch.setattr(bench_schedules, "measure_latency", one_second)
     finished = invoke("bench", "-m", checkpoint, "-s", schedule, "--batch-sizes", 2)
-    (line,) = [line.split() for line in finished.out.splitlines() if line.startswith(" interval")]
+    (line,) = [line.split() for line in finished.out.splitlines() if line.startswith("interval")]
     fraction = l2c.CacheSchedule.load(schedule).cost.fraction
     assert line[:3] == ["interval", f"{fraction:.1%}", "9.00"]
     assert line[5:9] == [f"{1 / fraction:.2f}", "100%", "1.00", "10.0%"]

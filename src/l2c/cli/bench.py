@@ -38,17 +38,8 @@ if TYPE_CHECKING:
     from l2c.records import RunRecord
     from l2c.schedule.schedule import CacheSchedule
 
-_COLUMNS = (
-    "MACs",
-    "first s",
-    "s",
-    "pictures\nper s",
-    "speed-up",
-    "of MAC\nratio",
-    "peak\nGB",
-    "of it\nstore",
-    "floor s",
-)
+_COLUMNS = ("MACs", "first s", "s", "pictures\nper s", "speed-up", "of MAC\nratio")
+_MEMORY = ("peak\nGB", "of it\nstore")
 
 
 def bench(
@@ -213,10 +204,11 @@ def _report(record: RunRecord) -> None:
         parts.setdefault((row["run"], row["images"], row["engine"]), []).append(row)
     for (run, images, engine), rows in sorted(parts.items(), key=lambda part: part[0][0]):
         title = f"{run}; {pictures(images)} at a time, engine {engine}"
-        shown = table("schedule", *_COLUMNS, title=title, fold=True)
+        memory = _MEMORY if any(row["peak_bytes"] for row in rows) else ()
+        shown = table("schedule", *_COLUMNS, *memory, "floor s", title=title, fold=True)
         for row in rows:
             shown.add_row(Text(row["schedule"]), *_cells(row))
-        console.print(shown)
+        console.print(shown, "")
     for left_out in record.results["out_of_memory"]:
         console.print(f"Out of memory: {pictures(left_out['images'])} at a time ({left_out['run']})")
 
@@ -227,14 +219,14 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
     seconds, ratio, peak = row["seconds"], row["speed_up"], row["peak_bytes"]
     is_baseline = row["schedule"] == EVERYTHING
-    return [
+    cells = [
         f"{row['macs_fraction']:.1%}",
         digits(row["first_s"]),
         f"{digits(row['median_s'])}\n[{digits(min(seconds))}, {digits(max(seconds))}]",
         digits(row["pictures_per_s"]),
         "" if is_baseline else f"{ratio['median']:.2f}\n[{ratio['least']:.2f}, {ratio['most']:.2f}]",
         "" if is_baseline else f"{row['share_of_mac_ratio']:.0%}",
-        digits(peak / 1e9) if peak else "-",
-        f"{row['store_bytes'] / peak:.1%}" if peak else "-",
-        digits(row["floor_s"]),
     ]
+    if peak:  # there is none on CPUs
+        cells += [digits(peak / 1e9), f"{row['store_bytes'] / peak:.1%}"]
+    return [*cells, digits(row["floor_s"])]

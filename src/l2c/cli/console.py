@@ -83,7 +83,14 @@ def table(first: str, *others: str, title: str | None = None, fold: bool = False
         title: Above it.
         fold: Break what is too long for the first column, instead of cutting it off.
     """
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
     made.add_column(first, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
     for name in others:
         made.add_column(name, justify="right", no_wrap=not fold)
