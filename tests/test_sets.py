@@ -39,7 +39,7 @@ def test_a_set_has_the_pictures_of_sample(tmp_path):
 
 def test_a_set_goes_on_only_with_the_same_schedule(tmp_path):
     model = tiny_dit()
-    schedules = [l2c.methods.interval(model, "ddim", 6, every) for every in (2, 3)]
+    schedules = [l2c.methods.interval(model, solver="ddim", steps=6, every=every) for every in (2, 3)]
     for _ in range(2):
         l2c.sample_set(model, tmp_path, range(3), schedule=schedules[0], resume=True)
     with pytest.raises(ConfigError, match="pictures with another schedule's content; choose another --out"):

@@ -26,7 +26,7 @@ QUICK = ("--batch-sizes", "1,2", "--repetitions", 3)
 def family(tmp_path):
     """Schedules for six evaluations by DDIM, of half of the layers and of a third."""
     path = tmp_path / "family.safetensors"
-    schedules = [l2c.methods.interval(tiny_dit(), "ddim", 6, every) for every in (2, 3)]
+    schedules = [l2c.methods.interval(tiny_dit(), solver="ddim", steps=6, every=every) for every in (2, 3)]
     l2c.ScheduleFamily(schedules).save(path)
     return path
 
@@ -183,7 +183,7 @@ def other_weights(tmp_path):
     """A schedule that was learned on another tiny DiT."""
     path = tmp_path / "other.safetensors"
     settings = l2c.RouterSettings(iterations=1, batch_size=1)
-    l2c.learn_router(tiny_dit(seed=1), "ddim", 2, settings=settings).save(path)
+    l2c.learn(tiny_dit(seed=1), pattern="alternate", solver="ddim", steps=2, settings=settings).save(path)
     return path
 
 
@@ -205,7 +205,7 @@ def test_a_published_size_without_a_checkpoint_says_what_to_do(invoke):
 
 def test_a_schedule_of_another_family_is_refused_with_random_weights_too(invoke, tmp_path):
     path = tmp_path / "uvit.safetensors"
-    l2c.methods.interval(tiny_uvit(), "ddim", 2).save(path)
+    l2c.methods.interval(tiny_uvit(), solver="ddim", steps=2).save(path)
     finished = invoke("bench", "-m", "dit-mini-cifar10", "--random-weights", "-s", path)
     assert finished.code == 1
     assert "24 layers" in finished.err
