@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2c import layers, methods, models, sampling, testing
     from l2c.bench.cost import measure_costs
+    from l2c.bench.schedules import measure_schedules
     from l2c.cache.cached_model import CachedModel
     from l2c.cache.summary import RunSummary
     from l2c.errors import (
@@ -85,6 +86,7 @@ _HOMES = {
     "load_pipeline": "l2c.hosts.pipeline.loading",
     "load_schedule": "l2c.schedule.open",
     "measure_costs": "l2c.bench.cost",
+    "measure_schedules": "l2c.bench.schedules",
     "methods": "l2c.methods",
     "models": "l2c.models",
     "repair": "l2c.learning.learn",
@@ -133,6 +135,7 @@ __all__ = [
     "load_pipeline",
     "load_schedule",
     "measure_costs",
+    "measure_schedules",
     "methods",
     "models",
     "repair",
