@@ -47,7 +47,7 @@ def fork_server() -> Iterator[BaseContext]:
             "l2c.cli.main",
             "l2c.cli.learn_run",
             "l2c.cli.pipeline_run",
-            "l2c.cli.sample_set",
+            "l2c.sets",
             "l2c.compare.runner",
             "accelerate",
             "diffusers",

@@ -35,6 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"errors", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
     "evaluation": {"errors", "files", "models", "layers", "schedule", "cache", "sampling", "learning"},
     "bench": {"errors", "records", "models", "layers", "schedule", "cache", "engine", "sampling"},
+    "sets": {
+        "errors", "files", "processes", "records", "layers", "schedule", "cache", "sampling", "bench", "report",
+    },
     "testing": {"models", "layers", "schedule", "cache", "hosts", "methods"},
     "report": {"errors", "files", "records", "bootstrap"},
     "compare": {
@@ -48,7 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {
         "errors", "files", "allocator", "devices", "processes", "records", "models", "layers", "schedule", "cache",
-        "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo", "hosts", "l2c",
+        "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo", "hosts",
+        "sets", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2c import layers, methods, models, sampling, testing
     from l2c.bench.cost import measure_costs
+    from l2c.bench.schedules import measure_schedules
     from l2c.cache.cached_model import CachedModel
     from l2c.cache.summary import RunSummary
     from l2c.errors import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from l2c.schedule.forecast import Predictor, register_predictor
     from l2c.schedule.open import load_schedule
     from l2c.schedule.schedule import CacheSchedule
+    from l2c.sets import sample_set
 
 __version__ = "0.2.0"
 
@@ -93,6 +95,7 @@ _HOMES = {
     "load_pipeline": "l2c.hosts.pipeline.loading",
     "load_schedule": "l2c.schedule.open",
     "measure_costs": "l2c.bench.cost",
+    "measure_schedules": "l2c.bench.schedules",
     "methods": "l2c.methods",
     "models": "l2c.models",
     "register_adapter": "l2c.layers",
@@ -103,6 +106,7 @@ _HOMES = {
     "register_solver": "l2c.sampling.solvers",
     "repair": "l2c.learning.learn",
     "sample": "l2c.sampling.images",
+    "sample_set": "l2c.sets",
     "sampling": "l2c.sampling",
     "score_pairs": "l2c.evaluation.registry",
     "solver_names": "l2c.sampling.solvers",
@@ -152,6 +156,7 @@ __all__ = [
     "load_pipeline",
     "load_schedule",
     "measure_costs",
+    "measure_schedules",
     "methods",
     "models",
     "register_adapter",
@@ -162,6 +167,7 @@ __all__ = [
     "register_solver",
     "repair",
     "sample",
+    "sample_set",
     "sampling",
     "score_pairs",
     "solver_names",

@@ -58,5 +58,5 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A schedule for the tiny DiT and four DPM-Solver++ evaluations in log-SNR spacing."""
     path = tmp_path_factory.mktemp("schedules") / "interval.safetensors"
-    l2c.methods.interval(tiny_dit(), "dpmsolver++", 4, spacing="logsnr").save(path)
+    l2c.methods.interval(tiny_dit(), solver="dpmsolver++", steps=4, spacing="logsnr").save(path)
     return path

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import l2c
+from l2c.bench import schedules as bench_schedules
 from l2c.bench.latency import Latency, SpeedUp, measure_latency
-from l2c.cli import bench_run
-from l2c.cli.bench_report import EVERYTHING
+from l2c.bench.schedules import EVERYTHING
 from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError
 from l2c.records import RunRecord
@@ -26,7 +26,7 @@ QUICK = ("--batch-sizes", "1,2", "--repetitions", 3)
 def family(tmp_path):
     """Schedules for six evaluations by DDIM, of half of the layers and of a third."""
     path = tmp_path / "family.safetensors"
-    schedules = [l2c.methods.interval(tiny_dit(), "ddim", 6, every) for every in (2, 3)]
+    schedules = [l2c.methods.interval(tiny_dit(), solver="ddim", steps=6, every=every) for every in (2, 3)]
     l2c.ScheduleFamily(schedules).save(path)
     return path
 
@@ -82,7 +82,7 @@ def test_bench_without_a_schedule_as_json(invoke, other_checkpoint):
 
 
 def test_bench_of_a_size_with_random_weights_takes_a_schedule_of_other_weights(invoke, monkeypatch):
-    monkeypatch.setattr(bench_run, "measure_latency", one_second)
+    monkeypatch.setattr(bench_schedules, "measure_latency", one_second)
     options = ("--random-weights", "-s", "dit-mini-cifar10-ddim-20", "-s", "dit-mini-cifar10-auto-10")
     finished = invoke("bench", "-m", "DiT-mini/cifar10", *options, "--budget", 0.5, *QUICK)
     assert finished.code == 0, finished.err
@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_fit_is_said_and_left_out(invoke, monkeypatch, che
                 raise RuntimeError("capture failed") from error
         return measure_latency(sampler, schedules, engines, images, repetitions, on_run=on_run)
 
-    monkeypatch.setattr(bench_run, "measure_latency", limited)
+    monkeypatch.setattr(bench_schedules, "measure_latency", limited)
     options = ("-m", checkpoint, "-s", schedule, "--repetitions", 1)
     finished = invoke("bench", *options, "--batch-sizes", "64,2")
     assert finished.code == 0, finished.err
@@ -125,17 +125,17 @@ def test_a_batch_that_does_not_fit_is_said_and_left_out(invoke, monkeypatch, che
 
 
 def test_other_faults_are_not_taken_for_a_lack_of_memory():
-    assert bench_run.is_out_of_memory(MemoryError())
-    assert bench_run.is_out_of_memory(
+    assert bench_schedules.is_out_of_memory(MemoryError())
+    assert bench_schedules.is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     )
-    assert not bench_run.is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not bench_schedules.is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_memory_on_a_device_is_shown_with_the_stores_share(invoke, monkeypatch, checkpoint, schedule):
-    monkeypatch.setattr(bench_run, "measure_latency", one_second)
+    monkeypatch.setattr(bench_schedules, "measure_latency", one_second)
     finished = invoke("bench", "-m", checkpoint, "-s", schedule, "--batch-sizes", 2)
-    (line,) = [line.split() for line in finished.out.splitlines() if line.startswith(" interval")]
+    (line,) = [line.split() for line in finished.out.splitlines() if line.startswith("interval")]
     fraction = l2c.CacheSchedule.load(schedule).cost.fraction
     assert line[:3] == ["interval", f"{fraction:.1%}", "9.00"]
     assert line[5:9] == [f"{1 / fraction:.2f}", "100%", "1.00", "10.0%"]
@@ -183,7 +183,7 @@ def other_weights(tmp_path):
     """A schedule that was learned on another tiny DiT."""
     path = tmp_path / "other.safetensors"
     settings = l2c.RouterSettings(iterations=1, batch_size=1)
-    l2c.learn_router(tiny_dit(seed=1), "ddim", 2, settings=settings).save(path)
+    l2c.learn(tiny_dit(seed=1), pattern="alternate", solver="ddim", steps=2, settings=settings).save(path)
     return path
 
 
@@ -205,7 +205,7 @@ def test_a_published_size_without_a_checkpoint_says_what_to_do(invoke):
 
 def test_a_schedule_of_another_family_is_refused_with_random_weights_too(invoke, tmp_path):
     path = tmp_path / "uvit.safetensors"
-    l2c.methods.interval(tiny_uvit(), "ddim", 2).save(path)
+    l2c.methods.interval(tiny_uvit(), solver="ddim", steps=2).save(path)
     finished = invoke("bench", "-m", "dit-mini-cifar10", "--random-weights", "-s", path)
     assert finished.code == 1
     assert "24 layers" in finished.err

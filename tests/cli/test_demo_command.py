@@ -6,7 +6,7 @@ import pytest
 
 import l2c
 from l2c.demo import SHIPPED_SCHEDULE, DemoSettings, run_demo, shipped_schedule
-from l2c.learning.end_to_end import LearnSettings
+from l2c.learning.settings import LearnSettings
 from l2c.records import RunRecord
 from l2c.testing import tiny_dit
 
@@ -37,7 +37,7 @@ def small(tmp_path, checkpoint):
         steps=4,
         labels=(1, 2),
         seeds=(1, 2),
-        learning=LearnSettings(iterations=2, batch_size=1, num_pictures=4, reference_steps=8, trials=2),
+        learning=LearnSettings(iterations=2, batch_size=1, num_examples=4, reference_steps=8, trials=2),
         repetitions=2,
         shipped=shipped,
     )
@@ -89,7 +89,7 @@ def test_interrupt_while_learning_ends_the_demo(invoke, tmp_path, small, monkeyp
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("l2c.learning.end_to_end.StudentTask.backward", interrupt)
+    monkeypatch.setattr("l2c.learning.closed_loop.StudentTask.backward", interrupt)
     monkeypatch.setattr(DemoSettings, "quick", classmethod(lambda cls: small))
     assert invoke("demo", "--quick", "--out", tmp_path / "demo").code == 130
     assert not (tmp_path / "demo").exists()

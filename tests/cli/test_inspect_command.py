@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import l2c
-from l2c.learning.paper import RouterSettings, learn_router
+from l2c.learning.paper import RouterSettings
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_dit
 
@@ -72,7 +72,9 @@ def test_json_has_the_mask(invoke, schedule):
 def learned(tmp_path):
     path = tmp_path / "learned.safetensors"
     settings = RouterSettings(iterations=2, batch_size=1)
-    learn_router(tiny_dit(), "ddim", 4, settings=settings, model_name="tiny").save(path)
+    l2c.learn(
+        tiny_dit(), pattern="alternate", solver="ddim", steps=4, settings=settings, model_name="tiny"
+    ).save(path)
     return path
 
 

@@ -120,8 +120,8 @@ import l2c
 from pathlib import Path
 from l2c.cli.main import run
 from l2c.errors import ConfigError
-from l2c.learning.end_to_end import LearnSettings, fit_predictor
-from l2c.learning.paper import RouterSettings, learn_router
+from l2c.learning.settings import LearnSettings
+from l2c.learning.paper import RouterSettings
 from l2c.learning.processes import Processes
 from l2c.models import load_model
 
@@ -142,10 +142,10 @@ rounds = processes.in_rounds(lambda x, y: x + y[:, None], torch.ones(5, 2), torc
     "rounds": torch.cat(list(rounds))[:, 0].tolist(),
 }))
 model = load_model(checkpoint)
-mask = l2c.methods.interval(model, "ddim", 6)
-settings = LearnSettings(iterations=4, batch_size=4, num_pictures=10, reference_steps=6)
+mask = l2c.methods.interval(model, solver="ddim", steps=6)
+settings = LearnSettings(iterations=4, batch_size=4, num_examples=10, reference_steps=6)
 predictor = fit_predictor(model, mask, settings=settings)
-router = learn_router(model, "ddim", 6, settings=RouterSettings(iterations=12))
+router = l2c.learn(model, pattern="alternate", solver="ddim", steps=6, settings=RouterSettings(iterations=12))
 if processes.is_main:
     predictor.save(folder / "predictor.safetensors")
     router.save(folder / "router.safetensors")

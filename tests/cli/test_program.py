@@ -10,10 +10,10 @@ import l2c
 from l2c.cli import learn, options
 from l2c.cli.budgets import DEFAULT
 from l2c.cli.main import run
-from l2c.learning.end_to_end import LearnSettings
 from l2c.learning.learn import learn as learn_for_model
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import Session
+from l2c.learning.settings import LearnSettings
 from l2c.sampling import SPACINGS, solver_names
 
 COMMANDS = ("bench", "check", "compare", "demo", "inspect", "learn", "profile", "report", "sample")

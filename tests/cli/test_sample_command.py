@@ -8,14 +8,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import l2c
-from l2c.cli.sample_plan import sampling_costs
-from l2c.learning.paper import RouterSettings, learn_router
+from l2c.learning.paper import RouterSettings
 from l2c.models import load_model, save_model
 from l2c.records import RunRecord
 from l2c.report.pictures import to_pixels
 from l2c.sampling import Denoiser
 from l2c.sampling.sampler import Sampler
+from l2c.sets import sampling_costs
 from l2c.testing import tiny_dit, tiny_uvit
+
+ONE = RouterSettings(iterations=1, batch_size=1)
 
 
 def open_picture(path):
@@ -85,8 +87,7 @@ def test_a_schedule_brings_its_run(invoke, tmp_path, checkpoint, schedule):
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_any_weights_warns(invoke, tmp_path, checkpoint):
     path = tmp_path / "router.safetensors"
-    settings = RouterSettings(iterations=1, batch_size=1)
-    learn_router(tiny_dit(seed=1), "ddim", 2, settings=settings).save(path)
+    l2c.learn(tiny_dit(seed=1), pattern="alternate", solver="ddim", steps=2, settings=ONE).save(path)
     finished = invoke(
         "sample", "-m", checkpoint, "-s", path, "--any-weights", "--num", 1, "--out", tmp_path / "out"
     )
@@ -190,7 +191,13 @@ def test_any_weights_is_for_every_engine(invoke, tmp_path, uncompiled):
     other = tmp_path / "other.safetensors"
     save_model(tiny_dit(seed=1), other)
     mine = tmp_path / "router.safetensors"
-    learned = learn_router(tiny_dit(), "ddim", 4, settings=RouterSettings(iterations=1, batch_size=1))
+    learned = l2c.learn(
+        tiny_dit(),
+        pattern="alternate",
+        solver="ddim",
+        steps=4,
+        settings=ONE,
+    )
     learned.save(mine)
     command = (
         "sample",
@@ -220,7 +227,13 @@ def test_another_guidance_than_the_schedules_is_said_by_every_engine(
     invoke, tmp_path, checkpoint, uncompiled, engine
 ):
     path = tmp_path / "router.safetensors"
-    learn_router(tiny_dit(), "ddim", 2, settings=RouterSettings(iterations=1, batch_size=1)).save(path)
+    l2c.learn(
+        tiny_dit(),
+        pattern="alternate",
+        solver="ddim",
+        steps=2,
+        settings=ONE,
+    ).save(path)
     command = ("sample", "-m", checkpoint, "-s", path, "--num", 1, "--engine", engine, "--out", tmp_path)
     assert "warning" not in invoke(*command).err
     finished = invoke(*command, "--guidance", 4)
@@ -244,7 +257,7 @@ def test_an_engine_that_cannot_be_had(invoke, tmp_path, checkpoint, engine, word
 def test_graphs_hold_stored_values_longer():
     """What a graph stores has one place, which others may have once it has been read for the last time."""
     model = tiny_dit()
-    schedule = l2c.methods.interval(model, "ddim", 8, 2)
+    schedule = l2c.methods.interval(model, solver="ddim", steps=8, every=2)
     sampler = Sampler(Denoiser.of(model), "ddim", 8)
     graph, eager = (
         sampling_costs(sampler, schedule, mode, 3)["store_peak_bytes"] for mode in ("graph", "eager")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from l2c.cli.main import run
-from l2c.cli.sample_set import write_npz
 from l2c.errors import DataError
 from l2c.records import RunRecord
+from l2c.report.pictures import write_npz
 
 COMMON = ("--steps", "3", "--batch-size", "2", "--npz")
 
@@ -127,6 +127,6 @@ def test_npz_refuses_pictures_of_mixed_sizes(tmp_path):
         Image.new("RGB", (size, size)).save(tmp_path / f"{index}.png")
     paths = sorted(tmp_path.glob("*.png"))
     with pytest.raises(DataError, match=r"2\.png is 5x5 pixels but the first picture of the set is 4x4"):
-        write_npz(tmp_path / "set.npz", paths)
+        write_npz(tmp_path / "set.npz", paths, "choose another --out")
     assert not (tmp_path / "set.npz").exists()
-    assert write_npz(tmp_path / "set.npz", paths[:2]) is None
+    assert write_npz(tmp_path / "set.npz", paths[:2], "") is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import l2c
-from l2c.learning.paper import RouterSettings, learn_router
+from l2c.learning.paper import RouterSettings
 from l2c.testing import tiny_dit, tiny_uvit
 
 
@@ -75,7 +75,9 @@ def test_published_router_of_another_model(invoke, out, checkpoint, shared):
 def test_schedule_of_other_weights(invoke, out, tmp_path, checkpoint):
     path = tmp_path / "router.safetensors"
     settings = RouterSettings(iterations=1, batch_size=1)
-    learn_router(tiny_dit(seed=1), "ddim", 2, settings=settings, model_name="another").save(path)
+    l2c.learn(
+        tiny_dit(seed=1), pattern="alternate", solver="ddim", steps=2, settings=settings, model_name="another"
+    ).save(path)
     check(invoke("sample", "-m", checkpoint, "-s", path, "--out", out), 1, "other weights", "--any-weights")
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
+from l2c.hosts.pipeline.settings import FitSettings
 
 import l2c
 from l2c.errors import ConfigError
 from l2c.hosts import pipeline as pipelines
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
-from l2c.hosts.pipeline.settings import FitSettings
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
 from l2c.testing import tiny_call, tiny_interval, tiny_pipeline, tiny_run
 

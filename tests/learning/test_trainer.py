@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from l2c.learning.end_to_end import LearnSettings, fit_predictor
 
 import l2c
 from l2c.errors import CheckpointError, ConfigError, NumericsError
-from l2c.learning.end_to_end import LearnSettings, fit_predictor
 from l2c.learning.interrupts import Interrupts
 from l2c.learning.paper import RouterSettings
 from l2c.learning.paper import learn_router as learn_published

@@ -17,12 +17,12 @@ SHIPPED = "dit-mini-cifar10-ddim-20"
 
 @pytest.fixture(scope="module")
 def schedule():
-    return l2c.methods.interval(tiny_dit(), "ddim", 6, 2)
+    return l2c.methods.interval(tiny_dit(), solver="ddim", steps=6, every=2)
 
 
 @pytest.fixture(scope="module")
 def family(schedule):
-    return l2c.ScheduleFamily([schedule, l2c.methods.interval(tiny_dit(), "ddim", 6, 3)])
+    return l2c.ScheduleFamily([schedule, l2c.methods.interval(tiny_dit(), solver="ddim", steps=6, every=3)])
 
 
 def test_a_file_a_folder_and_what_is_open_already(schedule, tmp_path):

@@ -7,9 +7,10 @@ everything, each through the engine that will sample, so that what a layer costs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from l2c.bench.runs import FULL, REST, SHALLOW, ProfileRuns, layer_groups, rando
 from l2c.bench.timing import Timing, interleave
 from l2c.errors import ConfigError, DataError
 from l2c.layers import LayerTable, find_layers
-from l2c.records import RunRecord
+from l2c.records import RunRecord, describe_device
 from l2c.sampling.compiled import keep_all_runs, resolve_engine
 from l2c.sampling.sampler import Sampler
 from l2c.schedule.cost import CostTable
@@ -77,6 +78,34 @@ class Profile:
     history: int
     solver_ms: float
     decoder_ms: float | None
+
+    def record(self, device: str, **config: Any) -> RunRecord:
+        """All of it, with every repetition, as `read_costs` reads it.
+
+        Args:
+            device: Where it was measured.
+            config: The settings; `guidance` belongs to them.
+        """
+        costs = self.costs
+        made = {"steps": self.evaluations, "engine": self.engine, "history": self.history}
+        return RunRecord(
+            command="profile",
+            config={**config, **made},
+            timings={name: list(timing.seconds) for name, timing in self.timings.items()},
+            results={
+                "costs": costs.to_json(),
+                "groups": {
+                    name: {"layers": len(members), "ms_per_layer": costs.layers[members[0]]}
+                    for name, members in self.groups.items()
+                },
+                "rest_ms": costs.rest,
+                "full_ms": costs.full,
+                "solver_ms": self.solver_ms,
+                "decoder_ms": self.decoder_ms,
+                "checks": [{**asdict(check), "deviation": check.deviation} for check in self.checks],
+            },
+            device=describe_device(device),
+        )
 
 
 def measure_costs(

@@ -2,144 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from rich.text import Text
 
+from l2c.cli.console import digits, print_record, progress_bar, results, say, table
 from l2c.cli.options import (
     ENGINE_HELP,
-    GUIDANCE_HELP,
+    MEASURING,
     MODEL,
-    OUTPUT,
-    RUN,
-    SOLVER_HELP,
-    SPACING_HELP,
-    STEPS_HELP,
+    SCHEDULE,
+    AnyWeights,
     Device,
     DTypeOrTF32,
+    FamilyBudget,
+    GuidanceAsMade,
+    GuidanceMode,
     JsonOutput,
     Model,
-    check_suffix,
+    RecordFile,
+    SolverAsMade,
+    SpacingAsMade,
+    StepsAsMade,
+    check_output,
+    option,
+    parse_numbers,
 )
+from l2c.errors import CheckpointError, ConfigError
 
-SCHEDULES = "Schedules"
-MEASURING = "Measuring"
+if TYPE_CHECKING:
+    from torch import nn
+
+    from l2c.records import RunRecord
+    from l2c.schedule.schedule import CacheSchedule
+
+_COLUMNS = ("MACs", "first s", "s", "pictures\nper s", "speed-up", "of MAC\nratio")
+_MEMORY = ("peak\nGB", "of it\nstore")
 
 
 def bench(
     model: Model = "dit-mini-cifar10",
     random_weights: Annotated[
         bool,
-        typer.Option(
+        option(
+            None,
+            "Take a model of a published size with random weights, which take the same time: --model names the size, "
+            "such as dit-xl-2-256. Schedules learned on other weights of that size are timed, too.",
+            MODEL,
             "--random-weights",
-            help="Take a model of a published size with random weights, which take the same time: --model names the "
-            "size, such as dit-xl-2-256. Schedules learned on other weights of that size are timed, too.",
-            rich_help_panel=MODEL,
         ),
     ] = False,
     schedule: Annotated[
-        list[Path] | None,
-        typer.Option(
+        list[str] | None,
+        option(
+            "FILE|NAME",
+            "What to time beside everything computed, as for `l2c sample`. Can be given several times.",
+            SCHEDULE,
             "--schedule",
             "-s",
-            metavar="FILE|NAME",
-            help="What to time beside everything computed: a file from `l2c learn`, the name of a schedule that comes "
-            "with l2c, or a published router file (.pt, .pth). Can be given several times.",
-            rich_help_panel=SCHEDULES,
-            show_default=False,
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of families of schedules, take the best one that costs at most this share of the MACs.",
-            rich_help_panel=SCHEDULES,
-            show_default=False,
-        ),
-    ] = None,
-    any_weights: Annotated[
-        bool,
-        typer.Option(
-            "--any-weights",
-            help="Also time schedules learned on other weights of the same architecture, with a warning.",
-            rich_help_panel=SCHEDULES,
-        ),
-    ] = False,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{SOLVER_HELP} [default: each schedule's, or ddim]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help=f"{STEPS_HELP} [default: each schedule's, or 50]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    spacing: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{SPACING_HELP} [default: each schedule's, or linspace]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SCALE",
-            help=f"{GUIDANCE_HELP} [default: each schedule's, or 1.5]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    guidance_mode: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="As for l2c sample: batch or split.", rich_help_panel=RUN),
-    ] = "batch",
+    budget: FamilyBudget = None,
+    any_weights: AnyWeights = False,
+    solver: SolverAsMade = None,
+    steps: StepsAsMade = None,
+    spacing: SpacingAsMade = None,
+    guidance: GuidanceAsMade = None,
+    guidance_mode: GuidanceMode = "batch",
     batch_sizes: Annotated[
         str,
-        typer.Option(
-            metavar="LIST",
-            help="Pictures at a time, with commas: 1,8,64. One that does not fit into memory is left out.",
-            rich_help_panel=MEASURING,
+        option(
+            "LIST",
+            "Pictures at a time, with commas: 1,8,64. One that does not fit into memory is left out.",
+            MEASURING,
         ),
     ] = "1,8",
     engines: Annotated[
         str,
-        typer.Option(
-            metavar="LIST",
-            help=f"One or several, with commas: eager,compile,graph. {ENGINE_HELP}",
-            rich_help_panel=MEASURING,
-        ),
+        option("LIST", f"One or several, with commas: eager,compile,graph. {ENGINE_HELP}", MEASURING),
     ] = "auto",
-    repetitions: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Timed runs of each kind.", rich_help_panel=MEASURING)
-    ] = 5,
+    repetitions: Annotated[int, option("N", "Timed runs of each kind.", MEASURING, min=1)] = 5,
     device: Device = "auto",
     dtype: DTypeOrTF32 = "float32",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="Write all that was timed into this file (.json), every repetition of it.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    out: RecordFile = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Show how long sampling takes with schedules and without, on this device.
@@ -155,31 +102,131 @@ def bench(
     - `l2c bench -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --dtype bfloat16 --engines graph,eager --out times.json`
     - `l2c bench -m uvit-h-2-256 --random-weights --dtype bfloat16 --batch-sizes 1,4,16,64`
     """
-    from l2c.cli.bench_report import report
-    from l2c.cli.bench_run import BenchRequest, run_bench
-    from l2c.files import check_output_file
+    from l2c.bench.schedules import measure_schedules
 
-    if out is not None:
-        check_suffix(out, ".json", "--out")
-        check_output_file(out)
-    request = BenchRequest(
-        model=model,
-        random_weights=random_weights,
-        schedules=tuple(schedule or ()),
-        budget=budget,
-        any_weights=any_weights,
-        solver=solver,
-        steps=steps,
-        spacing=spacing,
-        guidance=guidance,
-        guidance_mode=guidance_mode,
-        batch_sizes=batch_sizes,
-        engines=engines,
-        repetitions=repetitions,
-        device=device,
-        dtype=dtype,
+    check_output(out, ".json")
+    sizes = parse_numbers(batch_sizes, "--batch-sizes")
+    schedules = _read_schedules(schedule or [], budget, random_weights)
+    network = _load(model, device, dtype, random_weights)
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None)
+        record = measure_schedules(
+            network,
+            schedules,
+            batch_sizes=sizes,
+            engines=[name.strip() for name in engines.split(",")],
+            repetitions=repetitions,
+            any_weights=any_weights,
+            names={
+                "model": model,
+                "random_weights": random_weights,
+                "schedules": schedule or [],
+                "budget": budget,
+                "dtype": dtype,
+            },
+            note=lambda text: say("warning", text),
+            on_progress=lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            ),
+            solver=solver,
+            steps=steps,
+            spacing=spacing,
+            guidance=guidance,
+            guidance_mode=guidance_mode,
+        )
+    print_record(record, out, _report, as_json=as_json)
+
+
+def _read_schedules(
+    sources: Sequence[str], budget: float | None, any_weights: bool
+) -> dict[str, CacheSchedule]:
+    """Schedules by the names that they are shown with: those of their files, in full where these are alike."""
+    from dataclasses import replace
+
+    from l2c.bench.schedules import EVERYTHING
+    from l2c.schedule.family import ScheduleFamily
+    from l2c.schedule.open import load_schedule, open_schedule
+
+    if len(set(sources)) < len(sources):
+        raise ConfigError("--schedule names a file twice; name each once")
+    opened = {source: open_schedule(source) for source in sources}
+    if budget is not None and not any(isinstance(one, ScheduleFamily) for one in opened.values()):
+        raise ConfigError(
+            "--budget chooses from families of schedules, and none is given; name the file of one with --schedule"
+        )
+    stems = [Path(source).stem if Path(source).suffix else Path(source).name for source in sources]
+    schedules = {}
+    for stem, source in zip(stems, sources, strict=True):
+        is_family = isinstance(opened[source], ScheduleFamily)
+        one = load_schedule(source, budget if is_family else None)
+        if any_weights:
+            one = replace(one, contract=replace(one.contract, fingerprint=()))
+        schedules[stem if stems.count(stem) == 1 and stem != EVERYTHING else source] = one
+    return schedules
+
+
+def _load(name: str, device: str, dtype: str, random_weights: bool) -> nn.Module:
+    from l2c.devices import resolve_device, resolve_dtype
+    from l2c.models import SIZES, build_model, load_model, resolve_name
+
+    device = resolve_device(device)
+    weights = resolve_dtype(dtype, device)
+    if random_weights:
+        return build_model(name, dtype=weights, device=device)
+    try:
+        return load_model(name, dtype=weights, device=device)
+    except CheckpointError as error:
+        try:
+            is_size = not Path(name).exists() and resolve_name(name) in SIZES
+        except ConfigError:
+            is_size = False
+        if not is_size:
+            raise
+        raise CheckpointError(
+            f"{error}; or, since weights make no difference to time, add --random-weights"
+        ) from error
+
+
+def _report(record: RunRecord) -> None:
+    """A table for each run, batch size and engine."""
+    from l2c.bench.schedules import pictures
+
+    config, console = record.config, results()
+    weights = ", random weights" if config["random_weights"] else ""
+    console.print(
+        f"{config['model']}{weights}, {config['dtype']}, on {record.device['device']} ({record.device['name']}); "
+        f"medians of {config['repetitions']} and [least, most]\n",
+        markup=False,
+        soft_wrap=True,
     )
-    record = run_bench(request)
-    if out is not None:
-        record.save(out)
-    report(record, out, as_json=as_json)
+    parts: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in record.results["rows"]:
+        parts.setdefault((row["run"], row["images"], row["engine"]), []).append(row)
+    for (run, images, engine), rows in sorted(parts.items(), key=lambda part: part[0][0]):
+        title = f"{run}; {pictures(images)} at a time, engine {engine}"
+        memory = _MEMORY if any(row["peak_bytes"] for row in rows) else ()
+        shown = table("schedule", *_COLUMNS, *memory, "floor s", title=title, fold=True)
+        for row in rows:
+            shown.add_row(Text(row["schedule"]), *_cells(row))
+        console.print(shown, "")
+    for left_out in record.results["out_of_memory"]:
+        console.print(f"Out of memory: {pictures(left_out['images'])} at a time ({left_out['run']})")
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of the table without its name."""
+    from l2c.bench.schedules import EVERYTHING
+
+    seconds, ratio, peak = row["seconds"], row["speed_up"], row["peak_bytes"]
+    is_baseline = row["schedule"] == EVERYTHING
+    cells = [
+        f"{row['macs_fraction']:.1%}",
+        digits(row["first_s"]),
+        f"{digits(row['median_s'])}\n[{digits(min(seconds))}, {digits(max(seconds))}]",
+        digits(row["pictures_per_s"]),
+        "" if is_baseline else f"{ratio['median']:.2f}\n[{ratio['least']:.2f}, {ratio['most']:.2f}]",
+        "" if is_baseline else f"{row['share_of_mac_ratio']:.0%}",
+    ]
+    if peak:  # there is none on CPUs
+        cells += [digits(peak / 1e9), f"{row['store_bytes'] / peak:.1%}"]
+    return [*cells, digits(row["floor_s"])]

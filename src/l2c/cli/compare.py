@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import note, print_json, progress_bar, say
-from l2c.cli.options import OUTPUT, Device, JsonOutput
+from l2c.cli.options import OUTPUT, Device, JsonOutput, option
 from l2c.devices import resolve_device
 from l2c.errors import ConfigError
 
@@ -22,22 +22,18 @@ def compare(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A comparison that comes with l2c, instead of a file: embedded-dit, embedded-uvit, smoke (a "
-            "minute), dit-xl-2-256 and uvit-h-2-256 (to be copied, with your paths).",
-            show_default=False,
+        option(
+            "NAME",
+            "A comparison that comes with l2c, instead of a file: embedded-dit, embedded-uvit, smoke (a minute), "
+            "dit-xl-2-256 and uvit-h-2-256 (to be copied, with your paths).",
+            None,
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print what would be run, and stop.")] = False,
+    show: Annotated[bool, option(None, "Print what would be run, and stop.", None, "--show")] = False,
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Where the records go. What is there already is not run again.",
-            rich_help_panel=OUTPUT,
+        option(
+            "FOLDER", "Where the records go. What is there already is not run again.", OUTPUT, "--out", "-o"
         ),
     ] = Path("l2c-compare"),
     device: Device = "auto",

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from l2c.processes import is_main
+
+if TYPE_CHECKING:
+    from l2c.records import RunRecord
 
 
 class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
@@ -53,6 +60,53 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
+def print_record(
+    record: RunRecord, file: Path | None, show: Callable[[RunRecord], None], *, as_json: bool
+) -> None:
+    """Writes a record into a file, if there is to be one, and shows it: as JSON, or as `show` does."""
+    if file is not None:
+        record.save(file)
+    if as_json:
+        print_json({"file": None if file is None else str(file), **record.to_json()})
+        return
+    show(record)
+    if file is not None:
+        note(f"wrote {file}")
+
+
+def table(first: str, *others: str, title: str | None = None, fold: bool = False) -> Table:
+    """A table of figures: names on the left, all else to the right.
+
+    Args:
+        first: Head of the first column.
+        others: Heads of the others.
+        title: Above it.
+        fold: Break what is too long for the first column, instead of cutting it off.
+    """
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    made.add_column(first, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
+    for name in others:
+        made.add_column(name, justify="right", no_wrap=not fold)
+    return made
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """What there is to know, a line each."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    for name, fact in rows.items():
+        grid.add_row(name, Text(fact))
+    return grid
+
+
 def progress_bar(*extra: str) -> Progress:
     """A progress bar on stderr, if that is a terminal: title, bar, count, extra fields, and the time left.
 
@@ -70,6 +124,17 @@ def progress_bar(*extra: str) -> Progress:
         transient=True,
         disable=not (console.is_terminal and is_main()),
     )
+
+
+def digits(value: float) -> str:
+    """A number as people read it: three digits, without an exponent.
+
+    >>> digits(1234.5), digits(12.345), digits(0.012345)
+    ('1234', '12.3', '0.0123')
+    """
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:#.3g}" if value >= 1e-4 else f"{value:.2g}"
 
 
 def seconds(value: float) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from l2c.cli.console import macs, note, print_json, progress_bar, results
-from l2c.cli.options import OUTPUT, Device, JsonOutput
+from l2c.cli.console import macs, note, print_json, progress_bar, results, table
+from l2c.cli.options import OUTPUT, Device, JsonOutput, option
 from l2c.devices import resolve_device
 
 if TYPE_CHECKING:
@@ -20,18 +18,15 @@ _NAMES = {"full": "everything", "cached": "just learned", "shipped": "shipped"}
 def demo(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Where the results go; open index.html in it.",
-            rich_help_panel=OUTPUT,
-        ),
+        option("FOLDER", "Where the results go; open index.html in it.", OUTPUT, "--out", "-o"),
     ] = Path("l2c-demo"),
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Four pictures, hardly any learning, every variant timed once: half a minute."
+        option(
+            None,
+            "Four pictures, hardly any learning, every variant timed once: half a minute.",
+            None,
+            "--quick",
         ),
     ] = False,
     device: Device = "cpu",
@@ -78,17 +73,11 @@ def demo(
 
 
 def _report(record: RunRecord) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("sampling", no_wrap=True)
-    for name in ("seconds", "min-max", "speed-up", "MACs", "left", "PSNR", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
+    shown = table("sampling", "seconds", "min-max", "speed-up", "MACs", "left", "PSNR", "error")
     for variant in record.results["variants"]:
         reference = variant["key"] == "full"
         decibels = variant["psnr_db"]
-        table.add_row(
+        shown.add_row(
             _NAMES[variant["key"]],
             f"{variant['median_s']:.2f}",
             f"{variant['min_s']:.1f}-{variant['max_s']:.1f}",
@@ -99,7 +88,7 @@ def _report(record: RunRecord) -> None:
             f"{variant['error']:.4f}",
         )
     console = results()
-    console.print(table)
+    console.print(shown)
     count = record.results["variants"][0]["repetitions"]
     pictures = len(record.seeds)
     console.print(

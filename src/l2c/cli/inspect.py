@@ -8,63 +8,49 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import note, print_json
-from l2c.cli.options import OUTPUT, JsonOutput, check_suffix
+from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_output, option
 
 
 def inspect(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="FILE",
-            help="A schedule written by l2c (.safetensors), or a router file published with the "
-            "Learning-to-Cache paper (.pt, .pth).",
+            metavar="FILE|NAME",
+            help="A schedule written by l2c (.safetensors), the name of one that comes with l2c, a folder or a "
+            "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth).",
             show_default=False,
         ),
     ],
     threshold: Annotated[
         float | None,
-        typer.Option(
-            metavar="SCORE",
-            help="Decide anew which layers compute: those whose learned score, from 0 to 1, is above this. "
-            "By default as the file was saved, or as the paper used it.",
-            show_default=False,
+        option(
+            "SCORE",
+            "Decide anew which layers compute: those whose learned score, from 0 to 1, is above this. By default as "
+            "the file was saved, or as the paper used it.",
+            None,
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Published model that a router file is for, where the file does not say: dit-xl-2-256, "
-            "uvit-h-2-256 and so on.",
-            show_default=False,
+        option(
+            "NAME",
+            "Published model that a router file is for, where the file does not say: dit-xl-2-256, uvit-h-2-256 and "
+            "so on.",
+            None,
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of a family, the best schedule that costs at most this share of the MACs. Without it, all are "
-            "listed.",
-            show_default=False,
-        ),
-    ] = None,
+    budget: FamilyBudget = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PNG",
-            help="Draw the schedule as a heat map, evaluations by layers, into this file.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
+        option("PNG", "Draw the schedule as a heat map, evaluations by layers, into this file.", OUTPUT),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write what is shown as a schedule file (.safetensors), for instance a published router or "
-            "another threshold.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
+        option(
+            "FILE",
+            "Write what is shown as a schedule file (.safetensors), for instance a published router or another "
+            "threshold.",
+            OUTPUT,
         ),
     ] = None,
     as_json: JsonOutput = False,
@@ -74,30 +60,29 @@ def inspect(
     Prints how many attention and MLP layers are computed, in all and at each evaluation; the
     multiply-accumulates (MACs) per picture with and without the schedule; and the model and sampling run that
     it fits. Papers count MACs in two ways, so both are shown: DiT's count linear layers only, U-ViT's also
-    the two products inside attention.
+    the two products inside attention. Of a family without `--budget`, all schedules are listed.
 
     For example:
     - `l2c inspect router.safetensors`
     - `l2c inspect DDIM50_router.pt --plot heatmap.png`
     - `l2c inspect router.safetensors --threshold 0.3 --save leaner.safetensors`
     """
-    from l2c.cli.schedules import is_family, print_family, print_schedule, read_schedule
-    from l2c.files import atomic_write, check_output_file
+    from l2c.cli.schedules import print_family, print_schedule
+    from l2c.files import atomic_write
+    from l2c.schedule.family import ScheduleFamily
+    from l2c.schedule.open import load_schedule, open_schedule
 
-    for path, suffix, option in ((plot, ".png", "--plot"), (save, ".safetensors", "--save")):
-        if path is not None:
-            check_suffix(path, suffix, option)
-            check_output_file(path)
-    if all(option is None for option in (budget, threshold, plot, save)) and is_family(file):
-        from l2c.schedule.family import ScheduleFamily
-
-        family = ScheduleFamily.load(file)
-        if as_json:
-            print_json({"file": str(file), "schedules": [schedule.summary() for schedule in family]})
-        else:
-            print_family(family, str(file))
-        return
-    schedule = read_schedule(file, threshold, model, budget)
+    check_output(plot, ".png", "--plot")
+    check_output(save, ".safetensors", "--save")
+    if all(choice is None for choice in (budget, threshold, plot, save)):
+        family = open_schedule(file, model=model)
+        if isinstance(family, ScheduleFamily):
+            if as_json:
+                print_json({"file": file, "schedules": [schedule.summary() for schedule in family]})
+            else:
+                print_family(family, file)
+            return
+    schedule = load_schedule(file, budget, threshold, model=model)
     summary = schedule.summary()
     if plot is not None:
         from l2c.report.figures import heat_map
@@ -106,9 +91,9 @@ def inspect(
     if save is not None:
         schedule.save(save)
     if as_json:
-        print_json({"file": str(file), **summary})
+        print_json({"file": file, **summary})
         return
-    print_schedule(summary, str(file))
+    print_schedule(summary, file)
     for path in (plot, save):
         if path is not None:
             note(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""Options that several commands share, with their help, and how their values are read.
+"""Options that several commands share, each declared once, and how their values are read.
 
 Nothing here imports torch, so that `--help` stays quick; a test compares the names with the library's.
 """
@@ -6,7 +6,7 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,53 +16,13 @@ SOLVER_NAMES = "ddim, dpmsolver++, dpmsolver++3, dpmsolver-singlestep, euler, un
 SPACING_NAMES = "linspace, trailing, karras, logsnr"
 
 MODEL = "Model"
+SCHEDULE = "Schedule"
 RUN = "Sampling run"
+PICTURES = "Pictures"
+MEASURING = "Measuring"
+LEARNING = "Learning"
+SESSION = "Long runs"
 OUTPUT = "Output"
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME|PATH",
-        help="A trained class-conditional diffusion transformer: the name of one that comes with l2c "
-        "(dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT "
-        "layout, or a folder saved by diffusers. Its size is read from the file.",
-        rich_help_panel=MODEL,
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="NAME",
-        help="Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.",
-        rich_help_panel=MODEL,
-    ),
-]
-DType = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="Number format of the weights: float32, bfloat16 or float16.",
-        rich_help_panel=MODEL,
-    ),
-]
-DTypeOrTF32 = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="Number format of the weights: float32, bfloat16 or float16; tf32 is float32 whose matrix products "
-        "NVIDIA devices round to TF32, which is faster. float32 itself never does that.",
-        rich_help_panel=MODEL,
-    ),
-]
-JsonOutput = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as JSON instead of a table.", rich_help_panel=OUTPUT),
-]
 
 SOLVER_HELP = f"How noise becomes a picture, by the names of diffusers' schedulers: {SOLVER_NAMES}."
 STEPS_HELP = "How often the model is evaluated per picture (NFE)."
@@ -70,10 +30,103 @@ SPACING_HELP = f"How the evaluations are spread over the noise levels, as in dif
 GUIDANCE_HELP = "Classifier-free guidance scale; 1 is without, which halves the work."
 ENGINE_HELP = (
     "How the model is run: graph captures the evaluations as CUDA graphs, compile launches compiled pieces, eager runs "
-    "the model as it is; auto takes graph for l2c's own models on CUDA devices and eager elsewhere."
+    "the model as it is; auto takes graph for l2c's own models on CUDA devices and eager elsewhere. All but eager take "
+    "seconds to get going."
 )
+_DTYPE_HELP = "Number format of the weights: float32, bfloat16 or float16"
+_MOST_NUMBERS = 100_000
 
-_MOST_IMAGES = 100_000
+
+def option(metavar: str | None, text: str, panel: str | None, *names: str, **more: Any) -> Any:
+    """An option with its help; a default of None is not shown, so that the help says what it means."""
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
+Model = Annotated[
+    str,
+    option(
+        "NAME|PATH",
+        "A trained class-conditional diffusion transformer: the name of one that comes with l2c (dit-mini-cifar10, "
+        "uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or a folder saved by "
+        "diffusers. Its size is read from the file.",
+        MODEL,
+        "--model",
+        "-m",
+    ),
+]
+Device = Annotated[
+    str,
+    option("NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.", MODEL),
+]
+DType = Annotated[str, option("NAME", f"{_DTYPE_HELP}.", MODEL)]
+DTypeOrTF32 = Annotated[
+    str,
+    option(
+        "NAME",
+        f"{_DTYPE_HELP}; tf32 is float32 whose matrix products NVIDIA devices round to TF32, which is faster. float32 "
+        "itself never does that.",
+        MODEL,
+    ),
+]
+Vae = Annotated[
+    Path | None,
+    option(
+        "FOLDER",
+        "For latent models such as DiT-XL/2: the autoencoder that decodes their latents, a folder saved by diffusers. "
+        "Without it, latents stay latents.",
+        MODEL,
+    ),
+]
+AnyWeights = Annotated[
+    bool,
+    option(
+        None,
+        "Take schedules that were learned on other weights of the same architecture, too, with a warning instead of an "
+        "error.",
+        SCHEDULE,
+        "--any-weights",
+    ),
+]
+FamilyBudget = Annotated[
+    float | None,
+    option(
+        "SHARE",
+        "Of a family of schedules, take the best one that costs at most this share of the MACs.",
+        SCHEDULE,
+    ),
+]
+
+Solver = Annotated[str, option("NAME", SOLVER_HELP, RUN)]
+Steps = Annotated[int, option("N", STEPS_HELP, RUN)]
+Spacing = Annotated[str, option("NAME", SPACING_HELP, RUN)]
+Guidance = Annotated[float, option("SCALE", GUIDANCE_HELP, RUN)]
+SolverAsMade = Annotated[str | None, option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)]
+StepsAsMade = Annotated[int | None, option("N", f"{STEPS_HELP} [default: the schedule's, or 50]", RUN)]
+SpacingAsMade = Annotated[
+    str | None, option("NAME", f"{SPACING_HELP} [default: the schedule's, or linspace]", RUN)
+]
+GuidanceAsMade = Annotated[
+    float | None, option("SCALE", f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]", RUN)
+]
+GuidanceMode = Annotated[
+    str,
+    option(
+        "NAME",
+        "With guidance, evaluate with and without the label in one call of twice the size (batch) or in two calls "
+        "(split), which needs less memory.",
+        RUN,
+    ),
+]
+BatchSize = Annotated[int, option("N", "Pictures at a time.", RUN, min=1)]
+Engine = Annotated[str, option("NAME", ENGINE_HELP, RUN)]
+
+RecordFile = Annotated[
+    Path | None,
+    option(
+        "FILE", "Write all that was timed into this file (.json), every repetition.", OUTPUT, "--out", "-o"
+    ),
+]
+JsonOutput = Annotated[bool, option(None, "Print the result as JSON instead of a table.", OUTPUT, "--json")]
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
@@ -91,7 +144,7 @@ def parse_numbers(text: str, option: str) -> list[int]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigError(f"{option} takes whole numbers and ranges such as 0,7,2-4, got '{text}'")
         span = range(int(first), int(last or first) + 1)
-        if not span or len(numbers) + len(span) > _MOST_IMAGES:
+        if not span or len(numbers) + len(span) > _MOST_NUMBERS:
             raise ConfigError(f"{option} has a range that is empty or too long: '{part.strip()}'")
         numbers += span
     return numbers
@@ -105,3 +158,17 @@ def check_suffix(path: Path, suffix: str, option: str) -> None:
     """
     if path.suffix.lower() != suffix:
         raise ConfigError(f"{option} writes a {suffix} file, got '{path}'; end its name in {suffix}")
+
+
+def check_output(path: Path | None, suffix: str, option: str = "--out") -> None:
+    """Checks the name of a file, if there is to be one, and that it can be written, before any work is done.
+
+    Raises:
+        ConfigError: If the name ends otherwise.
+        OutputError: If it cannot be written.
+    """
+    if path is not None:
+        from l2c.files import check_output_file
+
+        check_suffix(path, suffix, option)
+        check_output_file(path)

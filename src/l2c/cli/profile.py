@@ -2,95 +2,68 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from l2c.cli.console import print_record, progress_bar, results, table
 from l2c.cli.options import (
-    ENGINE_HELP,
-    GUIDANCE_HELP,
-    OUTPUT,
+    MEASURING,
     RUN,
-    SOLVER_HELP,
-    SPACING_HELP,
+    BatchSize,
     Device,
     DTypeOrTF32,
+    Engine,
+    Guidance,
+    GuidanceMode,
     JsonOutput,
     Model,
-    check_suffix,
+    RecordFile,
+    Solver,
+    Spacing,
+    Vae,
+    check_output,
+    option,
 )
+from l2c.errors import ConfigError
 
-MEASURING = "Measuring"
+if TYPE_CHECKING:
+    from l2c.records import RunRecord
 
 
 def profile(
     model: Model = "dit-mini-cifar10",
-    solver: Annotated[str, typer.Option(metavar="NAME", help=SOLVER_HELP, rich_help_panel=RUN)] = "ddim",
+    solver: Solver = "ddim",
     steps: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "N",
+            "Evaluations of each run that is timed: 20 on CUDA devices and 8 elsewhere if not given. What is measured "
+            "holds for any number.",
+            RUN,
             min=1,
-            metavar="N",
-            help="Evaluations of each run that is timed: 20 on CUDA devices and 8 elsewhere if not given. What is "
-            "measured holds for any number.",
-            rich_help_panel=RUN,
-            show_default=False,
         ),
     ] = None,
-    spacing: Annotated[
-        str, typer.Option(metavar="NAME", help=SPACING_HELP, rich_help_panel=RUN)
-    ] = "linspace",
-    guidance: Annotated[float, typer.Option(metavar="SCALE", help=GUIDANCE_HELP, rich_help_panel=RUN)] = 1.5,
-    guidance_mode: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="As for l2c sample: batch or split.", rich_help_panel=RUN),
-    ] = "batch",
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Pictures at a time.", rich_help_panel=RUN)
-    ] = 1,
-    engine: Annotated[str, typer.Option(metavar="NAME", help=ENGINE_HELP, rich_help_panel=RUN)] = "auto",
+    spacing: Spacing = "linspace",
+    guidance: Guidance = 1.5,
+    guidance_mode: GuidanceMode = "batch",
+    batch_size: BatchSize = 1,
+    engine: Engine = "auto",
     predictor: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
+        option(
+            "NAME",
+            "Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
             "makes takes the time of taylor-2.",
-            rich_help_panel=MEASURING,
+            MEASURING,
         ),
     ] = "taylor-2",
     repetitions: Annotated[
         int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Runs of each kind, fewer if that takes more than three minutes.",
-            rich_help_panel=MEASURING,
-        ),
+        option("N", "Runs of each kind, fewer if that takes more than three minutes.", MEASURING, min=1),
     ] = 9,
-    vae: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="For latent models: also time the autoencoder that decodes their latents, a folder saved by "
-            "diffusers.",
-            rich_help_panel=MEASURING,
-            show_default=False,
-        ),
-    ] = None,
+    vae: Vae = None,
     device: Device = "auto",
     dtype: DTypeOrTF32 = "float32",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="Write the costs and all that was timed into this file (.json), which l2c learn --costs reads.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    out: RecordFile = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Show where the time of sampling goes, layer by layer, on this device at this shape.
@@ -98,36 +71,91 @@ def profile(
     What a layer costs is what runs save that reuse it: whole runs that reuse all attention or all MLP layers are timed
     against runs that compute everything, in turn. The rest of an evaluation is what no schedule can save: embeddings,
     final layer, solver, and the forecasts. To see how far the costs can be trusted, the time of three random schedules
-    is predicted from them and measured in the same rounds. How long whole runs take, with schedules and without, shows
-    `l2c bench`.
+    is predicted from them and measured in the same rounds. `l2c learn --costs` reads the file that `--out` writes. How
+    long whole runs take, with schedules and without, shows `l2c bench`.
 
     For example:
     - `l2c profile`
     - `l2c profile -m DiT-XL-2-256x256.pt --dtype bfloat16 --batch-size 8 --out costs.json`
     - `l2c learn -m DiT-XL-2-256x256.pt --latency-ms 400 --costs costs.json`
     """
-    from l2c.cli.profile_run import ProfileRequest, report, run_profile
-    from l2c.files import check_output_file
+    from l2c.bench.cost import measure_profile
+    from l2c.devices import resolve_device, resolve_dtype
+    from l2c.models import load_model
+    from l2c.sampling.decoding import LatentDecoder
+    from l2c.sampling.denoiser import Denoiser
+    from l2c.sampling.guidance import Guidance as GuidanceSettings
+    from l2c.sampling.sampler import Sampler
+    from l2c.schedule.forecast import Predictor
 
-    if out is not None:
-        check_suffix(out, ".json", "--out")
-        check_output_file(out)
-    request = ProfileRequest(
+    check_output(out, ".json")
+    forecasts, guided = Predictor.parse(predictor), GuidanceSettings(guidance, guidance_mode)
+    device = resolve_device(device)
+    weights = resolve_dtype(dtype, device)
+    decoder = None if vae is None else LatentDecoder(vae, device)
+    denoiser = Denoiser.of(load_model(model, dtype=weights, device=device))
+    if decoder is not None and not denoiser.latent:
+        raise ConfigError(f"{model} makes pictures, not latents, so --vae has nothing to decode")
+    with progress_bar() as bar:
+        task = bar.add_task("warming up", total=None)
+        measured = measure_profile(
+            Sampler(denoiser, solver, spacing=spacing, guidance=guided),
+            batch_size,
+            repetitions,
+            engine=engine,
+            predictor=forecasts,
+            evaluations=steps,
+            decoder=decoder,
+            on_run=lambda name, done: bar.update(task, description=name, completed=done, total=repetitions),
+        )
+    record = measured.record(
+        device,
         model=model,
+        dtype=dtype,
         solver=solver,
-        steps=steps,
         spacing=spacing,
         guidance=guidance,
         guidance_mode=guidance_mode,
         batch_size=batch_size,
-        engine=engine,
         predictor=predictor,
         repetitions=repetitions,
-        vae=vae,
-        device=device,
-        dtype=dtype,
+        vae=None if vae is None else str(vae),
     )
-    record = run_profile(request)
-    if out is not None:
-        record.save(out)
-    report(record, out, as_json=as_json)
+    print_record(record, out, _report, as_json=as_json)
+
+
+def _report(record: RunRecord) -> None:
+    """One evaluation, part by part, and predictions against measurements."""
+    config, found, console = record.config, record.results, results()
+    pictures = "1 picture" if config["batch_size"] == 1 else f"{config['batch_size']} pictures"
+    guided = "without guidance" if config["guidance"] == 1 else f"guidance {config['guidance']:g}"
+    console.print(
+        f"{config['model']}, {config['dtype']}, {pictures} at a time, {guided}, engine {config['engine']}, on "
+        f"{record.device['device']} ({record.device['name']})\n",
+        markup=False,
+        soft_wrap=True,
+    )
+    full, rest, solver = found["full_ms"], found["rest_ms"], found["solver_ms"]
+    parts = table("part", "layers", "ms per layer", "ms", "share", title="One evaluation")
+    for name, group in found["groups"].items():
+        count, each = group["layers"], group["ms_per_layer"]
+        parts.add_row(name, str(count), f"{each:.4g}", f"{count * each:.4g}", f"{count * each / full:.1%}")
+    parts.add_row("rest, with forecasts", "", "", f"{rest:.4g}", f"{rest / full:.1%}")
+    parts.add_row("  of it solver", "", "", f"{solver:.4g}", f"{solver / full:.1%}", style="dim")
+    parts.add_section()
+    parts.add_row("everything computed", "", "", f"{full:.4g}", "100.0%")
+    console.print(parts)
+    if found["decoder_ms"] is not None:
+        console.print(f"Decoding {pictures}: {found['decoder_ms']:.4g} ms, once per run")
+    title = f"Random schedules of {config['steps']} evaluations"
+    checks = table("of the MACs", "predicted ms", "measured ms", "difference", title=title)
+    for check in found["checks"]:
+        predicted, measured = check["predicted_ms"], check["measured_ms"]
+        checks.add_row(
+            f"{check['fraction']:.1%}",
+            f"{predicted:.4g}",
+            f"{measured:.4g}",
+            f"{check['deviation']:+.1%}",
+        )
+    console.print()
+    console.print(checks)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import note, print_json, say
-from l2c.cli.options import OUTPUT, JsonOutput, check_suffix
+from l2c.cli.options import OUTPUT, JsonOutput, check_suffix, option
 
 
 def report(
@@ -17,13 +17,12 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "FILE.html",
+            "Where the page goes. [default: report.html in the folder]",
+            OUTPUT,
             "--out",
             "-o",
-            metavar="FILE.html",
-            help="Where the page goes. [default: report.html in the folder]",
-            rich_help_panel=OUTPUT,
-            show_default=False,
         ),
     ] = None,
     as_json: JsonOutput = False,
@@ -32,8 +31,8 @@ def report(
 
     Error against measured time and against MACs, with the front; a table of all variants with confidence intervals,
     95th percentiles and the worst picture; the same pictures side by side; schedules; and what it takes to make it
-    again. The page needs no network and no other
-    file. No model is run. Printed is, of every method, the setting that trades best.
+    again. The page needs no network and no other file. No model is run. Printed is, of every method, the setting that
+    trades best.
 
     For example:
 

@@ -3,205 +3,135 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from l2c.cli.console import facts, macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import (
-    ENGINE_HELP,
-    GUIDANCE_HELP,
     OUTPUT,
+    PICTURES,
     RUN,
-    SOLVER_HELP,
-    SPACING_HELP,
-    STEPS_HELP,
+    SCHEDULE,
+    AnyWeights,
+    BatchSize,
     Device,
     DTypeOrTF32,
+    Engine,
+    FamilyBudget,
+    GuidanceAsMade,
+    GuidanceMode,
     JsonOutput,
     Model,
+    SolverAsMade,
+    SpacingAsMade,
+    StepsAsMade,
+    Vae,
+    option,
+    parse_numbers,
 )
+from l2c.errors import ConfigError
 
-SCHEDULE = "Schedule"
-PICTURES = "Pictures"
+if TYPE_CHECKING:
+    from l2c.records import RunRecord
+
+DEFAULT_COUNT = 8
 
 
 def sample(
     model: Model = "dit-mini-cifar10",
     schedule: Annotated[
-        Path | None,
-        typer.Option(
+        str | None,
+        option(
+            "FILE|NAME",
+            "Which layers to compute at which evaluation: a file from `l2c learn`, the name of a schedule that comes "
+            "with l2c, a repository on the hub, or a router file published with the Learning-to-Cache paper (.pt, "
+            ".pth). Without it, everything is computed.",
+            SCHEDULE,
             "--schedule",
             "-s",
-            metavar="FILE",
-            help="Which layers to compute at which evaluation: a file from `l2c learn`, or a router file "
-            "published with the Learning-to-Cache paper (.pt, .pth). Without it, everything is computed.",
-            rich_help_panel=SCHEDULE,
-            show_default=False,
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of a family of schedules, take the best one that costs at most this share of the MACs.",
-            rich_help_panel=SCHEDULE,
-            show_default=False,
-        ),
-    ] = None,
-    any_weights: Annotated[
-        bool,
-        typer.Option(
-            "--any-weights",
-            help="Use the schedule even if it was learned on other weights of the same architecture, with a "
-            "warning instead of an error.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = False,
+    budget: FamilyBudget = None,
+    any_weights: AnyWeights = False,
     labels: Annotated[
         str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Class numbers, in turn, with commas and ranges: 207,360 or 0-9. By default 0, 1, 2, ...",
-            rich_help_panel=PICTURES,
-            show_default=False,
+        option(
+            "LIST",
+            "Class numbers, in turn, with commas and ranges: 207,360 or 0-9. By default 0, 1, 2, ...",
+            PICTURES,
         ),
     ] = None,
     num: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "N",
+            f"How many pictures. By default one per label or seed that is listed, or else {DEFAULT_COUNT}.",
+            PICTURES,
             "--num",
             "-n",
             min=1,
-            metavar="N",
-            help="How many pictures. By default one per label or seed that is listed, or else 8.",
-            rich_help_panel=PICTURES,
-            show_default=False,
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
+        option(
+            "N",
+            "Seed of the first picture; the next ones count up. A seed always gives the same noise, whatever else is "
+            "sampled with it.",
+            PICTURES,
             min=0,
-            metavar="N",
-            help="Seed of the first picture; the next ones count up. A seed always gives the same noise, "
-            "whatever else is sampled with it.",
-            rich_help_panel=PICTURES,
         ),
     ] = 0,
     seeds: Annotated[
         str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Seed of each picture, instead of --seed: 3,17,40-43.",
-            rich_help_panel=PICTURES,
-            show_default=False,
-        ),
+        option("LIST", "Seed of each picture, instead of --seed: 3,17,40-43.", PICTURES),
     ] = None,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{SOLVER_HELP} [default: the schedule's, or ddim]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help=f"{STEPS_HELP} [default: the schedule's, or 50]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    spacing: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{SPACING_HELP} [default: the schedule's, or linspace]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SCALE",
-            help=f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
-    guidance_mode: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="With guidance, evaluate with and without the label in one call of twice the size (batch) "
-            "or in two calls (split), which needs less memory.",
-            rich_help_panel=RUN,
-        ),
-    ] = "batch",
+    solver: SolverAsMade = None,
+    steps: StepsAsMade = None,
+    spacing: SpacingAsMade = None,
+    guidance: GuidanceAsMade = None,
+    guidance_mode: GuidanceMode = "batch",
     guidance_channels: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Guide only the first N channels; the samples published for DiT guide 3 of 4. By default "
-            "all.",
-            rich_help_panel=RUN,
-            show_default=False,
+        option(
+            "N",
+            "Guide only the first N channels; the samples published for DiT guide 3 of 4. By default all.",
+            RUN,
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Pictures at a time.", rich_help_panel=RUN)
-    ] = 8,
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help=f"{ENGINE_HELP} All but eager take seconds to get going, which pays for many pictures.",
-            rich_help_panel=RUN,
-        ),
-    ] = "auto",
+    batch_size: BatchSize = 8,
+    engine: Engine = "auto",
+    vae: Vae = None,
     device: Device = "auto",
     dtype: DTypeOrTF32 = "float32",
     out: Annotated[
         Path,
-        typer.Option(
+        option(
+            "FOLDER",
+            "Where the pictures go: one PNG for each, named by seed and label; grid.png with all of them; record.json "
+            "with every setting, version and timing.",
+            OUTPUT,
             "--out",
             "-o",
-            metavar="FOLDER",
-            help="Where the pictures go: one PNG for each, named by seed and label; grid.png with all of "
-            "them; record.json with every setting, version and timing.",
-            rich_help_panel=OUTPUT,
         ),
     ] = Path("l2c-samples"),
-    vae: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="For latent models such as DiT-XL/2: the autoencoder that decodes their latents, a folder "
-            "saved by diffusers. Without it, only latents.safetensors is written.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
     npz: Annotated[
         bool,
-        typer.Option(
+        option(
+            None,
+            "Also write samples.npz with all pictures as `arr_0` (uint8, N x H x W x 3), as the evaluation script of "
+            "ADM reads it.",
+            OUTPUT,
             "--npz",
-            help="Also write samples.npz with all pictures as `arr_0` (uint8, N x H x W x 3), as the evaluation "
-            "script of ADM reads it.",
-            rich_help_panel=OUTPUT,
         ),
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option(
+        option(
+            None,
+            "Go on where a run with the same settings was interrupted: pictures that are in the folder are not made "
+            "again.",
+            OUTPUT,
             "--resume",
-            help="Go on where a run with the same settings was interrupted: pictures that are in the folder are "
-            "not made again.",
-            rich_help_panel=OUTPUT,
         ),
     ] = False,
     as_json: JsonOutput = False,
@@ -220,38 +150,81 @@ def sample(
     - `accelerate launch -m l2c sample --num 50000 --batch-size 64 --npz --resume --out large`
     - `l2c sample -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`
     """
-    from l2c.cli.sample_plan import SampleRequest
-    from l2c.cli.sample_run import report, run_sample
-    from l2c.cli.sample_set import run_sample_set
-    from l2c.errors import ConfigError
-    from l2c.processes import num_processes
+    from l2c.devices import resolve_dtype
+    from l2c.files import output_folder
+    from l2c.models import load_model
+    from l2c.processes import own_device, part
+    from l2c.sampling.decoding import LatentDecoder
+    from l2c.schedule.open import load_schedule
+    from l2c.sets import sample_set
 
     if budget is not None and schedule is None:
         raise ConfigError("--budget chooses from a family of schedules; name its file with --schedule")
-    request = SampleRequest(
-        model=model,
-        schedule=schedule,
-        budget=budget,
-        any_weights=any_weights,
-        labels=labels,
-        num=num,
-        seed=seed,
-        seeds=seeds,
-        solver=solver,
-        steps=steps,
-        spacing=spacing,
-        guidance=guidance,
-        guidance_mode=guidance_mode,
-        guidance_channels=guidance_channels,
-        batch_size=batch_size,
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        vae=vae,
-        npz=npz,
-        resume=resume,
-    )
-    together = npz or resume or num_processes() > 1
-    record = run_sample_set(request, out) if together else run_sample(request, out)
+    classes = None if labels is None else parse_numbers(labels, "--labels")
+    numbers = _seeds(seeds, seed, num, classes)
+    device = own_device(device)
+    weights = resolve_dtype(dtype, device)
+    with output_folder(out), progress_bar() as bar:
+        task = bar.add_task("sampling", total=None)
+        record = sample_set(
+            schedule=None if schedule is None else load_schedule(schedule, budget),
+            decoder=None if vae is None else LatentDecoder(vae, device),
+            model=load_model(model, dtype=weights, device=device),
+            folder=out,
+            seeds=numbers,
+            labels=classes,
+            any_weights=any_weights,
+            batch_size=batch_size,
+            engine=engine,
+            npz=npz,
+            resume=resume,
+            names={
+                "model": model,
+                "schedule": schedule,
+                "budget": budget,
+                "dtype": dtype,
+                "vae": None if vae is None else str(vae),
+            },
+            note=note,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            solver=solver,
+            steps=steps,
+            spacing=spacing,
+            guidance=guidance,
+            guidance_mode=guidance_mode,
+            guidance_channels=guidance_channels,
+        )
+    part()
     if record is not None:  # as it is in the first process
-        report(record, out, as_json=as_json)
+        _report(record, out, as_json=as_json)
+
+
+def _seeds(listed: str | None, first: int, count: int | None, labels: list[int] | None) -> list[int]:
+    """Seed of every picture; their number decides how many there are."""
+    if listed is None:
+        count = count or (DEFAULT_COUNT if labels is None else len(labels))
+        return list(range(first, first + count))
+    seeds = parse_numbers(listed, "--seeds")
+    if count is not None and count != len(seeds):
+        raise ConfigError(
+            f"--seeds lists {len(seeds)} pictures but --num asks for {count}; leave one of them out"
+        )
+    return seeds
+
+
+def _report(record: RunRecord, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"folder": str(folder), **record.to_json()})
+        return
+    config, costs, taken = record.config, record.results, record.timings["sample_s"][0]
+    full, left, count = costs["full_macs_per_picture"], costs["macs_per_picture"], len(record.seeds)
+    guided = ", twice that with guidance" if costs["guidance_factor"] == 2 else ""
+    share = f"all of {macs(full)}" if left == full else f"{macs(left)} of {macs(full)} ({left / full:.1%})"
+    rows = {
+        "pictures" if "grid.png" in costs["files"] else "latents": f"{count} in {folder}",
+        "run": f"{config['solver']}, {len(config['timesteps'])} evaluations, {config['spacing']} spacing, "
+        f"guidance {config['guidance']:g}, engine {config['engine']}",
+        "time": f"{seconds(taken)}, {seconds(taken / count)} per picture",
+        "MACs": f"{share} per picture{guided}",
+    }
+    results().print(facts(rows))

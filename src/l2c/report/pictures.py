@@ -1,15 +1,20 @@
-"""Grids of images and pictures of how they differ."""
+"""Grids of images, pictures of how they differ, and files of many pictures."""
 
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, DataError
+from l2c.files import atomic_open
 
 GRID_BACKGROUND = 255
 GAP = 2
@@ -87,3 +92,48 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def read_pixels(path: Path) -> Pixels:
+    """The picture in a file (H, W, 3).
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB"), dtype=np.uint8)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read as a picture ({error}); delete it and go on with --resume"
+        ) from error
+
+
+def write_npz(path: Path, pictures: Sequence[Path], advice: str) -> None:
+    """Writes pictures as one array `arr_0` (N, H, W, 3), uint8, one after another without holding them all.
+
+    Args:
+        path: Where to.
+        pictures: Files of pictures.
+        advice: What to do if it cannot be written, for the message.
+
+    Raises:
+        OutputError: If the file cannot be written.
+        DataError: If a picture cannot be read or has another size than the first.
+    """
+    shape = read_pixels(pictures[0]).shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), *shape)}
+    with (
+        atomic_open(path, advice) as file,
+        zipfile.ZipFile(file, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as array,
+    ):
+        npy.write_array_header_1_0(array, header)
+        for picture in pictures:
+            pixels = read_pixels(picture)
+            if pixels.shape != shape:
+                raise DataError(
+                    f"{picture} is {pixels.shape[1]}x{pixels.shape[0]} pixels but the first picture of the set is "
+                    f"{shape[1]}x{shape[0]}; delete it and go on with --resume"
+                )
+            array.write(pixels.tobytes())

@@ -56,6 +56,14 @@ class Run:
         return f"sample with solver '{self.solver}', {self.steps} steps and '{self.spacing}' spacing"
 
     @property
+    def how_to_learn(self) -> str:
+        """The command that learns a schedule for this run."""
+        if self.weights is not None:
+            return "l2c learn --solver auto"
+        named = "" if self.by_scheduler else f" --solver {self.solver} --spacing {self.spacing}"
+        return f"l2c learn --steps {self.steps}{named}"
+
+    @property
     def about_shifts(self) -> str:
         """What may have moved the timesteps of a scheduler."""
         if not self.by_scheduler:
@@ -92,7 +100,7 @@ class Contract:
     def run_problem(self, run: Run) -> ContractError | None:
         """The error to raise when a run is not the one that the schedule was made for; None when it is."""
         mine, count, want = self.run, len(run.timesteps), len(self.run.timesteps)
-        advice = f"{mine.how_to_ask}, or get a schedule for this run with l2c learn"
+        advice = f"{mine.how_to_ask}, or get a schedule for this run with: {run.how_to_learn}"
         if count != want:
             return ContractError(
                 f"schedule covers {want} evaluations but {run.title} makes {count}; {advice}"
