@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2c.hosts.base import Examples, Host
+from l2c.errors import ConfigError
+from l2c.hosts.base import Examples, Host, errors
 from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
+
+REPEATS = 0.01
+"""Relative error of two runs from the same noise that is rounding, as kernels that add up in any order have it."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,29 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings) -> References:
     """
     key = (settings.seed, "pictures")
     examples = host.examples(settings.num_examples, *key, held_out=settings.num_held_out)
+    _check_repeats(host, examples)
     size = round_size(trainer, host)
     target = trainer.compute(
         "fine-step solutions", host.reference(settings.reference_steps).sample, examples, size
     )
     return References(examples, target.to(host.device))
+
+
+def _check_repeats(host: Host, examples: Examples) -> None:
+    """Refuses a host of foreign code that makes another picture from the same noise, of which nothing can be learned.
+
+    Raises:
+        ConfigError: If two runs differ by more than rounding.
+    """
+    if host.batched:
+        return
+    first, second = (host.sample(examples.rows([0])) for _ in range(2))
+    error = errors(second, first, "relative").item()
+    if error > REPEATS:
+        raise ConfigError(
+            f"two runs of {type(host.target).__name__} from the same noise differ by {error:.1%} under "
+            f"{host.run.solver}, so that no schedule can be learned for it; set one that draws no noise of its own"
+        )
 
 
 def round_size(trainer: Trainer, host: Host) -> int:

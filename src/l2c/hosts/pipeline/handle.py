@@ -74,7 +74,11 @@ class PipelineCache:
                 self.transformers[name] = CachedTransformer(name, models[name], part, self)
             if callable(getattr(target, "progress_bar", None)):
                 self._bar = MethodPatch(target, "progress_bar", self._progress_bar)
-            self._adapters = self._count_adapters()
+            learned = any(
+                part.schedule is not None and part.schedule.contract.fingerprint
+                for part in self.transformers.values()
+            )
+            self._adapters = dict.fromkeys(self.transformers, 0) if learned else self._count_adapters()
             setattr(target, HANDLE, self)
         except BaseException:
             self.restore()
@@ -144,11 +148,12 @@ class PipelineCache:
 
     def _note_adapters(self) -> None:
         now = self._count_adapters()
-        if now != self._adapters:
+        if now != self._adapters and not self._quiet:
             self._adapters = now
             warnings.warn(
-                "a LoRA was loaded or unloaded since the cache was enabled; it is used, but how far off the "
-                "schedule is with it was not measured: l2c.check tells",
+                "a LoRA was loaded or unloaded since the schedule was made or the cache was enabled; it is used, but "
+                "how far off the schedule is with it was not measured: "
+                "l2c.check tells, and l2c.repair learns a little more",
                 stacklevel=2,
             )
 

@@ -58,8 +58,10 @@ class PipelineTrajectory:
         generator = torch.Generator().manual_seed(seed)
         given = {**self.call, **condition, **changes, "generator": generator}
         with ExitStack() as stack:
-            kind = execution_device(self.pipe).type
-            stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=bf16))
+            device = execution_device(self.pipe)
+            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            torch.manual_seed(seed)  # of schedulers that draw elsewhere than from the generator
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
             if hasattr(self.pipe, "encode_prompt"):
                 stack.callback(MethodPatch(self.pipe, "encode_prompt", self._encode).remove)
             if not self.puts_out_latents:

@@ -1,0 +1,101 @@
+"""What owners of large pipelines do every day: quantised weights, LoRAs, schedulers that draw noise of their own."""
+
+import warnings
+
+import diffusers
+import pytest
+import torch
+
+import l2c
+from l2c.layers import find_layers, fingerprint
+from l2c.testing import tiny_call, tiny_pipeline
+
+QUICK = l2c.LearnSettings(
+    iterations=1, batch_size=1, num_examples=4, reference_steps=8, trials=2, trial_examples=1
+)
+
+
+def call(name):
+    return {key: value for key, value in tiny_call(name).items() if key not in ("generator", "output_type")}
+
+
+def prints(pipe):
+    return fingerprint(pipe.transformer, find_layers(pipe.transformer))
+
+
+def learned(pipe, name):
+    return l2c.learn(pipe, budget=0.6, settings=QUICK, **call(name))
+
+
+def add_lora(pipe):
+    config = pytest.importorskip("peft").LoraConfig(r=2, target_modules=["to_q", "proj_out"])
+    pipe.transformer.add_adapter(config)
+    pipe.transformer.requires_grad_(False)
+
+
+def test_weights_of_eight_bits_are_those_that_they_were_made_from():
+    quantisation = pytest.importorskip("torchao.quantization", reason="needs torchao")
+    pipe = tiny_pipeline("flux")
+    schedule, before = learned(pipe, "flux"), prints(pipe)
+    quantisation.quantize_(pipe.transformer, quantisation.Int8WeightOnlyConfig())
+    assert max(abs(a - b) for a, b in zip(before, prints(pipe), strict=True)) < 0.1
+    with l2c.enable_cache(pipe, schedule):
+        pipe(**tiny_call("flux"))
+    assert learned(pipe, "flux").cost.fraction <= 0.6
+
+
+def test_a_pattern_looks_at_no_weights():
+    pipe = tiny_pipeline("sd3")
+    schedule = l2c.methods.interval(pipe, **call("sd3"))
+    with torch.no_grad():
+        for weight in pipe.transformer.parameters():
+            weight.fill_(float("nan"))
+    with l2c.enable_cache(pipe, schedule):
+        pass
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_lora_is_told_and_not_refused_whenever_it_is_loaded(before):
+    pipe = tiny_pipeline("flux")
+    schedule, bare = learned(pipe, "flux"), prints(pipe)
+    if before:
+        add_lora(pipe)
+    with l2c.enable_cache(pipe, schedule):
+        if not before:
+            add_lora(pipe)
+        with pytest.warns(UserWarning, match="a LoRA was loaded .* l2c.check tells, and l2c.repair learns"):
+            pipe(**tiny_call("flux"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pipe(**tiny_call("flux"))  # told once
+    assert prints(pipe) == bare
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("sd3", diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)),
+        ("sd3", diffusers.FlowMatchLCMScheduler()),
+        ("pixart", diffusers.EulerAncestralDiscreteScheduler()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_noise_that_a_scheduler_draws_itself_is_the_same_with_and_without_a_schedule(name, scheduler):
+    pipe = tiny_pipeline(name, scheduler)
+    everything = l2c.methods.interval(pipe, every=1, **call(name))
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    assert l2c.check(pipe, everything, **call(name)).error == 0
+    assert torch.equal(torch.random.get_rng_state(), state)  # what others draw is not touched
+
+
+def test_a_pipeline_that_never_repeats_is_refused():
+    pipe = tiny_pipeline("sd3")
+    generator = torch.Generator()
+    pipe.transformer.register_forward_hook(
+        lambda _module, _inputs, output: (output[0] + torch.randn(output[0].shape, generator=generator),)
+    )
+    with pytest.raises(
+        l2c.ConfigError, match="two runs of StableDiffusion3Pipeline from the same noise differ"
+    ):
+        learned(pipe, "sd3")
