@@ -34,10 +34,10 @@ from torch import Tensor
 
 import l2c
 from l2c.bootstrap import statistic_confidence_interval
+from l2c.digest import digest
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
-from l2c.digest import digest
 from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
 from l2c.records import RunRecord, describe_device

@@ -31,10 +31,10 @@ from safetensors import safe_open
 
 import l2c
 import quality_report as report
+from l2c.digest import digest
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
-from l2c.digest import digest
 from l2c.records import RunRecord, describe_device
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
