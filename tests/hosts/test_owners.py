@@ -99,3 +99,56 @@ def test_a_pipeline_that_never_repeats_is_refused():
         l2c.ConfigError, match="two runs of StableDiffusion3Pipeline from the same noise differ"
     ):
         learned(pipe, "sd3")
+
+
+def image_to_image(steps=12):
+    base = tiny_pipeline("sd3")
+    pipe = diffusers.StableDiffusion3Img2ImgPipeline(**base.components)
+    pipe.set_progress_bar_config(disable=True)
+    options = {
+        key: value for key, value in tiny_call("sd3", steps=steps).items() if key not in ("height", "width")
+    }
+    return base, pipe, {**options, "image": torch.zeros(1, 3, 16, 16)}
+
+
+@pytest.mark.parametrize(("strength", "evaluations"), [(0.8, 10), (0.5, 6), (0.25, 3)])
+def test_a_schedule_for_whole_runs_goes_on_reusing_where_image_to_image_begins(strength, evaluations):
+    base, pipe, options = image_to_image()
+    schedule = l2c.methods.interval(
+        base, every=2, predictor="taylor-2", **call("sd3") | {"num_inference_steps": 12}
+    )
+    with l2c.enable_cache(pipe, schedule):
+        pipe(**options, strength=strength)
+        done = l2c.summary(pipe).models["transformer"]
+    layers = len(schedule.layers)
+    assert done.computed + done.reused == evaluations * layers
+    first = 12 - evaluations
+    planned = 1 + sum(1 for evaluation in range(first + 1, 12) if schedule.compute[evaluation, 0])
+    assert (
+        done.computed == planned * layers
+    )  # nothing but the first evaluation is computed besides what is planned
+    assert done.unplanned == 0
+
+
+def test_image_to_image_learns_for_the_run_that_happens():
+    _, pipe, options = image_to_image()
+    options = {key: value for key, value in options.items() if key not in ("generator", "output_type")}
+    schedule = l2c.learn(pipe, budget=0.6, settings=QUICK, strength=0.6, **options)
+    assert schedule.num_evaluations == 8  # of 12
+    assert schedule.cost.fraction <= 0.6
+    found = l2c.check(pipe, schedule, strength=0.6, **options)
+    assert found.error < 1.5 * schedule.provenance["held_out_error"]
+    with pytest.raises(l2c.ConfigError, match="no solver is learned for a run that begins late"):
+        l2c.learn(pipe, solver="auto", evaluations=3, settings=QUICK, strength=0.6, **options)
+
+
+def test_a_plan_from_the_middle_keeps_weights_that_find_their_values():
+    pipe = tiny_pipeline("sd3")
+    schedule = l2c.methods.interval(
+        pipe, every=2, predictor="taylor", **call("sd3") | {"num_inference_steps": 12}
+    )
+    plan = schedule.plan_from(4)
+    assert min(evaluation for evaluation, _ in plan) == 5
+    assert plan[5, 0] == ((4, 1.0),)  # one value so far
+    assert plan[9, 0] == schedule.plan[9, 0]
+    assert all(source >= 4 for terms in plan.values() for source, _ in terms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from l2c.errors import ContractError
 
@@ -35,6 +35,12 @@ class Run:
     log_snrs: tuple[float, ...]
     guidance: float | None = None
     weights: tuple[tuple[float, ...], ...] | None = None
+
+    def since(self, first: int) -> Run:
+        """What is left of the run from an evaluation on, as image to image begins late."""
+        return (
+            replace(self, timesteps=self.timesteps[first:], log_snrs=self.log_snrs[first:]) if first else self
+        )
 
     @property
     def by_scheduler(self) -> bool:

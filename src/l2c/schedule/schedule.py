@@ -90,6 +90,29 @@ class CacheSchedule:
         """For every reused (evaluation, layer): which computed values are read, with which weights."""
         return without_zeros(plan_reuse(self.compute, self.predictor, self.contract.run.log_snrs))
 
+    def plan_from(self, first: int) -> ReusePlan:
+        """The plan of a run that begins at a later evaluation, which computes everything.
+
+        Where a forecast finds as many values as it was made for, its weights are the schedule's; where there are
+        fewer, it is the polynomial through them over half log-SNR, of order 2 at most.
+        """
+        levels, count = self.contract.run.log_snrs, self.num_evaluations
+        compute = self.compute[first:].clone()
+        compute[:1] = True
+        history = max(1, min(3, self.predictor.history))
+        repeats = len(set(levels)) < len(levels) or history == 1
+        begun = plan_reuse(
+            compute, Predictor() if repeats else Predictor("taylor", history - 1), levels[first:count]
+        )
+        plan: ReusePlan = {}
+        for (evaluation, layer), terms in begun.items():
+            own = self.plan.get((first + evaluation, layer), ())
+            known = own and min(source for source, _ in own) >= first
+            plan[first + evaluation, layer] = (
+                own if known else tuple((first + source, weight) for source, weight in terms)
+            )
+        return plan
+
     @cached_property
     def cost(self) -> Cost:
         """Multiply-accumulates with and without the schedule."""

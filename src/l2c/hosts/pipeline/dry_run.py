@@ -29,8 +29,9 @@ class DryRun:
     Attributes:
         run: Its scheduler's run.
         tables: Layers of each transformer, with their sizes in this call, by name of the component.
-        evaluations: At which evaluations each transformer is called.
+        evaluations: At which evaluations each transformer is called, counted from the first that is made.
         calls_per_evaluation: Calls of a transformer in its first evaluation: 2 for guidance in two calls.
+        first: Evaluation of the scheduler at which the run begins: above 0 for image to image.
         mu: Shift of the noise levels that the pipeline worked out for its resolution, if it did.
         resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
     """
@@ -41,6 +42,7 @@ class DryRun:
     calls_per_evaluation: dict[str, int]
     resolution: dict[str, int]
     mu: float | None = None
+    first: int = 0
 
     @property
     def table(self) -> LayerTable:
@@ -160,9 +162,10 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
     tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
     if not tables:
         raise ConfigError(f"{type(pipe).__name__} called no transformer in its scheduler's run")
-    evaluations = {name: sorted(set(actors[name].evaluations)) for name in tables}
-    calls = {name: actors[name].evaluations.count(evaluations[name][0]) for name in tables}
-    return DryRun(run, tables, evaluations, calls, resolution, clock.mu)
+    first = min(min(actors[name].evaluations) for name in tables)
+    evaluations = {name: sorted({at - first for at in actors[name].evaluations}) for name in tables}
+    calls = {name: actors[name].evaluations.count(first + evaluations[name][0]) for name in tables}
+    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first)
 
 
 def takes_latent_output(pipe: Any) -> bool:

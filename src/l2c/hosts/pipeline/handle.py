@@ -117,10 +117,12 @@ class PipelineCache:
     def _check_run(self) -> None:
         guidance = getattr(self._target, "_guidance_scale", None)
         run = describe_run(self.clock.scheduler, float(guidance) if guidance is not None else None)
+        first = self.clock.evaluation
         for transformer in self.transformers.values():
             refuse_other_cache(transformer.model)
+            transformer.begin_at(first, len(run.timesteps))
             if transformer.schedule is not None and not self._quiet:
-                self._compare_run(transformer.schedule, run)
+                self._compare_run(transformer.schedule, run.since(transformer.offset))
             transformer.cache.follow()
             if note := transformer.compile_note():
                 warnings.warn(note, stacklevel=2)

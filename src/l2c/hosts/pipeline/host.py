@@ -251,7 +251,7 @@ class PipelineHost:
 
     def reference(self, steps: int | None) -> Host:
         """See `Host.reference`."""
-        if steps is None:
+        if steps is None or self.dry.first:  # image to image begins at another noise level with other steps
             return self
         made = fine_scheduler(self._scheduler, self.run, steps)
         if made is None or self._steps_argument() is None or not self._trajectory.puts_out_latents:
@@ -281,6 +281,8 @@ class PipelineHost:
     def with_solver(self, steps: int) -> Host:
         """See `Host.with_solver`."""
         self._check_steps()
+        if self.dry.first:
+            raise ConfigError("no solver is learned for a run that begins late, as image to image does")
         return self._with(start_scheduler(self._scheduler, self._levels_at(steps), self.dry.mu), steps)
 
     def _levels_at(self, steps: int) -> Run:

@@ -50,6 +50,7 @@ class CachedTransformer:
     Attributes:
         schedule: None if there is another policy.
         policy: What is computed now.
+        offset: Evaluation of the scheduler that is the policy's first.
     """
 
     def __init__(self, name: str, model: nn.Module, reuse: CacheSchedule | ReusePolicy, owner: Owner) -> None:
@@ -71,6 +72,7 @@ class CachedTransformer:
         self._calls: dict[str, int] = {}
         self._compilation, self._graphs = Compilation(), 0
         self._entered = False
+        self.offset = self._begun = 0
         self._patches = [MethodPatch(model, "forward", self._forward)]
         if hasattr(model, "cache_context"):
             self._patches.append(MethodPatch(model, "cache_context", self._cache_context))
@@ -86,6 +88,19 @@ class CachedTransformer:
         self.policy.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
+
+    def begin_at(self, first: int, total: int) -> None:
+        """Says at which evaluation of the scheduler the run begins, of how many.
+
+        A policy for just the evaluations that are made counts from there. One for the whole run begins in its middle,
+        with a history that builds up at once.
+        """
+        self.offset = first if self.policy.num_evaluations == total - first else 0
+        if self.schedule is not None and isinstance(self.policy, PipelinePolicy):
+            begun = first - self.offset
+            if begun != self._begun:
+                self._begun = begun
+                self.policy.use(self.schedule.plan_from(begun) if begun else self.schedule.plan)
 
     def end_run(self) -> None:
         """Lets go of all features; counts stay."""
@@ -135,7 +150,7 @@ class CachedTransformer:
 
     def _enter(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call of the model: tells the layers what they do in it, and takes what they have computed."""
-        evaluation = self._owner.enter_evaluation()
+        evaluation = self._owner.enter_evaluation() - self.offset
         clock = self.cache.clock
         if not clock.running or clock.evaluation != evaluation:
             clock.start(evaluation)
