@@ -152,3 +152,14 @@ def test_a_plan_from_the_middle_keeps_weights_that_find_their_values():
     assert plan[5, 0] == ((4, 1.0),)  # one value so far
     assert plan[9, 0] == schedule.plan[9, 0]
     assert all(source >= 4 for terms in plan.values() for source, _ in terms)
+
+
+@pytest.mark.parametrize("solver", [None, "auto"])
+def test_another_picture_size_under_dynamic_shifting_is_told_and_not_refused(solver):
+    pipe, options = tiny_pipeline("flux"), tiny_call("flux")
+    learning = {"solver": "auto", "evaluations": 3} if solver else {"budget": 0.6}
+    schedule = l2c.learn(pipe, settings=QUICK, **learning, **call("flux"))
+    told = "made for samples of 16x4 and the run has 1024x4" if solver else "shifted by -0.17 in half log-SNR"
+    with l2c.enable_cache(pipe, schedule), pytest.warns(UserWarning, match=told) as warned:
+        pipe(**{**options, "height": 128, "width": 128})
+    assert {warning.category for warning in warned} == {UserWarning}

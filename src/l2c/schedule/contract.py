@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from l2c.errors import ContractError
@@ -11,6 +12,8 @@ FINGERPRINT_TOLERANCE = 0.1
 """What eight bits move a number of a fingerprint by; other checkpoints move it by about 1."""
 TIMESTEP_TOLERANCE = 0.02
 LOG_SNR_TOLERANCE = 0.02
+LARGEST_LOG_SNR = 7.0
+"""Half log-SNRs are kept within this: a flow begins at pure noise, where they are infinite."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Contract:
             )
         if mine.solver != run.solver or (mine.by_scheduler and mine.spacing != run.spacing):
             return ContractError(f"schedule was made for {mine.title} but the run uses {run.title}; {advice}")
+        if self.shift(run) is not None:
+            return None
         for what, ours, theirs, tolerance in (
             ("timestep", mine.timesteps, run.timesteps, TIMESTEP_TOLERANCE),
             ("half log-SNR", mine.log_snrs, run.log_snrs, LOG_SNR_TOLERANCE),
@@ -127,6 +132,34 @@ class Contract:
         if mine.weights != run.weights:
             return ContractError(f"the run has another learned solver than the schedule; {advice}")
         return None
+
+    def shift(self, run: Run) -> float | None:
+        """How far all noise levels of a flow's run are shifted in half log-SNR; None if they are not all alike.
+
+        Dynamic shifting moves them so with the resolution. Levels at the ends, where log-SNRs are kept within bounds,
+        do not count.
+        """
+        same = self.run.by_scheduler and len(run.log_snrs) == len(self.run.log_snrs)
+        if not same or self.prediction_type != "flow_prediction":
+            return None
+        moved = [
+            b - a
+            for a, b in zip(self.run.log_snrs, run.log_snrs, strict=True)
+            if max(abs(a), abs(b)) < LARGEST_LOG_SNR
+        ]
+        if not moved or not max(moved) - min(moved) <= LOG_SNR_TOLERANCE:
+            return None
+        return moved[0]
+
+    def notes(self, run: Run) -> Iterator[str]:
+        """What to tell whoever samples in another way than the schedule was learned for, where that is possible."""
+        if note := self.guidance_note(run):
+            yield note
+        if abs(shift := self.shift(run) or 0.0) > LOG_SNR_TOLERANCE:
+            yield (
+                f"the noise levels of the run are shifted by {shift:.2f} in half log-SNR, as by another resolution; it "
+                "works, but how close the pictures are was not measured there: l2c.check tells"
+            )
 
     def guidance_note(self, run: Run) -> str | None:
         """What to tell whoever samples with another guidance scale than the schedule was learned with."""

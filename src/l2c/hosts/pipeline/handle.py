@@ -134,7 +134,7 @@ class PipelineCache:
             if not self.any_run or len(run.timesteps) != schedule.num_evaluations:
                 raise problem
             warnings.warn(problem.args[0], stacklevel=3)
-        if note := schedule.contract.guidance_note(run):
+        for note in schedule.contract.notes(run):
             warnings.warn(note, stacklevel=3)
 
     def use(self, plan: ReusePlan) -> None:

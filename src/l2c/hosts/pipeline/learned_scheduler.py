@@ -15,7 +15,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.sampling.linear import alphas_sigmas, multistep_table
+from l2c.sampling.linear import LEARNED, multistep_table
+from l2c.sampling.noise_schedule import alphas_sigmas
+from l2c.schedule.contract import Run
 
 logger = logging.getLogger(__name__)
 
@@ -117,16 +119,13 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Takes other levels (N,) and another table (N + 1, N + 1), which may have a graph; learning does that."""
         self._levels, self._table = levels, table
 
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """Half log-SNRs of the run that is set."""
-        return tuple(self._run_levels.tolist())
-
-    @property
-    def weights(self) -> list[list[float]]:
-        """The table of the run that is set."""
-        rows: list[list[float]] = self._run_table.tolist()
-        return rows
+    @torch.no_grad()
+    def learned_run(self, guidance: float | None = None) -> Run:
+        """The run as it was learned, before a resolution shifts it."""
+        levels, rows = self._levels, self._table.float().tolist()
+        times = tuple(self.timesteps_of(levels).float().tolist())
+        table = tuple(tuple(row) for row in rows)
+        return Run(LEARNED, len(times), LEARNED, times, tuple(levels.tolist()), guidance, table)
 
     @property
     def step_index(self) -> int | None:

@@ -9,11 +9,8 @@ import numpy as np
 
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
-from l2c.sampling.linear import LEARNED
-from l2c.schedule.contract import Run
+from l2c.schedule.contract import LARGEST_LOG_SNR, Run
 
-LARGEST_LOG_SNR = 7.0
-"""Half log-SNRs are kept within this: a flow begins at pure noise, where they are infinite."""
 SAME_LOG_SNR = 1e-4
 """Half log-SNRs that are closer than this are one noise level, computed with other rounding."""
 
@@ -48,8 +45,8 @@ def describe_run(scheduler: Any, guidance: float | None = None) -> Run:
         raise ConfigError(f"{type(scheduler).__name__} has no timesteps; call its set_timesteps first")
     times = tuple(float(t) for t in timesteps.tolist())
     if isinstance(scheduler, LearnedScheduler):
-        levels, weights = scheduler.levels, tuple(tuple(row) for row in scheduler.weights)
-        return Run(LEARNED, len(times), LEARNED, times, levels, guidance, weights)
+        learned: Run = scheduler.learned_run(guidance)
+        return learned
     steps = getattr(scheduler, "num_inference_steps", None) or len(times)
     return Run(
         type(scheduler).__name__,
