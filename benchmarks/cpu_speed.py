@@ -43,13 +43,13 @@ BASELINE = "none"
 
 def ways(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSchedule | None, str]]:
     """The ways of sampling, schedule and engine, by name."""
-    everything = l2c.methods.interval(model, SOLVER, steps, every=1)
+    everything = l2c.methods.interval(model, solver=SOLVER, steps=steps, every=1)
     evaluations = torch.arange(steps)[:, None]
     blocks = torch.arange(len(everything.layers))[None, :] // 2  # two layers each
     compute = (evaluations + blocks) % 2 == 0
     compute[0] = True
-    interval = l2c.methods.interval(model, SOLVER, steps, every=2)
-    three_terms = l2c.methods.interval(model, SOLVER, steps, every=2, predictor="taylor-2")
+    interval = l2c.methods.interval(model, solver=SOLVER, steps=steps, every=2)
+    three_terms = l2c.methods.interval(model, solver=SOLVER, steps=steps, every=2, predictor="taylor-2")
     blocks = replace(everything, compute=compute, provenance={"method": "alternating blocks"})
     return {
         BASELINE: (None, "eager"),

@@ -31,10 +31,10 @@ from safetensors import safe_open
 
 import l2c
 import quality_report as report
+from l2c.digest import digest
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
-from l2c.digest import digest
 from l2c.records import RunRecord, describe_device
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
@@ -107,7 +107,9 @@ def curve(pair: report.Pair) -> Iterator[Way]:
         yield Way(pair.name, "fewer steps", f"{steps} steps", steps, pair.model, options)
     for predictor in ("copy", "taylor-2"):
         for every in (2, 3, 4):
-            schedule = l2c.methods.interval(network, pair.solver, pair.steps, every, predictor)
+            schedule = l2c.methods.interval(
+                network, solver=pair.solver, steps=pair.steps, every=every, predictor=predictor
+            )
             yield _scheduled(pair, f"interval, {predictor}", f"every {every}, {predictor}", schedule)
     for path in sorted(LEARNED.glob(f"paper-{pair.name}-*.safetensors")):
         yield _scheduled(pair, "paper's preset", path.stem, CacheSchedule.load(path))

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from l2c.learning.end_to_end import LearnSettings, fit_predictor
 
 import l2c
 from l2c.errors import ConfigError, ContractError, NumericsError
-from l2c.learning.end_to_end import LearnSettings, fit_predictor
 from l2c.testing import tiny_diffusers_dit, tiny_dit, tiny_uvit
 
 SETTINGS = LearnSettings(iterations=3, batch_size=2, num_pictures=8, reference_steps=12, seed=1)
@@ -19,7 +19,7 @@ def interval(model, every=2, predictor="taylor-2"):
 @pytest.mark.slow
 def test_learning_lowers_the_error_on_held_out_pictures(dit):
     """On the trained model; a random one has no smooth trajectory to be predicted."""
-    schedule = l2c.methods.interval(dit, "dpmsolver++", 6, 2, "taylor")
+    schedule = l2c.methods.interval(dit, solver="dpmsolver++", steps=6, every=2, predictor="taylor")
     settings = LearnSettings(iterations=8, batch_size=1, num_pictures=4, history=2, reference_steps=12)
     provenance = fit_predictor(dit, schedule, settings=replace(settings, learning_rate=1e-2)).provenance
     assert provenance["held_out_error"] < 0.9 * provenance["held_out_error_before"]
@@ -38,7 +38,7 @@ def test_no_learning_is_the_taylor_polynomial():
 
 @pytest.mark.parametrize(("rate", "warnings"), [(10.0, 1), (1e-12, 0)])
 def test_learning_that_makes_pictures_worse_says_so(dit, caplog, rate, warnings):
-    schedule = l2c.methods.interval(dit, "dpmsolver++", 4, 2)
+    schedule = l2c.methods.interval(dit, solver="dpmsolver++", steps=4, every=2)
     settings = replace(SETTINGS, iterations=1, batch_size=1, num_pictures=4, learning_rate=rate)
     provenance = fit_predictor(dit, schedule, settings=settings).provenance
     assert (provenance["held_out_error"] > 1.01 * provenance["held_out_error_before"]) == bool(warnings)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from l2c.learning.end_to_end import LearnSettings
 
 import l2c
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import find_layers
-from l2c.learning.end_to_end import LearnSettings
 from l2c.learning.learn import learn, learn_family
 from l2c.learning.masks import near
 from l2c.learning.session import Session
@@ -96,7 +96,7 @@ def judged(monkeypatch):
 
 def test_the_first_budget_of_a_family_gets_what_it_gets_alone(tmp_path):
     first = next(iter(family_of()))
-    alone = learn(tiny_dit(), "ddim", STEPS, budget=BUDGETS[0], guidance=1.0, settings=SETTINGS)
+    alone = learn(tiny_dit(), solver="ddim", steps=STEPS, budget=BUDGETS[0], guidance=1.0, settings=SETTINGS)
     assert file_bytes(first, tmp_path) == file_bytes(alone, tmp_path)
 
 
@@ -314,8 +314,8 @@ def test_a_budget_in_macs_is_that_fraction():
     model = tiny_dit()
     table = find_layers(model)
     macs = 0.6 * STEPS * table.full_macs
-    first = learn(model, "ddim", STEPS, budget=0.6, settings=ONCE)
-    second = learn(model, "ddim", STEPS, budget=macs, costs=CostTable.macs(table), settings=ONCE)
+    first = learn(model, solver="ddim", steps=STEPS, budget=0.6, settings=ONCE)
+    second = learn(model, solver="ddim", steps=STEPS, budget=macs, costs=CostTable.macs(table), settings=ONCE)
     assert torch.equal(first.predictor.coefficients, second.predictor.coefficients)
     assert second.provenance["budget_unit"] == "MACs"
     assert macs - max(layer.macs for layer in table.layers) < second.cost.macs <= macs
@@ -325,14 +325,14 @@ def test_a_budget_in_macs_is_that_fraction():
 def test_a_budget_in_milliseconds_follows_what_was_measured():
     """Attention, which has fewer MACs, takes three times as long as an MLP."""
     costs = CostTable("ms", (3.0, 1.0) * 3, 0.25)
-    schedule = learn(tiny_dit(), "ddim", STEPS, budget=42.0, costs=costs, settings=ONCE)
+    schedule = learn(tiny_dit(), solver="ddim", steps=STEPS, budget=42.0, costs=costs, settings=ONCE)
     assert 41 < costs.of(schedule.compute) <= 42.0
     assert schedule.provenance["budget_cost"] == costs.of(schedule.compute)
     assert (schedule.provenance["budget"], schedule.provenance["budget_unit"]) == (42.0, "ms")
     with pytest.raises(ConfigError, match="a budget of 5 ms cannot be met"):
-        learn(tiny_dit(), "ddim", STEPS, budget=5.0, costs=costs, settings=ONCE)
+        learn(tiny_dit(), solver="ddim", steps=STEPS, budget=5.0, costs=costs, settings=ONCE)
     with pytest.raises(ConfigError, match=r"a budget of 105 ms is more than the 73\.5 ms"):
-        learn(tiny_dit(), "ddim", STEPS, budget=105.0, costs=costs, settings=ONCE)
+        learn(tiny_dit(), solver="ddim", steps=STEPS, budget=105.0, costs=costs, settings=ONCE)
 
 
 def test_a_run_goes_on_although_every_layer_is_measured_anew(session, tmp_path):
@@ -364,7 +364,7 @@ def test_more_trials_find_a_better_mask():
             found.append(progress.error)
 
     settings = replace(ONCE, trials=12)
-    learn(tiny_uvit(), "dpmsolver++", STEPS, budget=0.5, settings=settings, on_progress=note)
+    learn(tiny_uvit(), solver="dpmsolver++", steps=STEPS, budget=0.5, settings=settings, on_progress=note)
     assert len(found) == 11
     assert found == sorted(found, reverse=True)
     assert found[-1] < found[0]
@@ -374,7 +374,7 @@ def test_more_trials_find_a_better_mask():
 def test_learning_lowers_the_error(dit):
     """On the trained model; a random one has no smooth trajectory to be predicted."""
     settings = replace(ONCE, iterations=6, reference_steps=8, learning_rate=1e-2)
-    schedule = learn(dit, "dpmsolver++", 6, budget=0.6, guidance=1.0, settings=settings)
+    schedule = learn(dit, solver="dpmsolver++", steps=6, budget=0.6, guidance=1.0, settings=settings)
     provenance = schedule.provenance
     assert provenance["held_out_error"] < 0.95 * provenance["held_out_error_before"]
     assert provenance["held_out_error_of_everything"] < provenance["held_out_error_before"]

@@ -33,7 +33,7 @@ def learn_router(session=None, settings=ROUTER, **options):
 
 def learn_predictor(session=None, settings=PREDICTOR, **options):
     model = tiny_dit()
-    mask = l2c.methods.interval(model, "dpmsolver++", 6)
+    mask = l2c.methods.interval(model, solver="dpmsolver++", steps=6)
     return fit_predictor(model, mask, settings=settings, session=session, **options)
 
 
