@@ -6,22 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from l2c.learning.end_to_end import LearnSettings
 
 import l2c
+from l2c import LearnSettings
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import find_layers
-from l2c.learning.learn import learn, learn_family
+from l2c.learning.learn import learn
 from l2c.learning.masks import near
 from l2c.learning.session import Session
-from l2c.learning.solver import learn_solver
 from l2c.schedule.cost import CostTable
 from l2c.testing import tiny_dit, tiny_uvit
 
 SETTINGS = LearnSettings(
-    iterations=3, batch_size=2, num_pictures=8, reference_steps=3, trials=4, trial_pictures=2, seed=1
+    iterations=3, batch_size=2, num_examples=8, reference_steps=3, trials=4, trial_examples=2, seed=1
 )
-ONCE = replace(SETTINGS, iterations=1, trials=1, batch_size=1, num_pictures=4)
+ONCE = replace(SETTINGS, iterations=1, trials=1, batch_size=1, num_examples=4)
 STEPS = 6
 BUDGETS = (0.7, 0.5)
 
@@ -29,11 +28,13 @@ BUDGETS = (0.7, 0.5)
 def family_of(session=None, budgets=BUDGETS, settings=SETTINGS, model=None, **options):
     model = model or tiny_dit()
     options = {"budgets": budgets, "guidance": 1.0, "settings": settings, "session": session, **options}
-    return learn_family(model, "ddim", STEPS, **options)
+    return learn(model, solver="ddim", steps=STEPS, **options)
 
 
 def solver_of(session=None, settings=SETTINGS, **options):
-    return learn_solver(tiny_dit(), 3, guidance=1.0, settings=settings, session=session, **options)
+    return learn(
+        tiny_dit(), solver="auto", evaluations=3, guidance=1.0, settings=settings, session=session, **options
+    )
 
 
 def file_bytes(schedules, tmp_path):
@@ -70,7 +71,7 @@ def stop_at(stage, iteration, error=Stop):
 def test_budgets_are_met_within_a_hundredth(solver):
     """With layers that are small enough: the largest is 0.4 % of the run."""
     model, budgets = tiny_dit(depth=8, hidden_size=16), (0.7, 0.3)
-    family = learn_family(model, solver, 20, budgets=budgets, guidance=1.0, settings=ONCE)
+    family = learn(model, solver=solver, steps=20, budgets=budgets, guidance=1.0, settings=ONCE)
     for schedule, budget in zip(family, budgets, strict=True):
         assert 0.99 * budget < schedule.cost.fraction <= budget
         assert schedule.provenance["budget_cost"] == pytest.approx(schedule.cost.fraction)
@@ -81,14 +82,14 @@ def test_budgets_are_met_within_a_hundredth(solver):
 @pytest.fixture
 def judged(monkeypatch):
     """Masks that searches judge from now on, in their order."""
-    from l2c.learning.end_to_end import ClosedLoop
+    from l2c.learning.closed_loop import ClosedLoop
 
     masks, error = [], ClosedLoop.error
 
-    def noted(loop, student, pictures=None):
-        if pictures is not None:  # others than those held out
+    def noted(loop, student, references=None):
+        if references is not None:  # others than those held out
             masks.append(student.compute)
-        return error(loop, student, pictures)
+        return error(loop, student, references)
 
     monkeypatch.setattr(ClosedLoop, "error", noted)
     return masks
@@ -103,7 +104,7 @@ def test_the_first_budget_of_a_family_gets_what_it_gets_alone(tmp_path):
 def test_a_search_begins_near_the_mask_of_the_nearest_budget(judged):
     model, budgets = tiny_dit(), (0.9, 0.4, 0.8, 0.5)
     settings = replace(ONCE, trials=5)
-    family = learn_family(model, "ddim", 12, budgets=budgets, guidance=1.0, settings=settings)
+    family = learn(model, solver="ddim", steps=12, budgets=budgets, guidance=1.0, settings=settings)
     found = {schedule.provenance["budget"]: schedule for schedule in family}
     costs = CostTable.macs(find_layers(model))
     for index, (budget, nearest) in enumerate(((0.4, 0.9), (0.8, 0.9), (0.5, 0.4)), start=1):
@@ -250,10 +251,10 @@ def test_a_run_whose_time_was_up_goes_on_with_every_budget(solved):
 
 def test_time_is_shared_among_the_budgets(solved, monkeypatch):
     """On a clock where every iteration takes a second, and nothing else any time."""
-    from l2c.learning import end_to_end, trainer
+    from l2c.learning import closed_loop, trainer
 
     now = 0.0
-    backward = end_to_end.StudentTask.backward
+    backward = closed_loop.StudentTask.backward
 
     def slow(task, iteration):
         nonlocal now
@@ -261,7 +262,7 @@ def test_time_is_shared_among_the_budgets(solved, monkeypatch):
         return backward(task, iteration)
 
     monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
-    monkeypatch.setattr(end_to_end.StudentTask, "backward", slow)
+    monkeypatch.setattr(closed_loop.StudentTask, "backward", slow)
     settings = replace(ONCE, iterations=50)
     family = family_of(Session(time_limit_s=9.0), budgets=(0.8, 0.6, 0.4), settings=settings)
     assert [schedule.provenance["iterations"] for schedule in family] == [3, 3, 3]
@@ -383,7 +384,7 @@ def test_learning_lowers_the_error(dit):
 def test_broken_weights_are_reported():
     model = tiny_dit()
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
-    with pytest.raises(NumericsError, match="solutions are not finite; check the weights"):
+    with pytest.raises(NumericsError, match="solutions are zeros, or not finite; check the weights"):
         family_of(model=model)
 
 
@@ -416,7 +417,14 @@ def test_a_learned_solver_begins_with_evaluations_at_equal_distances(judged):
 @pytest.mark.parametrize(("evaluations", "per_computed"), [(2, 2), (3.5, 2), (8, 3)])
 def test_a_learned_solver_keeps_to_its_evaluations(make, evaluations, per_computed):
     model = make()
-    schedule = learn_solver(model, evaluations, guidance=1.0, per_computed=per_computed, settings=ONCE)
+    schedule = learn(
+        model,
+        solver="auto",
+        evaluations=evaluations,
+        per_computed=per_computed,
+        guidance=1.0,
+        settings=ONCE,
+    )
     largest = max(layer.macs for layer in schedule.layers.layers)
     budget = evaluations * schedule.layers.full_macs
     assert budget - largest < schedule.cost.macs <= budget
@@ -426,7 +434,7 @@ def test_a_learned_solver_keeps_to_its_evaluations(make, evaluations, per_comput
 
 def test_a_solver_alone_reuses_nothing():
     model = tiny_dit()
-    schedule = learn_solver(model, 4.9, per_computed=1, settings=SETTINGS)
+    schedule = learn(model, solver="auto", evaluations=4.9, per_computed=1, settings=SETTINGS)
     assert schedule.compute.all()
     assert schedule.predictor.name == "copy"
     assert schedule.num_evaluations == 4
@@ -440,4 +448,4 @@ def test_a_solver_alone_reuses_nothing():
 )
 def test_evaluations_that_make_no_sense(options):
     with pytest.raises(ConfigError):
-        learn_solver(tiny_dit(), settings=ONCE, **options)
+        learn(tiny_dit(), solver="auto", settings=ONCE, **options)

@@ -222,8 +222,9 @@ def test_l2c_takes_released_settings(tiny_uvit):
     assert schedule.provenance["threshold"] == 0.9
     with pytest.raises(ConfigError, match="unknown release 'dit' of L2C; choose one of dit-50"):
         l2c_paper(tiny_uvit, release="dit")
-    with pytest.raises(ConfigError, match="does not learn with these settings .*lamda"):
-        l2c_paper(tiny_uvit, lamda=1)
+    for prepared in (None, schedule):
+        with pytest.raises(ConfigError, match="no argument 'lamda'; did you mean lambda_?"):
+            l2c_paper(tiny_uvit, prepared=prepared, lamda=1)
     for settings in PUBLISHED.values():
         RouterSettings(**COMMON, **settings)
 
@@ -242,7 +243,8 @@ def test_every_method_meets_a_budget_and_samples(name, tiny_dit, tiny_uvit):
     model = tiny_dit if "dit" in method.architectures else tiny_uvit
     settings = {"num_images": 1} if name == "smoothcache" else {}
     settings = {"iterations": 1, "batch_size": 1} if name == "l2c" else settings
-    schedule = schedule_for(method, model, "dpmsolver++", 6, budget=0.75, guidance=1.0, settings=settings)
+    run = {"solver": "dpmsolver++", "steps": 6, "guidance": 1.0}
+    schedule = schedule_for(method, model, budget=0.75, settings={**settings, **run})
     assert 0.3 < schedule.cost.fraction < 1.01
     run = schedule.contract.run
     images = l2c.sample(model, [3], solver=run.solver, steps=run.steps, guidance=1.0, schedule=schedule)
@@ -256,5 +258,13 @@ def test_unknown_method_names_the_nearest():
 
 
 def test_unknown_setting_is_a_sentence(tiny_dit):
-    with pytest.raises(ConfigError, match="'fora' does not take these settings .*evry"):
-        schedule_for(find_method("fora"), tiny_dit, "ddim", 4, settings={"evry": 2})
+    host = l2c.host_of(tiny_dit, steps=4)
+    for method, settings, near in (
+        ("fora", {"evry": 2}, "every"),
+        ("smoothcache", {"num_image": 2}, "num_images"),
+    ):
+        for target, options in ((tiny_dit, {"steps": 4, **settings}), (host, settings)):
+            with pytest.raises(
+                ConfigError, match=f"takes no argument '{next(iter(settings))}'; did you mean {near}"
+            ):
+                schedule_for(find_method(method), target, settings=options)
