@@ -109,7 +109,7 @@ def test_shares_of_known_times(latency):
     assert found["m, 8 pictures, compile and capture, s"] == 4.0
 
 
-def test_latency_of_ways_that_take_turns(tiny_dit):
+def test_latency_of_variants_that_take_turns(tiny_dit):
     sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
     schedules = {"all": None, "half": l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)}
     rows = measure_latency(sampler, schedules, ["auto", "eager"], images=3, repetitions=2)
