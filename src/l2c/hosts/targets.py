@@ -36,7 +36,7 @@ def host_of(target: Any, verb: Callable[..., Any] | None = None, /, **run: Any) 
     """
     if isinstance(target, (ModelHost, PipelineHost)):
         for name in run:
-            near = difflib.get_close_matches(name, _arguments(verb), n=1)
+            near = difflib.get_close_matches(name, _arguments(verb), n=1, cutoff=0.7)
             advice = f"did you mean {near[0]}?" if near else "leave it out"
             raise ConfigError(f"a host has its run already and takes no argument '{name}'; {advice}")
         return target
@@ -44,7 +44,7 @@ def host_of(target: Any, verb: Callable[..., Any] | None = None, /, **run: Any) 
         known = [*MODEL_RUN, *_arguments(verb)]
         for name in run:
             if name not in MODEL_RUN:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise ConfigError(f"a model takes no argument '{name}'; {hint}known are {', '.join(known)}")
         return ModelHost.of(target, **run)

@@ -104,12 +104,14 @@ def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> No
     Raises:
         ConfigError: If there is one; the sentence names the nearest that it takes.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    function = type(pipe).__call__
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if takes_any and not function.__module__.startswith("diffusers."):  # which swallows what it does not know
         return
     for name in call:
         if name not in parameters:
-            near = difflib.get_close_matches(name, [*parameters, *others], n=1)
+            near = difflib.get_close_matches(name, [*parameters, *others], n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{type(pipe).__name__} takes no argument '{name}'{hint}")
 
