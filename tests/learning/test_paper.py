@@ -135,3 +135,82 @@ def test_real_images_need_no_null_class_and_promise_no_guidance(tmp_path):
     assert schedule.contract.run.guidance is None
     with pytest.raises(ConfigError, match="without a null class"):
         learn_router(model, steps=4, guidance=1.0, data=load_images(tmp_path / "a", 8), settings=always)
+
+
+def mixed_output(model, x, timestep, labels, shares, stored):
+    """The model's output with every layer's own mixed with what was stored, in a loop of its own."""
+    layers = [model.get_submodule(layer.module_path) for layer in l2c.layers.find_layers(model).layers]
+    for module, share, old in zip(layers, shares, stored, strict=True):
+
+        def mixing(*arguments, _own=module.forward, _share=share, _old=old):
+            return _share * _own(*arguments) + (1 - _share) * _old
+
+        module.forward = mixing
+    try:
+        return model(x, timestep, labels)
+    finally:
+        for module in layers:
+            del module.forward
+
+
+def full_output(model, x, timestep, labels):
+    """The model's output, and those of its layers."""
+    found = []
+    layers = [model.get_submodule(layer.module_path) for layer in l2c.layers.find_layers(model).layers]
+    handles = [layer.register_forward_hook(lambda *call: found.append(call[2])) for layer in layers]
+    output = model(x, timestep, labels)
+    for handle in handles:
+        handle.remove()
+    return output, found
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@torch.no_grad()
+def test_the_loss_is_that_of_an_independent_computation(reduction):
+    """DDIM over both halves of guidance, and at odd evaluations both terms of equation 7, with equation 6 by hand."""
+    model, steps, guidance = tiny_dit(), 4, 2.0
+    settings = replace(SETTINGS, iterations=1, lambda_=0.01, learning_rate=0.5, reduction=reduction)
+    run = {"steps": steps, "guidance": guidance}
+    learned = learn_router(model, settings=settings, **run).scores  # after one iteration, those of the second
+    seen = []
+    learn_router(model, settings=replace(settings, iterations=2), on_progress=seen.append, **run)
+
+    host = l2c.host_of(model, **run)
+    examples = host.examples(settings.batch_size, settings.seed, 1)
+    labels = torch.cat([examples.labels, torch.full_like(examples.labels, 10)])
+    x, losses, errors, stored = examples.noise, [], [], None
+    levels = [*host.run.log_snrs]
+    alphas = [torch.tensor(2 * level, dtype=torch.float64).sigmoid().sqrt().float() for level in levels]
+    for evaluation, timestep in enumerate(host.run.timesteps):
+        twice, at = torch.cat([x, x]), torch.full((len(labels),), timestep)
+        output, fresh = full_output(model, twice, at, labels)
+        if evaluation % 2:
+            shares = learned[evaluation]
+            mixed = mixed_output(model, twice, at, labels, shares, stored)
+            squares = (mixed - output).square().flatten(1)
+            error = (squares.mean(1) if reduction == "mean" else squares.sum(1)).mean()
+            errors.append(error)
+            losses.append(error + 0.01 * shares.sum())
+        stored = fresh
+        conditional, null = output.chunk(2)
+        noise = null + guidance * (conditional - null)
+        if evaluation + 1 < steps:
+            alpha, later = alphas[evaluation], alphas[evaluation + 1]
+            clean = (x - (1 - alpha**2).sqrt() * noise) / alpha
+            x = later * clean + (1 - later**2).sqrt() * noise
+    assert not torch.equal(learned[1], torch.full_like(learned[1], 0.5))
+    assert seen[-1].iteration == 2
+    assert seen[-1].error == pytest.approx(torch.stack(errors).mean().item(), rel=1e-3)
+    assert seen[-1].loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-3)
+
+
+def test_other_kinds_of_guidance_learn_the_same_scores():
+    """In two calls instead of one batch, the halves have a loss each, whose mean is that of the batch."""
+    settings = replace(SETTINGS, iterations=1)
+    batch, split = (
+        learn_router(tiny_dit(), steps=4, guidance_mode=mode, settings=settings)
+        for mode in ("batch", "split")
+    )
+    decided = batch.scores.isfinite()
+    assert torch.equal(split.scores.isfinite(), decided)
+    torch.testing.assert_close(split.scores[decided], batch.scores[decided], atol=1e-3, rtol=0.0)
