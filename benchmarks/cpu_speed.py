@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_speed.py --out results/cpu-speed.json
 
-Ways of sampling the same pictures run in turn in one process, each as `l2c.sample` is called, so that
+Variants of sampling the same pictures run in turn in one process, each as `l2c.sample` is called, so that
 enabling and disabling the cache counts too. With the eager engine:
 
 - `none`: no schedule, the model as it is;
@@ -41,15 +41,15 @@ SOLVER = "ddim"
 BASELINE = "none"
 
 
-def ways(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSchedule | None, str]]:
-    """The ways of sampling, schedule and engine, by name."""
-    everything = l2c.methods.interval(model, SOLVER, steps, every=1)
+def variants_of(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSchedule | None, str]]:
+    """What takes turns, schedule and engine, by name."""
+    everything = l2c.methods.interval(model, solver=SOLVER, steps=steps, every=1)
     evaluations = torch.arange(steps)[:, None]
     blocks = torch.arange(len(everything.layers))[None, :] // 2  # two layers each
     compute = (evaluations + blocks) % 2 == 0
     compute[0] = True
-    interval = l2c.methods.interval(model, SOLVER, steps, every=2)
-    three_terms = l2c.methods.interval(model, SOLVER, steps, every=2, predictor="taylor-2")
+    interval = l2c.methods.interval(model, solver=SOLVER, steps=steps, every=2)
+    three_terms = l2c.methods.interval(model, solver=SOLVER, steps=steps, every=2, predictor="taylor-2")
     blocks = replace(everything, compute=compute, provenance={"method": "alternating blocks"})
     return {
         BASELINE: (None, "eager"),
@@ -67,7 +67,7 @@ def ways(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSchedule | 
 def measure(images: int, steps: int, repetitions: int) -> RunRecord:
     """Times all of them against each other."""
     model = l2c.load_model(MODEL)
-    variants = ways(model, steps)
+    variants = variants_of(model, steps)
     pictures: dict[str, torch.Tensor] = {}
 
     def run(name: str) -> None:

@@ -93,7 +93,7 @@ def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
             EVERYTHING: None,
             PUBLISHED: published(sampler, name, routers),
             THREE_TERMS: l2c.methods.interval(
-                sampler.denoiser.model, sampler.solver, STEPS, every=2, predictor="taylor-2"
+                sampler.denoiser.model, solver=sampler.solver, steps=STEPS, every=2, predictor="taylor-2"
             ),
         }
         for images in (8, 1):

@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py
 
-Every way of sampling starts from the same noise and labels, which nothing was learned on. The error of a picture is its
+Every variant starts from the same noise and labels, which nothing was learned on. The error of a picture is its
 root mean square distance to a solution in fine steps (DPM-Solver++ of order 3, 150 evaluations evenly spaced in
 log-SNR), with guidance 1.5; the cost is in full evaluations, counted in multiply-accumulates.
 
@@ -11,7 +11,7 @@ fewer steps, every n-th evaluation computed with copied and with Taylor-extrapol
 the paper. Part `solvers`, on the DiT: schedules that were learned with their solver, against the best of fewer steps
 over known solvers and spacings, and against plain fewer steps whose solver and spacing were learned in the same way.
 
-Every way is recorded as soon as it is done, and what the record has is not sampled again, so that an interrupted run
+Every variant is recorded as soon as it is done, and what the record has is not sampled again: an interrupted run
 goes on where it was. `python benchmarks/quality.py --show` prints the tables and draws the plots from the record.
 """
 
@@ -57,8 +57,8 @@ RIVALS = [
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of sampling.
+class Variant:
+    """One way of sampling, with a schedule or without.
 
     Attributes:
         part: Name of a pair, or `solvers`.
@@ -87,16 +87,16 @@ class Way:
         )
 
     def is_in(self, point: dict[str, Any]) -> bool:
-        """Whether a point is of this way."""
+        """Whether a point is of this variant."""
         mine = (self.part, self.name, self.schedule)
         return mine == (point["part"], point["name"], point["schedule"])
 
 
-def curve(pair: report.Pair) -> Iterator[Way]:
+def curve(pair: report.Pair) -> Iterator[Variant]:
     """Everything that is compared for a pair."""
     network = l2c.load_model(pair.model)
     plain = {"solver": pair.solver, "steps": pair.steps}
-    yield Way(pair.name, "everything", "everything computed", pair.steps, pair.model, plain)
+    yield Variant(pair.name, "everything", "everything computed", pair.steps, pair.model, plain)
     family = ASSETS / f"{pair.name}.safetensors"
     if family.is_file():
         for schedule in ScheduleFamily.load(family):
@@ -104,21 +104,23 @@ def curve(pair: report.Pair) -> Iterator[Way]:
     for budget in BUDGETS:
         steps = round(budget * pair.steps)
         options = {"solver": pair.solver, "steps": steps}
-        yield Way(pair.name, "fewer steps", f"{steps} steps", steps, pair.model, options)
+        yield Variant(pair.name, "fewer steps", f"{steps} steps", steps, pair.model, options)
     for predictor in ("copy", "taylor-2"):
         for every in (2, 3, 4):
-            schedule = l2c.methods.interval(network, pair.solver, pair.steps, every, predictor)
+            schedule = l2c.methods.interval(
+                network, solver=pair.solver, steps=pair.steps, every=every, predictor=predictor
+            )
             yield _scheduled(pair, f"interval, {predictor}", f"every {every}, {predictor}", schedule)
     for path in sorted(LEARNED.glob(f"paper-{pair.name}-*.safetensors")):
         yield _scheduled(pair, "paper's preset", path.stem, CacheSchedule.load(path))
 
 
-def _scheduled(pair: report.Pair, kind: str, name: str, schedule: CacheSchedule) -> Way:
+def _scheduled(pair: report.Pair, kind: str, name: str, schedule: CacheSchedule) -> Variant:
     cost = pair.steps * schedule.cost.fraction
-    return Way(pair.name, kind, name, cost, pair.model, {"schedule": schedule})
+    return Variant(pair.name, kind, name, cost, pair.model, {"schedule": schedule})
 
 
-def solvers() -> Iterator[Way]:
+def solvers() -> Iterator[Variant]:
     """Everything that is compared at the same cost, whatever the solver."""
     for cost in report.COSTS:
         for kind, path in (
@@ -128,15 +130,15 @@ def solvers() -> Iterator[Way]:
             if path.is_file():
                 schedule = CacheSchedule.load(path)
                 spent = schedule.num_evaluations * schedule.cost.fraction
-                yield Way("solvers", kind, path.stem, spent, report.DIT, {"schedule": schedule})
+                yield Variant("solvers", kind, path.stem, spent, report.DIT, {"schedule": schedule})
     for solver, spacing in RIVALS:
         for cost in report.COSTS:
             options = {"solver": solver, "spacing": spacing, "steps": cost}
-            yield Way("solvers", "fewer steps", f"{solver}, {spacing}, {cost}", cost, report.DIT, options)
+            yield Variant("solvers", "fewer steps", f"{solver}, {spacing}, {cost}", cost, report.DIT, options)
 
 
 class Benchmark:
-    """Samples ways one after another into a record that is written after each."""
+    """Samples variants one after another into a record that is written after each."""
 
     def __init__(self, images: int, batch_size: int, out: Path) -> None:
         self.config = {"images": images, "guidance": GUIDANCE, "reference": REFERENCE}
@@ -149,29 +151,29 @@ class Benchmark:
         self._models: dict[str, torch.nn.Module] = {}
         self._solutions: dict[str, torch.Tensor] = {}
 
-    def measure(self, way: Way) -> None:
-        """Error and cost of one way, unless the record has them."""
-        if any(map(way.is_in, self.points)):
+    def measure(self, variant: Variant) -> None:
+        """Error and cost of one variant, unless the record has them."""
+        if any(map(variant.is_in, self.points)):
             return
-        errors = rmse(self._sample(way.model, way.options), self._solution(way.model))
+        errors = rmse(self._sample(variant.model, variant.options), self._solution(variant.model))
         point = {
-            "part": way.part,
-            "kind": way.kind,
-            "name": way.name,
-            "schedule": way.schedule,
-            "cost": way.cost,
+            "part": variant.part,
+            "kind": variant.kind,
+            "name": variant.name,
+            "schedule": variant.schedule,
+            "cost": variant.cost,
             "error": errors.mean().item(),
             "standard_error": (errors.std() / len(errors) ** 0.5).item(),
         }
         self._read()
         self.points.append(point)
         self._save()
-        print(f"{way.part:45} {way.name:40} {way.cost:6.2f}  {errors.mean():.4f}", flush=True)
+        print(f"{variant.part:45} {variant.name:40} {variant.cost:6.2f}  {errors.mean():.4f}", flush=True)
 
-    def forget(self, part: str, ways: Sequence[Way]) -> None:
-        """Drops points of a part that are of none of these ways: of schedules that are no longer there."""
+    def forget(self, part: str, variants: Sequence[Variant]) -> None:
+        """Drops points of a part that are of none of these variants: of schedules that are no longer there."""
         self._read()
-        kept = [p for p in self.points if p["part"] != part or any(way.is_in(p) for way in ways)]
+        kept = [p for p in self.points if p["part"] != part or any(variant.is_in(p) for variant in variants)]
         if kept != self.points:
             self.points = kept
             self._save()
@@ -192,7 +194,7 @@ class Benchmark:
             self.points = record.results["points"] if record.config == self.config else []
 
     def _solution(self, model: str) -> torch.Tensor:
-        """The pictures in fine steps, kept beside the record since they take as long as many ways together."""
+        """The pictures in fine steps, kept beside the record since they take as long as many variants together."""
         if model not in self._solutions:
             path = self.out.with_name(f"{self.out.stem}-solution-{model}.safetensors")
             what = json.dumps([self.config, self.seeds])
@@ -224,24 +226,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts: dict[str, Callable[[], Iterator[Way]]] = {
+    parts: dict[str, Callable[[], Iterator[Variant]]] = {
         **{pair.name: (lambda pair=pair: curve(pair)) for pair in report.PAIRS},
         "solvers": solvers,
     }
     parser.add_argument("--part", choices=parts, action="append", help="repeatable; all by default")
     parser.add_argument("--images", type=int, default=64, help="at least 2 (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
-    parser.add_argument("--limit", type=int, help="measure only so many ways of each part, for a try")
+    parser.add_argument("--limit", type=int, help="measure only so many variants of each part, for a try")
     parser.add_argument("--show", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "results/quality.json")
     options = parser.parse_args(arguments)
     try:
         benchmark = Benchmark(options.images, options.batch_size, options.out)
         for part in [] if options.show else options.part or parts:
-            ways = list(parts[part]())
-            benchmark.forget(part, ways)
-            for way in ways[: options.limit]:
-                benchmark.measure(way)
+            variants = list(parts[part]())
+            benchmark.forget(part, variants)
+            for variant in variants[: options.limit]:
+                benchmark.measure(variant)
     except L2CError as error:
         print(f"quality: {error}", file=sys.stderr)
         return 1

@@ -150,7 +150,7 @@ def masks(sampler: Sampler) -> dict[str, CacheSchedule | None]:
 
 def on_mask(sampler: Sampler, compute: torch.Tensor) -> CacheSchedule:
     """A schedule for this model and solver with any mask and copied outputs."""
-    fixed = l2c.methods.interval(sampler.denoiser.model, sampler.solver, sampler.steps, every=2)
+    fixed = l2c.methods.interval(sampler.denoiser.model, solver=sampler.solver, steps=sampler.steps, every=2)
     return replace(fixed, compute=compute, provenance={"method": "given mask"})
 
 

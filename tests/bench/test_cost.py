@@ -208,7 +208,7 @@ def test_bare_models_need_the_eager_engine_and_no_cache():
         measure_costs(sampler_of(tiny_diffusers_dit()), engine="compile")
     model = tiny_dit()
     with (
-        l2c.enable_cache(model, l2c.methods.interval(model, "ddim", 4)),
+        l2c.enable_cache(model, l2c.methods.interval(model, solver="ddim", steps=4)),
         pytest.raises(CacheStateError, match="already enabled"),
     ):
         measure_costs(sampler_of(model))

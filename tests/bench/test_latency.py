@@ -33,7 +33,7 @@ def latency(load_benchmark, monkeypatch, tiny_dit):
         monkeypatch.setattr(its, "model_config", lambda name: replace(tiny_dit.config, num_classes=1000))
 
     def every_2nd(sampler, name, routers):
-        return l2c.methods.interval(sampler.denoiser.model, "ddim", 4, 2)
+        return l2c.methods.interval(sampler.denoiser.model, solver="ddim", steps=4, every=2)
 
     monkeypatch.setattr(module, "published", every_2nd)
     return module
@@ -109,9 +109,9 @@ def test_shares_of_known_times(latency):
     assert found["m, 8 pictures, compile and capture, s"] == 4.0
 
 
-def test_latency_of_ways_that_take_turns(tiny_dit):
+def test_latency_of_variants_that_take_turns(tiny_dit):
     sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
-    schedules = {"all": None, "half": l2c.methods.interval(tiny_dit, "ddim", 6, 2)}
+    schedules = {"all": None, "half": l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)}
     rows = measure_latency(sampler, schedules, ["auto", "eager"], images=3, repetitions=2)
     assert [(row.schedule, row.engine) for row in rows] == [("all", "eager"), ("half", "eager")]
     assert rows[0].store_bytes == 0 < rows[1].store_bytes
@@ -123,7 +123,7 @@ def test_latency_of_ways_that_take_turns(tiny_dit):
 
 def test_the_floor_follows_the_work(tiny_dit):
     sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
-    half = l2c.methods.interval(tiny_dit, "ddim", 6, 2)
+    half = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)
     full = floor_s(sampler, None, 4, 1e12)
     assert floor_s(sampler, half, 4, 1e12) == pytest.approx(full * half.cost.fraction)
     assert floor_s(sampler, None, 8, 1e12) == pytest.approx(2 * full)

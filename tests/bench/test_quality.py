@@ -19,7 +19,7 @@ def quality(load_benchmark, monkeypatch, tmp_path, dit):
     monkeypatch.setattr(module, "RIVALS", [("ddim", "linspace"), ("unipc", "linspace")])
     monkeypatch.setattr(module, "ASSETS", tmp_path)
     monkeypatch.setattr(module, "LEARNED", tmp_path)
-    half = l2c.methods.interval(dit, "ddim", 4, 2, "taylor-2")
+    half = l2c.methods.interval(dit, solver="ddim", steps=4, every=2, predictor="taylor-2")
     provenance = {"budget": 0.5, "method": "of a test"}
     ScheduleFamily(
         [type(half)(half.compute, half.layers, half.contract, half.predictor, None, provenance)]
@@ -50,7 +50,7 @@ def test_quality_measures_a_schedule_anew_that_has_changed(quality, tmp_path, di
     command = ["--images", "2", "--out", str(out), "--part", "dit-mini-cifar10-ddim-4", "--limit", "2"]
     assert quality.main(command) == 0
     everything, before = RunRecord.load(out).results["points"]
-    copies = l2c.methods.interval(dit, "ddim", 4, 2)
+    copies = l2c.methods.interval(dit, solver="ddim", steps=4, every=2)
     ScheduleFamily([replace(copies, provenance={"budget": 0.5})]).save(path)
     assert quality.main(command) == 0
     kept, after = RunRecord.load(out).results["points"]

@@ -28,7 +28,7 @@ def sample(model, schedule=None, **options):
 
 
 def interval(model, every=2, predictor="copy"):
-    return l2c.methods.interval(model, "ddim", STEPS, every, predictor)
+    return l2c.methods.interval(model, solver="ddim", steps=STEPS, every=every, predictor=predictor)
 
 
 def mixed_schedule(model, predictor="copy"):

@@ -53,7 +53,9 @@ def no_engines_left(dit, uvit):
 def test_a_whole_run_equals_the_eager_one(request, name, solver, steps, predictor):
     model = request.getfixturevalue(name)
     schedule = (
-        None if predictor is None else l2c.methods.interval(model, solver, steps, 2, predictor=predictor)
+        None
+        if predictor is None
+        else l2c.methods.interval(model, solver=solver, steps=steps, every=2, predictor=predictor)
     )
     sampler = Sampler(Denoiser.of(model), solver, steps)
     noise, labels = seeded_noise([5, 6], sampler.denoiser.sample_shape), torch.tensor([1, 7])
@@ -63,7 +65,7 @@ def test_a_whole_run_equals_the_eager_one(request, name, solver, steps, predicto
 
 @pytest.mark.parametrize("guidance", [Guidance(1.0), Guidance(2.0, "split"), Guidance(3.0, channels=1)])
 def test_every_kind_of_guidance(tiny_dit, guidance):
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 2, predictor="taylor-1")
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2, predictor="taylor-1")
     sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6, guidance=guidance)
     noise, labels = seeded_noise([1, 2, 3], sampler.denoiser.sample_shape), torch.tensor([1, 7, 2])
     eager = sampler.compile(schedule, "eager")(noise, labels)
@@ -86,7 +88,7 @@ def test_shared_graphs_and_fixed_places_do_what_eager_runs_do(tiny_uvit, mode, d
     torch.manual_seed(depth)
     sampler = Sampler(Denoiser.of(tiny_uvit), "ddim", 14, guidance=Guidance(1.5, mode))
     base = l2c.methods.interval(
-        tiny_uvit, "ddim", 14, 2, predictor=f"taylor-{depth - 1}" if depth > 1 else "copy"
+        tiny_uvit, solver="ddim", steps=14, every=2, predictor=f"taylor-{depth - 1}" if depth > 1 else "copy"
     )
     regular = base.compute
     noise, labels = seeded_noise([1, 2], sampler.denoiser.sample_shape), torch.tensor([4, 5])
@@ -126,7 +128,7 @@ def test_constants_that_do_not_fit_at_once_are_computed_in_parts(tiny_dit, monke
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tiny_dit, monkeypatch):
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 3)
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=3)
     sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
     noise, labels = seeded_noise([1], sampler.denoiser.sample_shape), torch.tensor([4])
     compiled = uncompiled(sampler, schedule)
@@ -147,7 +149,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tiny_dit, monkeypatch):
 
 
 def test_calls_that_do_the_same_share_one_run(tiny_dit, tmp_path):
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 2)
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)
     schedule.save(tmp_path / "one.safetensors")
     engine = engine_of(tiny_dit, "compile")
     engine.pieces.compiled = False
@@ -196,7 +198,7 @@ def test_no_breaks_and_nothing_compiled_again_over_ten_schedules(tiny_dit):
     torch.manual_seed(1)
     schedules = []
     for _ in range(10):
-        schedule = l2c.methods.interval(tiny_dit, "ddim", 8, 2, predictor="taylor-2")
+        schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=8, every=2, predictor="taylor-2")
         compute = torch.rand(schedule.compute.shape) > 0.6
         compute[:1] = True
         schedules.append(l2c.CacheSchedule(compute, schedule.layers, schedule.contract, schedule.predictor))
@@ -226,7 +228,7 @@ def test_what_the_engine_cannot_do_is_said(tiny_dit):
         Engine(tiny_dit, "graph")
     with pytest.raises(ConfigError, match="own DiT and UViT"):
         Engine(torch.nn.Linear(1, 1), "compile")
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 2)
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)
     with pytest.raises(ContractError, match="covers 6 evaluations"):
         Sampler(denoiser, "ddim", 8).compile(schedule, "compile")
     with l2c.enable_cache(tiny_dit, schedule), pytest.raises(CacheStateError, match="disable it"):
@@ -258,7 +260,7 @@ def test_a_fault_in_a_piece_is_not_taken_for_the_compilers(tiny_dit, monkeypatch
 
 
 def test_a_run_that_does_not_fit_as_graphs_is_launched_piece_by_piece(tiny_dit, monkeypatch):
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 6, 2, predictor="taylor-1")
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2, predictor="taylor-1")
     sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
     noise, labels = seeded_noise([1], sampler.denoiser.sample_shape), torch.tensor([4])
     eager = sampler.compile(schedule, "eager")(noise, labels)

@@ -46,7 +46,9 @@ def test_graphs_equal_eager_runs(name, dtype, predictor):
     sampler = make(name, dtype)
     schedule = None
     if predictor is not None:
-        schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 2, predictor=predictor)
+        schedule = l2c.methods.interval(
+            sampler.denoiser.model, solver=sampler.solver, steps=10, every=2, predictor=predictor
+        )
     noise, labels = inputs(sampler, 4)
     eager = sampler.compile(schedule, "eager")(noise, labels)
     graph = sampler.compile(schedule, "graph")
@@ -60,7 +62,7 @@ def test_graphs_equal_eager_runs(name, dtype, predictor):
 def test_float32_eager_is_the_bare_model_bit_for_bit(name):
     sampler = make(name)
     noise, labels = inputs(sampler, 2)
-    everything = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 1)
+    everything = l2c.methods.interval(sampler.denoiser.model, solver=sampler.solver, steps=10, every=1)
     with torch.no_grad():
         assert torch.equal(sampler.compile(everything, "eager")(noise, labels), sampler(noise, labels))
 
@@ -68,7 +70,7 @@ def test_float32_eager_is_the_bare_model_bit_for_bit(name):
 def test_other_inputs_and_guidance_need_no_new_capture(name):
     sampler = make(name)
     noise, labels = inputs(sampler, 3)
-    schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 2)
+    schedule = l2c.methods.interval(sampler.denoiser.model, solver=sampler.solver, steps=10, every=2)
     sampler.compile(schedule, "graph")(noise, labels)
     engine = engine_of(sampler.denoiser.model, "graph")
     pieces = len(engine.pieces)
@@ -83,7 +85,9 @@ def test_other_inputs_and_guidance_need_no_new_capture(name):
 
 def test_split_guidance_and_interleaved_shapes(name):
     sampler = make(name, guidance=Guidance(1.5, "split"))
-    schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 2, predictor="taylor-1")
+    schedule = l2c.methods.interval(
+        sampler.denoiser.model, solver=sampler.solver, steps=10, every=2, predictor="taylor-1"
+    )
     graph, eager = sampler.compile(schedule, "graph"), sampler.compile(schedule, "eager")
     for count in (2, 3, 2, 1, 3):
         noise, labels = inputs(sampler, count)
@@ -92,7 +96,9 @@ def test_split_guidance_and_interleaved_shapes(name):
 
 def test_the_store_takes_what_the_formula_says(name):
     sampler = make(name, torch.bfloat16)
-    schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 2, predictor="taylor-2")
+    schedule = l2c.methods.interval(
+        sampler.denoiser.model, solver=sampler.solver, steps=10, every=2, predictor="taylor-2"
+    )
     noise, labels = inputs(sampler, 4)
     sampler.compile(schedule, "graph")(noise, labels)
     (run,) = engine_of(sampler.denoiser.model, "graph").runs
@@ -101,7 +107,7 @@ def test_the_store_takes_what_the_formula_says(name):
 
 def test_nothing_grows_over_a_hundred_runs_of_changing_size(name):
     sampler = make(name, torch.bfloat16)
-    schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 10, 2)
+    schedule = l2c.methods.interval(sampler.denoiser.model, solver=sampler.solver, steps=10, every=2)
     graph = sampler.compile(schedule, "graph")
     sizes = [1, 2, 4, 3]
     for count in sizes * 2:
@@ -127,7 +133,7 @@ def test_shapes_used_least_recently_are_dropped_at_the_limit(name):
 
 def test_the_host_never_waits_within_a_run(name):
     sampler = make(name, torch.bfloat16, steps=20)
-    schedule = l2c.methods.interval(sampler.denoiser.model, sampler.solver, 20, 2)
+    schedule = l2c.methods.interval(sampler.denoiser.model, solver=sampler.solver, steps=20, every=2)
     graph = sampler.compile(schedule, "graph")
     noise, labels = inputs(sampler, 16)
     graph(noise, labels)

@@ -8,20 +8,19 @@ import pytest
 import torch
 
 import l2c
+from l2c import LearnSettings
 from l2c.errors import ConfigError, NumericsError
 from l2c.layers import find_layers
-from l2c.learning.end_to_end import LearnSettings
-from l2c.learning.learn import learn, learn_family
+from l2c.learning.learn import learn
 from l2c.learning.masks import near
 from l2c.learning.session import Session
-from l2c.learning.solver import learn_solver
 from l2c.schedule.cost import CostTable
 from l2c.testing import tiny_dit, tiny_uvit
 
 SETTINGS = LearnSettings(
-    iterations=3, batch_size=2, num_pictures=8, reference_steps=3, trials=4, trial_pictures=2, seed=1
+    iterations=3, batch_size=2, num_examples=8, reference_steps=3, trials=4, trial_examples=2, seed=1
 )
-ONCE = replace(SETTINGS, iterations=1, trials=1, batch_size=1, num_pictures=4)
+ONCE = replace(SETTINGS, iterations=1, trials=1, batch_size=1, num_examples=4)
 STEPS = 6
 BUDGETS = (0.7, 0.5)
 
@@ -29,11 +28,13 @@ BUDGETS = (0.7, 0.5)
 def family_of(session=None, budgets=BUDGETS, settings=SETTINGS, model=None, **options):
     model = model or tiny_dit()
     options = {"budgets": budgets, "guidance": 1.0, "settings": settings, "session": session, **options}
-    return learn_family(model, "ddim", STEPS, **options)
+    return learn(model, solver="ddim", steps=STEPS, **options)
 
 
 def solver_of(session=None, settings=SETTINGS, **options):
-    return learn_solver(tiny_dit(), 3, guidance=1.0, settings=settings, session=session, **options)
+    return learn(
+        tiny_dit(), solver="auto", evaluations=3, guidance=1.0, settings=settings, session=session, **options
+    )
 
 
 def file_bytes(schedules, tmp_path):
@@ -70,7 +71,7 @@ def stop_at(stage, iteration, error=Stop):
 def test_budgets_are_met_within_a_hundredth(solver):
     """With layers that are small enough: the largest is 0.4 % of the run."""
     model, budgets = tiny_dit(depth=8, hidden_size=16), (0.7, 0.3)
-    family = learn_family(model, solver, 20, budgets=budgets, guidance=1.0, settings=ONCE)
+    family = learn(model, solver=solver, steps=20, budgets=budgets, guidance=1.0, settings=ONCE)
     for schedule, budget in zip(family, budgets, strict=True):
         assert 0.99 * budget < schedule.cost.fraction <= budget
         assert schedule.provenance["budget_cost"] == pytest.approx(schedule.cost.fraction)
@@ -81,14 +82,14 @@ def test_budgets_are_met_within_a_hundredth(solver):
 @pytest.fixture
 def judged(monkeypatch):
     """Masks that searches judge from now on, in their order."""
-    from l2c.learning.end_to_end import ClosedLoop
+    from l2c.learning.closed_loop import ClosedLoop
 
     masks, error = [], ClosedLoop.error
 
-    def noted(loop, student, pictures=None):
-        if pictures is not None:  # others than those held out
+    def noted(loop, student, references=None):
+        if references is not None:  # others than those held out
             masks.append(student.compute)
-        return error(loop, student, pictures)
+        return error(loop, student, references)
 
     monkeypatch.setattr(ClosedLoop, "error", noted)
     return masks
@@ -96,14 +97,14 @@ def judged(monkeypatch):
 
 def test_the_first_budget_of_a_family_gets_what_it_gets_alone(tmp_path):
     first = next(iter(family_of()))
-    alone = learn(tiny_dit(), "ddim", STEPS, budget=BUDGETS[0], guidance=1.0, settings=SETTINGS)
+    alone = learn(tiny_dit(), solver="ddim", steps=STEPS, budget=BUDGETS[0], guidance=1.0, settings=SETTINGS)
     assert file_bytes(first, tmp_path) == file_bytes(alone, tmp_path)
 
 
 def test_a_search_begins_near_the_mask_of_the_nearest_budget(judged):
     model, budgets = tiny_dit(), (0.9, 0.4, 0.8, 0.5)
     settings = replace(ONCE, trials=5)
-    family = learn_family(model, "ddim", 12, budgets=budgets, guidance=1.0, settings=settings)
+    family = learn(model, solver="ddim", steps=12, budgets=budgets, guidance=1.0, settings=settings)
     found = {schedule.provenance["budget"]: schedule for schedule in family}
     costs = CostTable.macs(find_layers(model))
     for index, (budget, nearest) in enumerate(((0.4, 0.9), (0.8, 0.9), (0.5, 0.4)), start=1):
@@ -250,10 +251,10 @@ def test_a_run_whose_time_was_up_goes_on_with_every_budget(solved):
 
 def test_time_is_shared_among_the_budgets(solved, monkeypatch):
     """On a clock where every iteration takes a second, and nothing else any time."""
-    from l2c.learning import end_to_end, trainer
+    from l2c.learning import closed_loop, trainer
 
     now = 0.0
-    backward = end_to_end.StudentTask.backward
+    backward = closed_loop.StudentTask.backward
 
     def slow(task, iteration):
         nonlocal now
@@ -261,7 +262,7 @@ def test_time_is_shared_among_the_budgets(solved, monkeypatch):
         return backward(task, iteration)
 
     monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
-    monkeypatch.setattr(end_to_end.StudentTask, "backward", slow)
+    monkeypatch.setattr(closed_loop.StudentTask, "backward", slow)
     settings = replace(ONCE, iterations=50)
     family = family_of(Session(time_limit_s=9.0), budgets=(0.8, 0.6, 0.4), settings=settings)
     assert [schedule.provenance["iterations"] for schedule in family] == [3, 3, 3]
@@ -314,8 +315,8 @@ def test_a_budget_in_macs_is_that_fraction():
     model = tiny_dit()
     table = find_layers(model)
     macs = 0.6 * STEPS * table.full_macs
-    first = learn(model, "ddim", STEPS, budget=0.6, settings=ONCE)
-    second = learn(model, "ddim", STEPS, budget=macs, costs=CostTable.macs(table), settings=ONCE)
+    first = learn(model, solver="ddim", steps=STEPS, budget=0.6, settings=ONCE)
+    second = learn(model, solver="ddim", steps=STEPS, budget=macs, costs=CostTable.macs(table), settings=ONCE)
     assert torch.equal(first.predictor.coefficients, second.predictor.coefficients)
     assert second.provenance["budget_unit"] == "MACs"
     assert macs - max(layer.macs for layer in table.layers) < second.cost.macs <= macs
@@ -325,14 +326,14 @@ def test_a_budget_in_macs_is_that_fraction():
 def test_a_budget_in_milliseconds_follows_what_was_measured():
     """Attention, which has fewer MACs, takes three times as long as an MLP."""
     costs = CostTable("ms", (3.0, 1.0) * 3, 0.25)
-    schedule = learn(tiny_dit(), "ddim", STEPS, budget=42.0, costs=costs, settings=ONCE)
+    schedule = learn(tiny_dit(), solver="ddim", steps=STEPS, budget=42.0, costs=costs, settings=ONCE)
     assert 41 < costs.of(schedule.compute) <= 42.0
     assert schedule.provenance["budget_cost"] == costs.of(schedule.compute)
     assert (schedule.provenance["budget"], schedule.provenance["budget_unit"]) == (42.0, "ms")
     with pytest.raises(ConfigError, match="a budget of 5 ms cannot be met"):
-        learn(tiny_dit(), "ddim", STEPS, budget=5.0, costs=costs, settings=ONCE)
+        learn(tiny_dit(), solver="ddim", steps=STEPS, budget=5.0, costs=costs, settings=ONCE)
     with pytest.raises(ConfigError, match=r"a budget of 105 ms is more than the 73\.5 ms"):
-        learn(tiny_dit(), "ddim", STEPS, budget=105.0, costs=costs, settings=ONCE)
+        learn(tiny_dit(), solver="ddim", steps=STEPS, budget=105.0, costs=costs, settings=ONCE)
 
 
 def test_a_run_goes_on_although_every_layer_is_measured_anew(session, tmp_path):
@@ -364,7 +365,7 @@ def test_more_trials_find_a_better_mask():
             found.append(progress.error)
 
     settings = replace(ONCE, trials=12)
-    learn(tiny_uvit(), "dpmsolver++", STEPS, budget=0.5, settings=settings, on_progress=note)
+    learn(tiny_uvit(), solver="dpmsolver++", steps=STEPS, budget=0.5, settings=settings, on_progress=note)
     assert len(found) == 11
     assert found == sorted(found, reverse=True)
     assert found[-1] < found[0]
@@ -374,7 +375,7 @@ def test_more_trials_find_a_better_mask():
 def test_learning_lowers_the_error(dit):
     """On the trained model; a random one has no smooth trajectory to be predicted."""
     settings = replace(ONCE, iterations=6, reference_steps=8, learning_rate=1e-2)
-    schedule = learn(dit, "dpmsolver++", 6, budget=0.6, guidance=1.0, settings=settings)
+    schedule = learn(dit, solver="dpmsolver++", steps=6, budget=0.6, guidance=1.0, settings=settings)
     provenance = schedule.provenance
     assert provenance["held_out_error"] < 0.95 * provenance["held_out_error_before"]
     assert provenance["held_out_error_of_everything"] < provenance["held_out_error_before"]
@@ -383,7 +384,7 @@ def test_learning_lowers_the_error(dit):
 def test_broken_weights_are_reported():
     model = tiny_dit()
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
-    with pytest.raises(NumericsError, match="solutions are not finite; check the weights"):
+    with pytest.raises(NumericsError, match="solutions are zeros, or not finite; check the weights"):
         family_of(model=model)
 
 
@@ -416,7 +417,14 @@ def test_a_learned_solver_begins_with_evaluations_at_equal_distances(judged):
 @pytest.mark.parametrize(("evaluations", "per_computed"), [(2, 2), (3.5, 2), (8, 3)])
 def test_a_learned_solver_keeps_to_its_evaluations(make, evaluations, per_computed):
     model = make()
-    schedule = learn_solver(model, evaluations, guidance=1.0, per_computed=per_computed, settings=ONCE)
+    schedule = learn(
+        model,
+        solver="auto",
+        evaluations=evaluations,
+        per_computed=per_computed,
+        guidance=1.0,
+        settings=ONCE,
+    )
     largest = max(layer.macs for layer in schedule.layers.layers)
     budget = evaluations * schedule.layers.full_macs
     assert budget - largest < schedule.cost.macs <= budget
@@ -426,7 +434,7 @@ def test_a_learned_solver_keeps_to_its_evaluations(make, evaluations, per_comput
 
 def test_a_solver_alone_reuses_nothing():
     model = tiny_dit()
-    schedule = learn_solver(model, 4.9, per_computed=1, settings=SETTINGS)
+    schedule = learn(model, solver="auto", evaluations=4.9, per_computed=1, settings=SETTINGS)
     assert schedule.compute.all()
     assert schedule.predictor.name == "copy"
     assert schedule.num_evaluations == 4
@@ -440,4 +448,4 @@ def test_a_solver_alone_reuses_nothing():
 )
 def test_evaluations_that_make_no_sense(options):
     with pytest.raises(ConfigError):
-        learn_solver(tiny_dit(), settings=ONCE, **options)
+        learn(tiny_dit(), solver="auto", settings=ONCE, **options)

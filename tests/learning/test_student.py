@@ -5,6 +5,7 @@ import torch
 
 import l2c
 from l2c.errors import CacheStateError
+from l2c.hosts.native import LabelledNoise
 from l2c.layers import find_layers
 from l2c.learning.coefficients import difference_weights
 from l2c.learning.student import Student
@@ -25,8 +26,14 @@ def noise():
     return seeded_noise([1, 2], (3, 8, 8))
 
 
-def sampler_of(model, spacing="logsnr", steps=STEPS):
-    return Sampler(Denoiser.of(model), "dpmsolver++", steps, spacing, Guidance(1.5))
+def host_of(model, spacing="logsnr", steps=STEPS):
+    return l2c.host_of(model, solver="dpmsolver++", steps=steps, spacing=spacing)
+
+
+def make_with(student, noise):
+    """What a student makes of noise."""
+    with student.attached():
+        return student(LabelledNoise(noise, LABELS[: len(noise)]))
 
 
 def mask_of(model, steps=STEPS):
@@ -47,10 +54,10 @@ def shaken(student, generator):
     return student
 
 
-def as_schedule(student, sampler):
+def as_schedule(student, host):
     run, predictor = student.result()
-    run = replace(run, guidance=sampler.guidance.scale)
-    return CacheSchedule(student.compute, find_layers(sampler.denoiser.model), Contract(run), predictor)
+    run = replace(run, guidance=host.run.guidance)
+    return CacheSchedule(student.compute, host.table, Contract(run), predictor)
 
 
 def sample_with(schedule, model, noise):
@@ -62,22 +69,22 @@ def sample_with(schedule, model, noise):
 
 @pytest.mark.parametrize("make", [tiny_dit, tiny_uvit])
 @pytest.mark.parametrize("free_solver", [False, True])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_nothing_learned_is_the_polynomial_of_the_sampler(make, free_solver, depth, noise):
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_nothing_learned_is_the_polynomial_of_the_sampler(make, free_solver, history, noise):
     model = make()
-    sampler = sampler_of(model)
-    run = sampler.run
+    host = host_of(model)
+    run = host.run
     if free_solver:  # diffusers rounds timesteps
         log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64)
-        timesteps = tuple(map(sampler.denoiser.noise_schedule.timestep, run.log_snrs))
+        timesteps = tuple(map(host.sampler.denoiser.noise_schedule.timestep, run.log_snrs))
         assert timesteps == pytest.approx(run.timesteps, abs=0.51)
         table = tuple(map(tuple, multistep_table(log_snrs).tolist()))
         run = replace(run, solver=LEARNED, spacing=LEARNED, timesteps=timesteps, weights=table)
-    student = Student(sampler, mask_of(model), depth, free_solver=free_solver)
-    taylor = Predictor("taylor", depth - 1) if depth > 1 else Predictor()
+    student = Student(host, mask_of(model), history, free_solver=free_solver)
+    taylor = Predictor("taylor", history - 1) if history > 1 else Predictor()
     schedule = CacheSchedule(mask_of(model), find_layers(model), Contract(run), taylor)
     with torch.no_grad():
-        made = student(noise, LABELS)
+        made = make_with(student, noise)
     torch.testing.assert_close(made, sample_with(schedule, model, noise), atol=1e-3, rtol=1e-4)
 
 
@@ -85,13 +92,13 @@ def test_nothing_learned_is_the_polynomial_of_the_sampler(make, free_solver, dep
 @pytest.mark.parametrize("free_solver", [False, True])
 def test_what_is_saved_samples_what_the_student_made(spacing, free_solver, noise, generator, tmp_path):
     model = tiny_dit()
-    sampler = sampler_of(model, spacing)
-    untouched = Student(sampler, mask_of(model), 3, free_solver=free_solver)
-    student = shaken(Student(sampler, mask_of(model), 3, free_solver=free_solver), generator)
-    as_schedule(student, sampler).save(tmp_path / "s.safetensors")
+    host = host_of(model, spacing)
+    untouched = Student(host, mask_of(model), 3, free_solver=free_solver)
+    student = shaken(Student(host, mask_of(model), 3, free_solver=free_solver), generator)
+    as_schedule(student, host).save(tmp_path / "s.safetensors")
     loaded = CacheSchedule.load(tmp_path / "s.safetensors")
     with torch.no_grad():
-        made, before = student(noise, LABELS), untouched(noise, LABELS)
+        made, before = make_with(student, noise), make_with(untouched, noise)
     sampled = sample_with(loaded, model, noise)
     torch.testing.assert_close(sampled, made, atol=1e-3, rtol=1e-4)
     assert (made - before).abs().mean() > 100 * (made - sampled).abs().mean()
@@ -101,12 +108,12 @@ def test_what_is_saved_samples_what_the_student_made(spacing, free_solver, noise
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_differences(recompute, noise, generator):
     model = tiny_dit()
-    student = Student(sampler_of(model), mask_of(model), 3, free_solver=True, recompute=recompute)
+    student = Student(host_of(model), mask_of(model), 3, free_solver=True, recompute=recompute)
     shaken(student, generator)
     target = torch.zeros_like(noise)
 
     def loss():
-        return (student(noise, LABELS) - target).square().mean()
+        return (make_with(student, noise) - target).square().mean()
 
     loss().backward()
     for name, parameter in student.named_parameters():
@@ -124,8 +131,8 @@ def test_gradients_are_those_of_differences(recompute, noise, generator):
 
 def test_gradients_reach_what_can_be_learned_and_nothing_else(noise):
     model = tiny_dit()
-    student = Student(sampler_of(model), mask_of(model), 2, free_solver=True)
-    student(noise, LABELS).square().sum().backward()
+    student = Student(host_of(model), mask_of(model), 2, free_solver=True)
+    make_with(student, noise).square().sum().backward()
     compute = mask_of(model)
     assert (student.forecasts.added.grad[compute] == 0).all()
     assert (student.forecasts.added.grad[~compute][:, 0] != 0).all()
@@ -140,16 +147,16 @@ def test_gradients_reach_what_can_be_learned_and_nothing_else(noise):
 @pytest.mark.parametrize("steps", [2, 5, 24])
 def test_noise_levels_stay_in_order_however_far_they_are_moved(spacing, steps, generator):
     model = tiny_dit()
-    sampler = sampler_of(model, spacing, steps)
+    host = host_of(model, spacing, steps)
     compute = torch.ones(steps, len(find_layers(model)), dtype=torch.bool)
-    student = Student(sampler, compute, 3, free_solver=True)
+    student = Student(host, compute, 3, free_solver=True)
     for _ in range(5):
         with torch.no_grad():
             student.shifts.copy_(100 * torch.randn(steps, generator=generator))
         run, _ = student.result()
         gaps = [after - before for before, after in zip(run.log_snrs, run.log_snrs[1:], strict=False)]
         assert min(gaps) > 0
-        assert run.log_snrs[0] == sampler.run.log_snrs[0]
+        assert run.log_snrs[0] == host.run.log_snrs[0]
         steps_down = [before - after for before, after in zip(run.timesteps, run.timesteps[1:], strict=False)]
         assert min(steps_down) >= 0
 
@@ -157,27 +164,27 @@ def test_noise_levels_stay_in_order_however_far_they_are_moved(spacing, steps, g
 def test_layers_that_are_reused_are_not_called(noise):
     model = tiny_dit()
     with count_calls(model) as counts, torch.no_grad():
-        Student(sampler_of(model), mask_of(model), 3)(noise, LABELS)
+        make_with(Student(host_of(model), mask_of(model), 3), noise)
     expected = mask_of(model).sum(0).tolist()
     assert [counts[name] for name in find_layers(model).names] == expected
 
 
 def test_everything_computed_is_the_sampler(noise):
     model = tiny_dit()
-    sampler = sampler_of(model)
-    student = Student(sampler, torch.ones(STEPS, len(find_layers(model)), dtype=torch.bool), 3)
+    host = host_of(model)
+    student = Student(host, torch.ones(STEPS, len(find_layers(model)), dtype=torch.bool), 3)
     with torch.no_grad():
-        assert torch.equal(student(noise, LABELS), sampler(noise, LABELS))
-    assert student.result() == (sampler.run, Predictor())
+        assert torch.equal(make_with(student, noise), host.sampler(noise, LABELS))
+    assert student.result() == (host.run, Predictor())
 
 
 def test_the_model_is_free_again_after_a_run_and_after_an_error(noise):
     model = tiny_dit()
-    student = Student(sampler_of(model), mask_of(model), 3)
+    student = Student(host_of(model), mask_of(model), 3)
     with torch.no_grad():
-        student(noise, LABELS)
+        make_with(student, noise)
     with pytest.raises(RuntimeError):
-        student(noise[:, :1], LABELS)
+        make_with(student, noise[:, :1])
     with pytest.raises(CacheStateError, match="no cache is enabled"):
         l2c.disable_cache(model)
 
@@ -194,10 +201,10 @@ def test_differences_of_a_polynomial():
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_graph_of_a_run_takes_no_more_memory_than_documented(dit, recompute, tensors, bf16):
     """docs/learning.md, Memory: so many times rows x tokens x width for every computed layer, and once for others."""
-    sampler = Sampler(Denoiser.of(dit), "dpmsolver++", 6, "logsnr", Guidance(1.5))
+    host = host_of(dit, steps=6)
     compute = torch.zeros(6, 24, dtype=torch.bool)
     compute[::2] = True
-    student = Student(sampler, compute, 3, recompute=recompute, bf16=bf16)
+    student = Student(host, compute, 3, recompute=recompute, bf16=bf16)
     weights = {parameter.untyped_storage().data_ptr() for parameter in dit.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -208,7 +215,7 @@ def test_the_graph_of_a_run_takes_no_more_memory_than_documented(dit, recompute,
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        student(torch.randn(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+        make_with(student, torch.randn(1, 3, 32, 32))
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     unit = 2 * 256 * 192 * (2 if bf16 else 4)  # rows x tokens x width x bytes
     inputs = compute.sum().item() * unit if recompute else 0  # which checkpoints hold beside the graph

@@ -11,30 +11,32 @@ from dataclasses import replace
 
 import pytest
 import torch
-from l2c.learning.end_to_end import LearnSettings, fit_predictor
 
 import l2c
+from l2c import LearnSettings, RouterSettings
 from l2c.errors import CheckpointError, ConfigError, NumericsError
 from l2c.learning.interrupts import Interrupts
-from l2c.learning.paper import RouterSettings
-from l2c.learning.paper import learn_router as learn_published
 from l2c.learning.processes import Processes
 from l2c.learning.session import Session
 from l2c.sampling.draw import draw
 from l2c.testing import tiny_dit
 
 ROUTER = RouterSettings(iterations=4, batch_size=2, seed=5)
-PREDICTOR = LearnSettings(iterations=4, batch_size=2, num_pictures=8, reference_steps=6, seed=1)
+PREDICTOR = LearnSettings(iterations=4, batch_size=2, num_examples=8, reference_steps=6, seed=1)
+
+
+def learn_published(model, **options):
+    return l2c.learn(model, solver="ddim", steps=6, pattern="alternate", **options)
 
 
 def learn_router(session=None, settings=ROUTER, **options):
-    return learn_published(tiny_dit(), "ddim", 6, settings=settings, session=session, **options)
+    return learn_published(tiny_dit(), settings=settings, session=session, **options)
 
 
 def learn_predictor(session=None, settings=PREDICTOR, **options):
     model = tiny_dit()
-    mask = l2c.methods.interval(model, "dpmsolver++", 6)
-    return fit_predictor(model, mask, settings=settings, session=session, **options)
+    mask = l2c.methods.interval(model, solver="dpmsolver++", steps=6)
+    return l2c.repair(model, mask, settings=settings, session=session, **options)
 
 
 def file_bytes(schedule, tmp_path):
@@ -135,7 +137,7 @@ def test_other_settings_are_refused_until_restarted(session, tmp_path):
     with pytest.raises(ConfigError, match=r'what is learned was "router" and is now "predictor"'):
         learn_predictor(session)
     with pytest.raises(ConfigError, match="weights was"):
-        learn_published(tiny_dit(seed=1), "ddim", 6, settings=ROUTER, session=session)
+        learn_published(tiny_dit(seed=1), settings=ROUTER, session=session)
     restarted = learn_router(replace(session, restart=True), settings=other)
     assert file_bytes(restarted, tmp_path) == file_bytes(learn_router(settings=other), tmp_path)
 
@@ -202,7 +204,7 @@ def test_nan_keeps_what_was_learned_before(session):
             model.blocks[0].attn.proj.weight.fill_(float("nan"))
 
     with pytest.raises(NumericsError, match="the loss is nan at iteration 3; check the weights"):
-        learn_published(model, "ddim", 6, settings=ROUTER, session=session, on_progress=spoil)
+        learn_published(model, settings=ROUTER, session=session, on_progress=spoil)
     assert torch.load(session.checkpoint, weights_only=True)["state"]["iteration"] == 2
 
 
@@ -210,7 +212,7 @@ def test_nothing_learned_leaves_no_checkpoint(session):
     model = tiny_dit()
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
     with pytest.raises(NumericsError):
-        learn_published(model, "ddim", 6, settings=ROUTER, session=session)
+        learn_published(model, settings=ROUTER, session=session)
     assert not session.checkpoint.exists()
 
 

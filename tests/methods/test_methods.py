@@ -32,37 +32,41 @@ def rows(schedule: CacheSchedule) -> list[str]:
 
 
 def test_fora_computes_everything_at_every_nth_evaluation(tiny_dit):
-    schedule = fora(tiny_dit, "ddim", 7, every=3)
+    schedule = fora(tiny_dit, solver="ddim", steps=7, every=3)
     assert rows(schedule) == ["111111", "000000", "000000", "111111", "000000", "000000", "111111"]
     assert schedule.predictor.name == "copy"
 
 
 def test_deepcache_computes_the_outer_blocks_always(tiny_dit, tiny_uvit):
-    assert rows(deepcache(tiny_dit, "ddim", 4, every=3, shallow=1)) == [
+    assert rows(deepcache(tiny_dit, solver="ddim", steps=4, every=3, shallow=1)) == [
         "111111",
         "110011",
         "110011",
         "111111",
     ]
-    schedule = deepcache(tiny_uvit, "ddim", 3, every=2, shallow=1)
+    schedule = deepcache(tiny_uvit, solver="ddim", steps=3, every=2, shallow=1)
     assert schedule.layers.names[2:4] == ("mid_block.attn", "mid_block.mlp")
     assert rows(schedule) == ["111111", "110011", "111111"]
     with pytest.raises(ConfigError, match="shallow counts blocks on either end, from 0 to 1 of 3, got 2"):
-        deepcache(tiny_dit, "ddim", 4, shallow=2)
+        deepcache(tiny_dit, solver="ddim", steps=4, shallow=2)
 
 
 def test_faster_diffusion_computes_the_decoder_always(tiny_uvit, tiny_dit):
-    assert rows(faster_diffusion(tiny_uvit, "ddim", 3, every=2)) == ["111111", "000011", "111111"]
-    schedule = faster_diffusion(tiny_uvit, "ddim", 50)
+    assert rows(faster_diffusion(tiny_uvit, solver="ddim", steps=3, every=2)) == [
+        "111111",
+        "000011",
+        "111111",
+    ]
+    schedule = faster_diffusion(tiny_uvit, solver="ddim", steps=50)
     keys = [i for i, row in enumerate(rows(schedule)) if row == "111111"]
     assert keys == [0, 1, 2, 3, 5, 10, 15, 25, 35]
     assert set(rows(schedule)) == {"111111", "000011"}
     with pytest.raises(ConfigError, match="a U-ViT; got a dit"):
-        faster_diffusion(tiny_dit, "ddim", 4)
+        faster_diffusion(tiny_dit, solver="ddim", steps=4)
 
 
 def test_delta_dit_reuses_rear_blocks_early_and_front_blocks_late(tiny_dit):
-    schedule = delta_dit(tiny_dit, "ddim", 8, every=2, share=2 / 3, boundary=0.5)
+    schedule = delta_dit(tiny_dit, solver="ddim", steps=8, every=2, share=2 / 3, boundary=0.5)
     early, late = ["111111", "110000"], ["111111", "000011"]
     assert rows(schedule) == early + early + late + late
 
@@ -72,14 +76,16 @@ def test_delta_dit_default_is_the_published_speed_up(dit):
 
 
 def test_fewer_steps_is_another_run_with_everything_computed(tiny_dit):
-    schedule = fewer_steps(tiny_dit, "ddim", 50, budget=0.3, to_solver="unipc", to_spacing="logsnr")
+    schedule = fewer_steps(
+        tiny_dit, solver="ddim", steps=50, budget=0.3, to_solver="unipc", to_spacing="logsnr"
+    )
     run = schedule.contract.run
     assert (run.solver, run.steps, run.spacing) == ("unipc", 15, "logsnr")
     assert bool(schedule.compute.all())
 
 
 def test_taylorseer_is_full_at_first_and_then_at_every_nth(tiny_dit):
-    schedule = taylorseer(tiny_dit, "ddim", 9, every=3, order=1, first=2)
+    schedule = taylorseer(tiny_dit, solver="ddim", steps=9, every=3, order=1, first=2)
     assert [row == "111111" for row in rows(schedule)] == [
         True,
         True,
@@ -103,7 +109,7 @@ def test_taylorseer_weights_by_hand():
 def test_taylorseer_agrees_with_the_series_computed_on_features(tiny_dit):
     """The whole run again, with derivatives kept per layer as the publication does."""
     steps, every, order, first = 9, 3, 2, 2
-    schedule = taylorseer(tiny_dit, "ddim", steps, every=every, order=order, first=first)
+    schedule = taylorseer(tiny_dit, solver="ddim", steps=steps, every=every, order=order, first=first)
     ours = l2c.sample(tiny_dit, [1, 2], steps=steps, schedule=schedule)
     modules = [tiny_dit.get_submodule(layer.module_path) for layer in schedule.layers.layers]
     state = {"evaluation": -1, "last": None}
@@ -146,7 +152,7 @@ def test_taylorseer_agrees_with_the_series_computed_on_features(tiny_dit):
 
 def test_smoothcache_errors_agree_with_an_independent_computation(tiny_dit):
     steps, count = 5, 3
-    found = calibrate(tiny_dit, "ddim", steps, num_images=count, lookahead=2, guidance=1.5)
+    found = calibrate(tiny_dit, solver="ddim", steps=steps, num_images=count, lookahead=2, guidance=1.5)
     outputs: dict[str, list[np.ndarray]] = {}
     handles = [
         tiny_dit.get_submodule(layer.module_path).register_forward_hook(
@@ -198,10 +204,10 @@ def test_smoothcache_threshold_and_budget(tiny_dit):
 
 def test_l2c_thresholds_one_router_for_every_budget(tiny_dit):
     method = find_method("l2c")
-    router = method.prepare(tiny_dit, "ddim", 6, iterations=2, batch_size=1)
+    router = method.prepare(tiny_dit, solver="ddim", steps=6, iterations=2, batch_size=1)
     assert router.provenance["iterations"] == 2
     for budget in (0.9, 0.7):
-        schedule = l2c_paper(tiny_dit, "ddim", 6, prepared=router, budget=budget)
+        schedule = l2c_paper(tiny_dit, solver="ddim", steps=6, prepared=router, budget=budget)
         assert schedule.cost.fraction == pytest.approx(budget, abs=0.1)
         assert all(row == "111111" for row in rows(schedule)[::2])
     threshold = schedule.provenance["threshold"]
@@ -211,13 +217,14 @@ def test_l2c_thresholds_one_router_for_every_budget(tiny_dit):
 
 def test_l2c_takes_released_settings(tiny_uvit):
     small = {"iterations": 1, "batch_size": 1, "learning_rate": 0.5}
-    schedule = l2c_paper(tiny_uvit, "dpmsolver-singlestep", 6, release="uvit", **small)
+    schedule = l2c_paper(tiny_uvit, solver="dpmsolver-singlestep", steps=6, release="uvit", **small)
     assert (schedule.provenance["lambda"], schedule.provenance["reduction"]) == (0.1, "sum")
     assert schedule.provenance["threshold"] == 0.9
     with pytest.raises(ConfigError, match="unknown release 'dit' of L2C; choose one of dit-50"):
         l2c_paper(tiny_uvit, release="dit")
-    with pytest.raises(ConfigError, match="does not learn with these settings .*lamda"):
-        l2c_paper(tiny_uvit, lamda=1)
+    for prepared in (None, schedule):
+        with pytest.raises(ConfigError, match="no argument 'lamda'; did you mean lambda_?"):
+            l2c_paper(tiny_uvit, prepared=prepared, lamda=1)
     for settings in PUBLISHED.values():
         RouterSettings(**COMMON, **settings)
 
@@ -236,7 +243,8 @@ def test_every_method_meets_a_budget_and_samples(name, tiny_dit, tiny_uvit):
     model = tiny_dit if "dit" in method.architectures else tiny_uvit
     settings = {"num_images": 1} if name == "smoothcache" else {}
     settings = {"iterations": 1, "batch_size": 1} if name == "l2c" else settings
-    schedule = schedule_for(method, model, "dpmsolver++", 6, budget=0.75, guidance=1.0, settings=settings)
+    run = {"solver": "dpmsolver++", "steps": 6, "guidance": 1.0}
+    schedule = schedule_for(method, model, budget=0.75, settings={**settings, **run})
     assert 0.3 < schedule.cost.fraction < 1.01
     run = schedule.contract.run
     images = l2c.sample(model, [3], solver=run.solver, steps=run.steps, guidance=1.0, schedule=schedule)
@@ -250,5 +258,13 @@ def test_unknown_method_names_the_nearest():
 
 
 def test_unknown_setting_is_a_sentence(tiny_dit):
-    with pytest.raises(ConfigError, match="'fora' does not take these settings .*evry"):
-        schedule_for(find_method("fora"), tiny_dit, "ddim", 4, settings={"evry": 2})
+    host = l2c.host_of(tiny_dit, steps=4)
+    for method, settings, near in (
+        ("fora", {"evry": 2}, "every"),
+        ("smoothcache", {"num_image": 2}, "num_images"),
+    ):
+        for target, options in ((tiny_dit, {"steps": 4, **settings}), (host, settings)):
+            with pytest.raises(
+                ConfigError, match=f"takes no argument '{next(iter(settings))}'; did you mean {near}"
+            ):
+                schedule_for(find_method(method), target, settings=options)

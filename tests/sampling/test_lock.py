@@ -22,7 +22,7 @@ def in_threads(call):
 def test_threads_that_share_a_model_get_the_pictures_of_their_seeds(tiny_dit, engine):
     if engine == "compile":
         engine_of(tiny_dit, engine).pieces.compiled = False  # the same state, without waiting for a compiler
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 8, every=2)
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=8, every=2)
 
     def one(seed, schedule=schedule):
         return l2c.sample(tiny_dit, [seed], seeds=[seed], steps=8, schedule=schedule, engine=engine)
@@ -37,7 +37,7 @@ def test_threads_that_share_a_model_get_the_pictures_of_their_seeds(tiny_dit, en
 
 
 def test_threads_that_share_a_compiled_sampler(tiny_dit):
-    schedule = l2c.methods.interval(tiny_dit, "ddim", 8, every=2)
+    schedule = l2c.methods.interval(tiny_dit, solver="ddim", steps=8, every=2)
     sampler = l2c.Sampler(l2c.sampling.Denoiser.of(tiny_dit), "ddim", 8).compile(schedule, "eager")
 
     def call(seed):

@@ -13,12 +13,12 @@ from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_dit, tiny_uvit
 
-RUN = ("ddim", 8)
+RUN = {"solver": "ddim", "steps": 8}
 
 
 def schedule_of(model, num_computed, generator):
     """A schedule that computes the first evaluation and so many of the others, with learned forecasts."""
-    base = l2c.methods.interval(model, *RUN)
+    base = l2c.methods.interval(model, **RUN)
     compute = torch.zeros_like(base.compute)
     compute[:num_computed] = True
     coefficients = torch.randn(*compute.shape, 2, generator=generator)

@@ -20,7 +20,7 @@ def model():
 
 @pytest.fixture
 def schedule(model):
-    regular = l2c.methods.interval(model, "ddim", 6)
+    regular = l2c.methods.interval(model, solver="ddim", steps=6)
     contract = replace(regular.contract, fingerprint=fingerprint(model, find_layers(model)), model="tiny")
     return replace(regular, contract=contract)
 

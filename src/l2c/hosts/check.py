@@ -101,7 +101,7 @@ def check(
     if isinstance(seeds, int) or not seeds or "generator" in run:
         raise ConfigError("the check takes a list of one seed or more, and makes the generators itself")
     chosen = load_schedule(schedule, budget)
-    host = host_for(target, chosen, **run)
+    host = host_for(target, chosen, check, **run)
     chosen.check_layers(host.table.with_sizes_of(chosen.layers))
     settings = chosen.provenance.get("settings")
     steps = (

@@ -160,7 +160,8 @@ class ModelHost:
         for weight in weights:
             weight.requires_grad_(False)
         try:
-            yield
+            with torch.enable_grad():
+                yield
         finally:
             for weight in weights:
                 weight.requires_grad_(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
+from l2c.hosts.pipeline.conditions import check_call
 from l2c.hosts.pipeline.host import PipelineHost
 from l2c.schedule.schedule import CacheSchedule
 
@@ -18,12 +20,13 @@ MODEL_RUN = tuple(inspect.signature(ModelHost.of).parameters)[1:]
 """What says how a model is sampled; without `self` and the model."""
 
 
-def host_of(target: Any, **run: Any) -> Host:
+def host_of(target: Any, verb: Callable[..., Any] | None = None, /, **run: Any) -> Host:
     """The host of a model or of a diffusers pipeline.
 
     Args:
         target: A model from `load_model`, or any that is sampled by class labels; a diffusers pipeline; or a host,
             which is returned as it is.
+        verb: What was given the run among arguments of its own, which a misspelt name may be meant for.
         run: How it is sampled. For a model: `solver`, `steps`, `spacing`, `guidance`, `guidance_mode` and
             `guidance_channels`. For a pipeline: what it is called with, and `prompts` or `conditions` where learning or
             checking is to have several.
@@ -32,18 +35,22 @@ def host_of(target: Any, **run: Any) -> Host:
         ConfigError: If an argument is unknown or out of range, or the target is neither.
     """
     if isinstance(target, (ModelHost, PipelineHost)):
-        if run:
-            raise ConfigError(f"a host has its run already; leave out {', '.join(sorted(run))}")
+        for name in run:
+            near = difflib.get_close_matches(name, _arguments(verb), n=1, cutoff=0.7)
+            advice = f"did you mean {near[0]}?" if near else "leave it out"
+            raise ConfigError(f"a host has its run already and takes no argument '{name}'; {advice}")
         return target
     if isinstance(target, nn.Module):
-        known = tuple(name for name in MODEL_RUN if name != "model")
+        known = [*MODEL_RUN, *_arguments(verb)]
         for name in run:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+            if name not in MODEL_RUN:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise ConfigError(f"a model takes no argument '{name}'; {hint}known are {', '.join(known)}")
         return ModelHost.of(target, **run)
     if callable(target) and hasattr(target, "scheduler"):
+        several = ("prompts", "conditions")
+        check_call(target, set(run) - set(several), [*several, *_arguments(verb)])
         return PipelineHost.of(target, **run)
     raise ConfigError(
         f"this needs a model or a diffusers pipeline, got {type(target).__name__}; load one with "
@@ -51,12 +58,24 @@ def host_of(target: Any, **run: Any) -> Host:
     )
 
 
-def host_for(target: Any, schedule: CacheSchedule, **run: Any) -> Host:
+def _arguments(verb: Callable[..., Any] | None) -> list[str]:
+    """Names of a function's own arguments."""
+    if verb is None:
+        return []
+    parameters = inspect.signature(verb).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [name for name in named if name not in ("target", "schedule", *MODEL_RUN)]
+
+
+def host_for(
+    target: Any, schedule: CacheSchedule, verb: Callable[..., Any] | None = None, /, **run: Any
+) -> Host:
     """The host of a target with the run of a schedule, as far as nothing else is asked for.
 
     Args:
         target: See `host_of`.
         schedule: Its run and, for a pipeline, what it was called with.
+        verb: See `host_of`.
         run: See `host_of`; goes before what the schedule says.
     """
     if isinstance(target, nn.Module):
@@ -66,9 +85,9 @@ def host_for(target: Any, schedule: CacheSchedule, **run: Any) -> Host:
         own = {"solver": mine.solver, "steps": mine.steps, "spacing": mine.spacing}
         if mine.guidance is not None:
             own["guidance"] = mine.guidance
-        return host_of(target, **{**own, **run})
+        return host_of(target, verb, **{**own, **run})
     if isinstance(target, (ModelHost, PipelineHost)):
-        return host_of(target, **run)
+        return host_of(target, verb, **run)
     recorded = schedule.provenance.get("call")
     call = {**recorded, **run} if isinstance(recorded, dict) else run
-    return host_of(target, **call)
+    return host_of(target, verb, **call)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, overload
-
-import torch
 
 from l2c.digest import digest
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import check_class_host
 from l2c.hosts.targets import host_for, host_of
+from l2c.learning.arguments import amounts_of, checked, refuse
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.data import ImageData
-from l2c.learning.mask_search import MaskSearchResult, check_budget, search_mask
+from l2c.learning.mask_search import MaskSearchResult, check_budget, kept_costs, search_mask
 from l2c.learning.masks import Placement, near
 from l2c.learning.paper import RouterSettings, learn_router
 from l2c.learning.references import solve
@@ -30,6 +28,7 @@ from l2c.learning.solver import learn_with_solver
 from l2c.learning.trainer import Trainer
 from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
 
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
@@ -43,7 +42,7 @@ PATTERNS = ("closed-loop", "alternate")
 def learn(
     target: Any,
     *,
-    budget: float = 0.5,
+    budget: float | None = None,
     budgets: None = None,
     solver: str | None = None,
     evaluations: float | None = None,
@@ -77,7 +76,7 @@ def learn(
 def learn(
     target: Any,
     *,
-    budget: float = 0.5,
+    budget: float | None = None,
     budgets: Sequence[float] | Literal["curve"] | None = None,
     solver: str | None = None,
     evaluations: float | None = None,
@@ -101,8 +100,8 @@ def learn(
     Args:
         target: A model from `load_model`, or any with a layer adapter; a diffusers pipeline without a cache enabled;
             or a host. It is not changed.
-        budget: What a run may cost: a fraction of the multiply-accumulates (MACs) of computing everything. With
-            `costs`, a cost in its unit.
+        budget: What a run may cost: a fraction of the multiply-accumulates (MACs) of computing everything, half if
+            none is given. With `costs`, a cost in its unit.
         budgets: Several budgets, or `curve` for nine of them: a family of schedules in one run.
         solver: For a model, its solver; `auto`, for either, learns a solver with the schedule.
         evaluations: With `auto`: what a run may cost, in whole evaluations of the model; at least 2.
@@ -145,45 +144,44 @@ def learn(
     """
     if pattern not in PATTERNS:
         raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(PATTERNS)}")
-    wanted = RouterSettings if pattern == "alternate" else LearnSettings
-    if settings is not None and not isinstance(settings, wanted):
-        raise ConfigError(f"the pattern '{pattern}' takes {wanted.__name__}, got {type(settings).__name__}")
-    if solver == "auto":
-        _refuse("with solver='auto'", budgets=budgets, data=data, costs=costs)
-        if pattern != "closed-loop" or evaluations is None:
-            raise ConfigError("solver='auto' learns a run in the closed loop for a number of evaluations=")
+    if pattern == "alternate":
+        chosen: LearnSettings | RouterSettings = checked(settings, RouterSettings, "the pattern 'alternate'")
     else:
-        _refuse("without solver='auto'", evaluations=evaluations, per_computed=per_computed)
+        chosen = checked(settings, LearnSettings, "learning in the closed loop")
+    if solver == "auto":
+        refuse(
+            "with solver='auto', which is learned for a number of evaluations=",
+            budget=budget,
+            budgets=budgets,
+            data=data,
+            costs=costs,
+            steps=run.get("steps"),
+            spacing=run.get("spacing"),
+        )
+        if pattern != "closed-loop" or evaluations is None:
+            raise ConfigError(
+                "solver='auto' learns a run in the closed loop for a number of evaluations=, such as evaluations=8"
+            )
+    else:
+        refuse("without solver='auto'", evaluations=evaluations, per_computed=per_computed)
         if solver is not None:
             run["solver"] = solver
-    host = host_of(target, **run)
+    if pattern == "alternate":
+        refuse("with pattern='alternate'", budget=budget, budgets=budgets, costs=costs)
+    else:
+        refuse("with pattern='closed-loop'", data=data)
+    amounts = amounts_of(budget, budgets, CURVE)
+    host = host_of(target, learn, **run)
     how = (session, model_name, on_progress)
     with host.prepared():
-        if isinstance(settings, RouterSettings) or pattern == "alternate":
-            _refuse("with pattern='alternate'", budgets=budgets, costs=costs)
-            router = settings if isinstance(settings, RouterSettings) else RouterSettings()
+        if isinstance(chosen, RouterSettings):
             if data is not None:
                 host = check_class_host(host, "learning on images")
-            return learn_router(host, router, data, *how)
-        closed = settings or LearnSettings()
-        _refuse("with pattern='closed-loop'", data=data)
-        if solver == "auto":
-            assert evaluations is not None
-            return learn_with_solver(host, evaluations, per_computed, closed, *how)
-        amounts = (budget,) if budgets is None else CURVE if budgets == "curve" else tuple(budgets)
-        family = _learn_family(host, amounts, costs, closed, *how)
+            return learn_router(host, chosen, data, *how)
+        if evaluations is not None:
+            return learn_with_solver(host, evaluations, per_computed, chosen, *how)
+        family = _learn_family(host, amounts, costs, chosen, *how)
     return next(iter(family)) if budgets is None else family
-
-
-def _refuse(where: str, **given: object) -> None:
-    """Refuses arguments that mean nothing there.
-
-    Raises:
-        ConfigError: If one is given.
-    """
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{name} has no meaning {where}; leave it out")
 
 
 def _learn_family(
@@ -195,7 +193,7 @@ def _learn_family(
     model_name: str,
     on_progress: OnProgress | None,
 ) -> ScheduleFamily:
-    """Schedules for several budgets, on the same references."""
+    """Schedules for several budgets, on the same references; arguments and errors as for `learn`."""
     evaluations, table = len(host.run.timesteps), host.table
     unit = costs or CostTable.macs(table)
     unit.check_layers(table)
@@ -217,7 +215,7 @@ def _learn_family(
         budgets=list(budgets),
         costs=digest([unit.unit, list(unit.layers), unit.rest]) if unit.unit == "MACs" else unit.unit,
     )
-    unit = _kept_costs(trainer, unit)
+    unit = kept_costs(trainer, unit)
     loop = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, model_name)
     everything = loop.kept_error("error of everything", loop.everything())
     schedules, masks = list[CacheSchedule](), dict[float, MaskSearchResult]()
@@ -249,14 +247,6 @@ def _learn_family(
         if outcome.interrupted:
             break
     return ScheduleFamily(schedules)
-
-
-def _kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
-    """The costs that learning began with: those that are measured again are a little different every time."""
-    own = torch.tensor([*costs.layers, costs.rest], dtype=torch.float64)
-    trainer.kept["costs"] = trainer.processes.agree(lambda: trainer.kept.get("costs", own))
-    *layers, rest = trainer.kept["costs"].tolist()
-    return replace(costs, layers=tuple(layers), rest=rest)
 
 
 def _nearest(budget: float, masks: Mapping[float, MaskSearchResult]) -> MaskSearchResult | None:
@@ -291,7 +281,7 @@ def _search(
 
 def repair(
     target: Any,
-    schedule: CacheSchedule,
+    schedule: CacheSchedule | str,
     *,
     settings: LearnSettings | None = None,
     session: Session | None = None,
@@ -307,7 +297,8 @@ def repair(
 
     Args:
         target: See `learn`.
-        schedule: Where to compute; its run is taken where `run` says nothing else.
+        schedule: Where to compute, a schedule or whatever `l2c.load_schedule` opens; its run is taken where `run` says
+            nothing else.
         settings: See `learn`.
         session: See `learn`.
         model_name: See `learn`; that of the schedule by default.
@@ -323,12 +314,13 @@ def repair(
         ContractError: If the schedule is for another model or another run.
         NumericsError: See `learn`.
     """
-    settings = settings or LearnSettings()
+    settings = checked(settings, LearnSettings, "repair")
+    schedule = load_schedule(schedule)
     if schedule.contract.run.weights is not None:
         raise ConfigError(
             "the schedule brings its own solver; learn it anew with l2c.learn(..., solver='auto')"
         )
-    host = host_for(target, schedule, **run)
+    host = host_for(target, schedule, repair, **run)
     schedule.check_layers(host.table.with_sizes_of(schedule.layers))
     schedule.contract.check_run(host.run)
     compute = schedule.compute.clone()

@@ -44,6 +44,14 @@ def check_budget(
         raise ConfigError(f"a budget of {budget:g} computes everything; no schedule is needed")
 
 
+def kept_costs(trainer: Trainer, costs: CostTable) -> CostTable:
+    """The costs that learning began with: those that are measured again are a little different every time."""
+    own = torch.tensor([*costs.layers, costs.rest], dtype=torch.float64)
+    trainer.kept["costs"] = trainer.processes.agree(lambda: trainer.kept.get("costs", own))
+    *layers, rest = trainer.kept["costs"].tolist()
+    return replace(costs, layers=tuple(layers), rest=rest)
+
+
 @dataclass(frozen=True)
 class MaskSearchResult:
     """What a search found.

@@ -39,7 +39,7 @@ def deepcache(
     Source: Ma et al., arXiv 2312.00858; section 3.3, figure 3.
     """
     check_every(every)
-    host = host_of(target, **run)
+    host = host_of(target, deepcache, **run)
     blocks = blocks_of(host.table)
     if not 0 <= shallow <= len(blocks) // 2:
         raise ConfigError(

@@ -45,7 +45,7 @@ def delta_dit(
     check_every(every)
     if not (0 <= share <= 1 and 0 <= boundary <= 1):
         raise ConfigError(f"share and boundary go from 0 to 1, got {share} and {boundary}")
-    host = host_of(target, **run)
+    host = host_of(target, delta_dit, **run)
     blocks = blocks_of(host.table)
     cached = round(share * len(blocks))
     front = [layer for block in blocks[:cached] for layer in block]

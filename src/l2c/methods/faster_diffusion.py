@@ -39,7 +39,7 @@ def faster_diffusion(
 
     Source: Li et al., arXiv 2312.09608; section 3.3 and the released code for Stable Diffusion at 50 steps.
     """
-    host = host_of(target, **run)
+    host = host_of(target, faster_diffusion, **run)
     if host.table.architecture != "uvit":
         raise ConfigError(
             f"faster-diffusion needs a model with an encoder and a decoder, a U-ViT; got a {host.table.architecture}"

@@ -39,7 +39,7 @@ def fewer_steps(
     """
     if not 0 < budget <= 1:
         raise ConfigError(f"a budget is a share of the steps above 0 and up to 1, got {budget}")
-    host = host_of(target, **run)
+    host = host_of(target, fewer_steps, **run)
     steps = max(1, round(budget * host.run.steps))
     if to_solver is None and to_spacing is None:
         fewer: Host = host.with_steps(steps)

@@ -31,7 +31,7 @@ def interval(
     """
     check_every(every)
     chosen = Predictor.parse(predictor) if isinstance(predictor, str) else predictor
-    host = host_of(target, **run)
+    host = host_of(target, interval, **run)
     levels = host.run.log_snrs
     if chosen.needs_log_snrs and len(set(levels)) < len(levels):
         raise ConfigError(

@@ -43,7 +43,7 @@ def learn_router(target: Any, *, release: str | None = None, **options: Any) -> 
     released.pop("threshold", None)
     learning = {name: options.pop(name) for name in SETTINGS if name in options}
     settings = RouterSettings(**{**released, **learning})
-    host = host_of(target, **options)
+    host = host_of(target, RouterSettings, **options)
     with host.prepared():
         return paper.learn_router(host, settings)
 
@@ -94,6 +94,8 @@ def l2c_paper(
     learned = prepared
     if learned is None:
         learned = learn_router(target, release=release, **options)
+    else:  # what learning would refuse
+        host_of(target, RouterSettings, **{k: v for k, v in options.items() if k not in SETTINGS})
     scores = learned.scores
     if scores is None:
         raise ConfigError(

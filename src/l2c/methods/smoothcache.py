@@ -52,7 +52,7 @@ def calibrate(
         raise ConfigError(
             f"calibration takes at least one picture and looks ahead at least 1, got {num_images} and {lookahead}"
         )
-    host = host_of(target, **run)
+    host = host_of(target, calibrate, **run)
     recorder = _Recorder(len(host.run.timesteps), host.table, lookahead)
     with torch.no_grad(), host.attach(recorder):
         host.sample(host.seeded(range(seed, seed + num_images)))
@@ -93,7 +93,7 @@ def smoothcache(
 
     Source: Liu et al., arXiv 2411.10510, section 2.2, and the released scan of the errors.
     """
-    host = host_of(target, **run)
+    host = host_of(target, smoothcache, **run)
     errors = prepared
     if errors is None:
         errors = calibrate(host, num_images=num_images, lookahead=lookahead, seed=seed)

@@ -55,7 +55,7 @@ def taylorseer(
             f"the order goes from 0 to {MAX_ORDER} and at least the first evaluation computes everything, got "
             f"order {order} and first {first}"
         )
-    host = host_of(target, **run)
+    host = host_of(target, taylorseer, **run)
     compute = ~all_computed(host)
     compute[:first] = True
     compute[first - 1 :: every] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,18 +93,25 @@ def repeated(value: Any, count: int) -> Any:
     return [value] * count if isinstance(value, str) else value
 
 
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> None:
     """Refuses arguments that a pipeline does not take.
+
+    Args:
+        pipe: The pipeline.
+        call: Names of the arguments.
+        others: What else a misspelt name may be meant for.
 
     Raises:
         ConfigError: If there is one; the sentence names the nearest that it takes.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    function = type(pipe).__call__
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if takes_any and not function.__module__.startswith("diffusers."):  # which swallows what it does not know
         return
     for name in call:
         if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
+            near = difflib.get_close_matches(name, [*parameters, *others], n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{type(pipe).__name__} takes no argument '{name}'{hint}")
 

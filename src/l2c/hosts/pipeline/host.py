@@ -188,7 +188,7 @@ class PipelineHost:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """See `Host.prepared`."""
-        with encoders_offloaded(self.target):
+        with encoders_offloaded(self.target), torch.enable_grad():
             yield
 
     def examples(self, count: int, *key: int | str, held_out: int = 0) -> SeededConditions:
