@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from l2c.compare.baselines import BASELINES
-from l2c.compare.config import Base, CompareConfig, MethodChoice
+from l2c.compare.choices import Base, MethodChoice
+from l2c.compare.config import CompareConfig
 from l2c.methods.registry import find_method
 
 FULL = "full"
@@ -54,9 +55,8 @@ class Variant:
 
     def to_plain(self) -> dict[str, Any]:
         """All of it but its name, in the types of JSON."""
-        base = {"solver": self.base.solver, "steps": self.base.steps, "spacing": self.base.spacing}
         plain = {
-            "base": base,
+            "base": self.base.to_plain(),
             "method": self.method,
             "settings": dict(self.settings),
             "budget": self.budget,
