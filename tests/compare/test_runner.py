@@ -213,7 +213,9 @@ def test_folder_of_another_comparison_is_refused(compared, tiny_file, tmp_path):
 
 def test_variant_that_cannot_be_run_is_recorded_and_tried_again(small, invoke, tmp_path):
     out = tmp_path / "out"
-    method = '[[method]]\nname = "faster-diffusion"\n[[method]]\nname = "interval"\nsettings = [{ every = 2 }]\n'
+    method = (
+        '[[method]]\nname = "faster-diffusion"\n[[method]]\nname = "interval"\nsettings = [{ every = 2 }]\n'
+    )
     small.write_text(small.read_text() + method)
     for _ in range(2):
         finished = invoke("compare", small, "--out", out)

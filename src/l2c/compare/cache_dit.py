@@ -71,7 +71,7 @@ def _calibrator(order: int, name: str | None) -> Any:
 
 def _drops_text(transformer: Any) -> bool:
     """Whether the last block gives back pictures only, as that of SD3."""
-    blocks = getattr(transformer, "transformer_blocks", ())
+    blocks: Any = getattr(transformer, "transformer_blocks", ())
     return len(blocks) > 0 and bool(getattr(blocks[-1], "context_pre_only", False))
 
 

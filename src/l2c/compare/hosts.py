@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,15 +47,15 @@ class Hosts:
         Raises:
             ConfigError: If there is no such scheduler, or the number of steps cannot be set.
         """
-        root = self.root
-        if isinstance(root, ModelHost):
-            return root.with_run(base.solver, base.spacing, base.steps)
         if base.name not in self._made:
-            self._made[base.name] = (
-                self._with_scheduler(base.scheduler, base.steps)
-                if base.scheduler
-                else root.with_steps(base.steps)
-            )
+            root = self.root
+            if isinstance(root, ModelHost):
+                made: Host = root.with_run(base.solver, base.spacing, base.steps)
+            elif base.scheduler:
+                made = self._with_scheduler(base.scheduler, base.steps)
+            else:
+                made = root.with_steps(base.steps)
+            self._made[base.name] = made
         return self._made[base.name]
 
     def of_schedule(self, variant: Variant, schedule: CacheSchedule) -> Host:
@@ -84,9 +85,9 @@ class Hosts:
         schedule.check_layers(host.table.with_sizes_of(schedule.layers))
         return host
 
-    @property
+    @cached_property
     def reference(self) -> Host:
-        """In fine steps; the own run where no fine solution can be had."""
+        """In fine steps; the own run, `root`, where no fine solution can be had."""
         fine = self._config.reference
         if isinstance(self.root, ModelHost):
             return self.root.with_run(fine.solver, fine.spacing, fine.steps)
@@ -105,7 +106,7 @@ class Hosts:
             raise ConfigError(f"{unknown('scheduler', name, rivals)}, and the schedulers of diffusers")
         own = root.target.scheduler
         call = {**root.call, "num_inference_steps": steps}
-        return PipelineHost(root.target, root.conditions, call, cls.from_config(own.config))
+        return PipelineHost(root.target, root.conditions, call, cls.from_config(own.config), root.encoded)
 
 
 def _open(config: CompareConfig, device: str) -> Host:

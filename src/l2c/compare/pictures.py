@@ -40,15 +40,15 @@ class Pictures:
         if isinstance(host, ModelHost) and config.vae is not None:
             self._of_model = LatentDecoder(config.vae, host.device)
         elif isinstance(host, PipelineHost) and getattr(host.target, "vae", None) is not None:
-            self._of_pipeline = PipelineDecoder(host.target, host.call)
+            self._of_pipeline = PipelineDecoder(host.target, host.call, host.encoded)
         self.decodes = self._of_model is not None or self._of_pipeline is not None
         self.unit = "absolute" if self.decodes else host.unit
         known = all_metrics()
         of_pictures = [name for name in config.metrics if name not in known or not known[name].of_latents]
         if self.unit == "relative" and of_pictures:
             raise ConfigError(
-                f"{config.model_name} makes latents, and {of_pictures[0]} is of pictures; name the autoencoder's folder "
-                "as vae, or ask for rmse alone"
+                f"{config.model_name} makes latents, and {of_pictures[0]} is of pictures; name the autoencoder's "
+                "folder as vae, or ask for rmse alone"
             )
         prompted = [name for name in config.metrics if name in known and known[name].of_prompts]
         if prompted and prompts_of(host.seeded([0])) is None:

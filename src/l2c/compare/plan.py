@@ -100,7 +100,8 @@ def _variants(base: Base, method: MethodChoice) -> list[Variant]:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    return [f"{key}-{Path(str(value)).stem}".replace("_", "-") for key, value in options.items()]
+    named = ((key, Path(value).stem if key == "path" else value) for key, value in options.items())
+    return [f"{key}-{value}".replace("_", "-") for key, value in named]
 
 
 def _slug(*parts: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-
 _REGISTRY = "_diffusers_hook"
 """Attribute of a module that holds diffusers' hooks."""
 

@@ -67,6 +67,11 @@ class Comparison:
         self._maker = Maker(self._hosts, config.model_name)
         self._samples = Samples(config, self._hosts, self._maker, folder / WORK)
         self._scorer: Scorer | None = None
+        if self._hosts.reference is self._hosts.root:
+            driver = type(self._hosts.root.target.scheduler).__name__
+            self._note(
+                f"no fine solution can be had under {driver}; errors are to its own run in the first steps"
+            )
 
     def _installed(self, variants: list[Variant]) -> list[Variant]:
         optional = {method.name for method in self.config.methods if method.optional}

@@ -89,7 +89,7 @@ class Scorer:
                 found = score_pairs(images, target, [name], unit=self._unit, prompts=self._prompts)[name]
                 scores[name] = _finite(found)
             elif self._lpips is not None and name == "lpips":
-                pairs = zip(images.split(_BATCH), full.pictures.split(_BATCH), strict=True)
+                pairs = zip(torch.split(images, _BATCH), torch.split(full.pictures, _BATCH), strict=True)
                 scores[name] = [value for pair in pairs for value in self._lpips(*pair).tolist()]
         if "rmse" in self._metrics and made.latents is not None and reference.latents is not None:
             found = score_pairs(made.latents, reference.latents, ["rmse"], unit="relative")["rmse"]

@@ -145,7 +145,9 @@ def score_pairs(
         options = {"unit": unit} if metric.of_latents else {}
         values: list[float] = []
         if metric.of_prompts and (prompts is None or len(prompts) != len(images)):
-            raise ConfigError(f"the metric '{metric.name}' scores pictures against prompts; give one for each")
+            raise ConfigError(
+                f"the metric '{metric.name}' scores pictures against prompts; give one for each"
+            )
         for begin in range(0, len(images), batch_size):
             rows = slice(begin, begin + batch_size)
             ours = images[rows]

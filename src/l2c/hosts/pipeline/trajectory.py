@@ -20,8 +20,8 @@ class PipelineTrajectory:
     """Latents that a pipeline makes, differentiable where gradients are enabled.
 
     Guidance, scaling, packing of latents and solver steps are the pipeline's and the scheduler's own; where gradients
-    are enabled, only the `no_grad` around the pipeline's call is left out. Prompts are encoded once. A pipeline that cannot put out latents
-    is stopped where it would decode them.
+    are enabled, only the `no_grad` around the pipeline's call is left out. Prompts are encoded once. A pipeline that
+    cannot put out latents is stopped where it would decode them.
 
     Args:
         pipe: A diffusers pipeline with latents, `encoders_offloaded` where gradients are taken.
