@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "hosts": {"errors", "digest", "layers", "schedule", "cache", "sampling"},
     "learning": {"errors", "digest", "files", "models", "layers", "schedule", "cache", "sampling", "hosts"},
     "methods": {"errors", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
-    "evaluation": {"errors", "files", "models", "layers", "schedule", "cache", "sampling", "learning"},
+    "evaluation": {"errors", "files", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
     "bench": {"errors", "records", "models", "layers", "schedule", "cache", "engine", "sampling"},
     "sets": {
         "errors", "files", "processes", "records", "layers", "schedule", "cache", "sampling", "bench", "report",
@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "files", "records", "bootstrap"},
     "compare": {
         "errors", "files", "records", "bootstrap", "models", "layers", "schedule", "cache", "sampling", "methods",
-        "hosts", "learning", "evaluation", "bench", "report",
+        "hosts", "learning", "evaluation", "bench", "report", "testing",
     },
     "demo": {
         "errors", "files", "records", "models", "layers", "schedule", "cache", "sampling", "methods", "learning",

@@ -24,6 +24,7 @@ from l2c.errors import ConfigError
 from l2c.evaluation.metrics import rmse
 from l2c.models import DiT, load_model, save_model
 from l2c.records import RunRecord
+from l2c.report.compare_page import compare_page
 from l2c.report.comparison_folder import read_comparison
 from l2c.testing import tiny_dit
 
@@ -210,12 +211,27 @@ def test_folder_of_another_comparison_is_refused(compared, tiny_file, tmp_path):
         Comparison(CompareConfig.load(other), compared, "cpu")
 
 
-def test_method_for_another_architecture_is_a_sentence(small, invoke, tmp_path):
-    small.write_text(small.read_text().replace('"fora"', '"faster-diffusion"'))
-    finished = invoke("compare", small, "--out", tmp_path / "out")
-    assert finished.code == 2
-    assert "Faster Diffusion is for uvit" in finished.err
-    assert len(results(tmp_path / "out")) == 1
+def test_variant_that_cannot_be_run_is_recorded_and_tried_again(small, invoke, tmp_path):
+    out = tmp_path / "out"
+    method = (
+        '[[method]]\nname = "faster-diffusion"\n[[method]]\nname = "interval"\nsettings = [{ every = 2 }]\n'
+    )
+    small.write_text(small.read_text() + method)
+    for _ in range(2):
+        finished = invoke("compare", small, "--out", out)
+        assert finished.code == 0
+        assert "ddim-4--faster-diffusion--b0.5 cannot be run: Faster Diffusion is not for dit" in finished.err
+        assert "cannot be run here\n  ddim-4--faster-diffusion--b0.5: Faster Diffusion is not" in finished.out
+    found = results(out)
+    assert set(found["ddim-4--faster-diffusion--b0.5.json"]) == {
+        "id", "base", "method", "title", "source", "baseline", "failed"
+    }  # fmt: skip
+    assert "metrics" in found["ddim-4--interval--every-2--b0.5.json"]
+    data = read_comparison(out)
+    assert len(data.variants) == 3
+    assert list(data.unable) == ["ddim-4--faster-diffusion--b0.5"]
+    assert "What cannot be run here" in compare_page(data)
+    assert all(len(variant.seconds) == 1 for variant in data.variants)
 
 
 def test_baselines_that_are_not_installed(small, invoke, tmp_path, monkeypatch):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.cached_model import CachedModel, enable_cache
-from l2c.compare.baselines import BASELINES, ForwardCount, in_diffusers
-from l2c.compare.model import ComparedModel
+from l2c.cache.cached_model import CachedModel
+from l2c.compare.baselines import BASELINES, Baseline, running
+from l2c.compare.diffusers_caches import SampleBatch
+from l2c.compare.forward_count import ForwardCount
+from l2c.compare.hosts import Hosts
 from l2c.compare.plan import FULL, Variant
-from l2c.errors import ConfigError
-from l2c.hosts.native import ModelHost
+from l2c.errors import CacheStateError, ConfigError, L2CError
+from l2c.hosts.base import Examples, Host
+from l2c.methods.base import all_computed, pattern
 from l2c.methods.registry import find_method, schedule_for
 from l2c.sampling.memory import store_bytes
-from l2c.sampling.sampler import Sampler
-from l2c.schedule.contract import Run
 from l2c.schedule.schedule import CacheSchedule
 
-Sample = Callable[..., Tensor]
-"""(*examples) -> samples of one batch."""
+Sample = Callable[[Examples], Tensor]
+"""Samples of a batch."""
 
 Ready = tuple[Sample, Callable[[], float]]
 """What samples a batch, and what tells the multiply-accumulates per picture, without guidance, of what ran."""
@@ -40,18 +42,13 @@ class Candidate(ABC):
 
     Attributes:
         variant: Which one.
-        sampler: Makes its run, which may be another than its base's.
+        host: Makes its run, which may be another than its base's.
         prepare_s: Seconds of calibration or learning.
     """
 
     variant: Variant
-    sampler: Sampler
+    host: Host
     prepare_s: float = 0.0
-
-    @property
-    def run(self) -> Run:
-        """The run that it makes."""
-        return self.sampler.run
 
     @abstractmethod
     def ready(self) -> AbstractContextManager[Ready]:
@@ -73,19 +70,21 @@ class ScheduleCandidate(Candidate):
         """Whether it reuses anything."""
         return not bool(self.schedule.compute.all())
 
-    def _enabled(self) -> AbstractContextManager[CachedModel | None]:
-        return enable_cache(self.sampler.denoiser.model, self.schedule) if self.caches else nullcontext()
-
     @contextmanager
     def ready(self) -> Iterator[Ready]:
         """See `Candidate.ready`."""
-        with self._enabled():
-            yield self.sampler, lambda: float(self.schedule.cost.macs)
+        with self.host.attach(self.schedule) if self.caches else nullcontext():
+            yield self.host.sample, lambda: float(self.schedule.cost.macs)
 
-    def store_bytes(self, batch_size: int) -> int:
-        """See `Candidate.store_bytes`."""
-        with self._enabled() as cache:
-            return 0 if cache is None else store_bytes(cache, self.sampler, batch_size)
+    def store_bytes(self, batch_size: int) -> int | None:
+        """See `Candidate.store_bytes`; of a pipeline nobody tells."""
+        if not self.caches:
+            return 0
+        with self.host.attach(self.schedule) as cache:
+            sampler = getattr(self.host, "sampler", None)
+            if sampler is None or not isinstance(cache, CachedModel):
+                return None
+            return store_bytes(cache, sampler, batch_size)
 
 
 @dataclass(frozen=True)
@@ -97,31 +96,57 @@ class BaselineCandidate(Candidate):
     @contextmanager
     def ready(self) -> Iterator[Ready]:
         """See `Candidate.ready`."""
-        baseline, evaluations = BASELINES[self.variant.method], len(self.run.timesteps)
-        copied = in_diffusers(self.sampler)
-        count = ForwardCount(copied.denoiser.model)
-        settings = {**self.variant.settings, **self.prepared}
-        with baseline.enable(copied.denoiser.model, evaluations, settings) as around:
-            yield (
-                lambda *examples: around(lambda: copied(*examples)),
-                lambda: evaluations * count.macs,
-            )
+        baseline, evaluations = BASELINES[self.variant.method], len(self.host.run.timesteps)
+        table, settings = self.host.table, {**self.variant.settings, **self.prepared}
+        with running(self.host) as host, ExitStack() as stack:
+            count = ForwardCount(host.models.values(), table if host is self.host else host.table)
+            with _explained(baseline, host):
+                around = stack.enter_context(baseline.enable(host, settings))
+
+            def sample(examples: Examples) -> Tensor:
+                with _explained(baseline, host):
+                    return _sample(host, around, examples)
+
+            yield sample, lambda: evaluations * count.macs
 
     def store_bytes(self, batch_size: int) -> int | None:
         """See `Candidate.store_bytes`."""
         return 0 if self.variant.method == "diffusers" else None
 
 
+def _sample(host: Host, around: SampleBatch, examples: Examples) -> Tensor:
+    """Every call of a pipeline is a run of its own for what resets itself between runs."""
+    if host.batched:
+        return around(lambda: host.sample(examples))
+    rows = [examples.rows([index]) for index in range(len(examples))]
+    return torch.cat([around(partial(host.sample, row)) for row in rows])
+
+
+@contextmanager
+def _explained(baseline: Baseline, host: Host) -> Iterator[None]:
+    """Says of what another library raises that it cannot be run here."""
+    try:
+        yield
+    except (L2CError, MemoryError):
+        raise
+    except Exception as error:
+        models = " and ".join(dict.fromkeys(type(model).__name__ for model in host.models.values()))
+        said = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise CacheStateError(
+            f"{baseline.title} does not run on {models} as it is here: {type(error).__name__}, {said}"
+        ) from error
+
+
 class Maker:
     """Makes candidates, and shares what is costly between those of one method and base.
 
     Args:
-        model: What is compared.
-        guidance: Guidance scale, for methods that calibrate or learn.
+        hosts: What is compared.
+        name: Of that, for people.
     """
 
-    def __init__(self, model: ComparedModel, guidance: float) -> None:
-        self._model, self._guidance = model, guidance
+    def __init__(self, hosts: Hosts, name: str) -> None:
+        self._hosts, self._name = hosts, name
         self._shared: dict[str, tuple[Any, float]] = {}
 
     def make(
@@ -137,35 +162,31 @@ class Maker:
         Raises:
             L2CError: If the method does not fit the model or a setting is wrong.
         """
-        base = variant.base
+        host = self._hosts.base(variant.base)
         if variant.is_baseline:
-            return self._baseline(variant, prepared)
+            return self._baseline(variant, host, prepared)
+        seconds = 0.0
         if saved is not None and saved.is_file():
-            schedule, seconds = CacheSchedule.load(saved), 0.0
+            schedule = CacheSchedule.load(saved)
         elif variant.method == FULL:
-            full = find_method("fewer-steps").make(
-                ModelHost(self._model.sampler(base.solver, base.steps, base.spacing)), budget=1.0
-            )
-            schedule, seconds = replace(full, provenance={"method": FULL}), 0.0
+            schedule = pattern(host, all_computed(host), {"method": FULL})
         else:
-            schedule, seconds = self._schedule(variant)
-        sampler = self._model.sampler_of(schedule.contract.run)
-        schedule.contract.check_run(sampler.run)
-        schedule.check_layers(self._model.table)
-        return ScheduleCandidate(variant, sampler, seconds, schedule=schedule)
+            schedule, seconds = self._schedule(variant, host)
+        return ScheduleCandidate(
+            variant, self._hosts.of_schedule(variant, schedule), seconds, schedule=schedule
+        )
 
-    def _schedule(self, variant: Variant) -> tuple[CacheSchedule, float]:
-        base, method = variant.base, find_method(variant.method)
-        host = ModelHost(self._model.sampler(base.solver, base.steps, base.spacing))
+    def _schedule(self, variant: Variant, host: Host) -> tuple[CacheSchedule, float]:
+        method = find_method(variant.method)
         if not method.suits(host.table.architecture):
             raise ConfigError(
-                f"{method.title} is not for {host.table.architecture}, which {self._model.name} is; leave "
+                f"{method.title} is not for {host.table.architecture}, which {self._name} is; leave "
                 f"'{method.name}' out"
             )
         prepared, seconds = None, 0.0
         if method.prepare is not None:
             options = {k: v for k, v in variant.settings.items() if k in method.prepare_settings}
-            key = f"{method.name} {base.name} {sorted(options.items())}"
+            key = f"{method.name} {variant.base.name} {sorted(options.items())}"
             if key not in self._shared:
                 began = perf_counter()
                 found = method.prepare(host, **options)
@@ -176,16 +197,17 @@ class Maker:
         )
         return schedule, seconds
 
-    def _baseline(self, variant: Variant, prepared: Mapping[str, Any] | None) -> BaselineCandidate:
-        baseline, base = BASELINES[variant.method], variant.base
+    def _baseline(
+        self, variant: Variant, host: Host, prepared: Mapping[str, Any] | None
+    ) -> BaselineCandidate:
+        baseline, seconds = BASELINES[variant.method], 0.0
         baseline.check_installed()
-        sampler, seconds = self._model.sampler(base.solver, base.steps, base.spacing), 0.0
         if baseline.prepare is not None and prepared is None:
-            began, copied = perf_counter(), in_diffusers(sampler)
-            examples = self._model.examples(range(CALIBRATION_SEED, CALIBRATION_SEED + 2))
-            with torch.no_grad():
-                prepared = baseline.prepare(
-                    copied.denoiser.model, len(sampler.run.timesteps), lambda: copied(*examples)
-                )
+            began, examples = perf_counter(), host.seeded([CALIBRATION_SEED, CALIBRATION_SEED + 1])
+            if not host.batched:
+                examples = examples.rows([0])
+            _ = host.run, host.table
+            with torch.no_grad(), running(host) as other, _explained(baseline, other):
+                prepared = baseline.prepare(other, lambda: other.sample(examples))
             seconds = perf_counter() - began
-        return BaselineCandidate(variant, sampler, seconds, prepared=prepared or {})
+        return BaselineCandidate(variant, host, seconds, prepared=prepared or {})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.compare.baselines import BASELINES
+from l2c.compare.choices import Base, MethodChoice, PipelineChoice, Reference
 from l2c.errors import ConfigError
 from l2c.evaluation.registry import all_metrics
 from l2c.methods.registry import all_methods, unknown
@@ -21,57 +22,7 @@ else:
     import tomli as tomllib
 
 DISTRIBUTIONAL = ("fd", "kd", "is", "precision-recall")
-
-
-@dataclass(frozen=True)
-class Base:
-    """A run that is to become faster.
-
-    Attributes:
-        solver: Solver name.
-        steps: Model evaluations.
-        spacing: Their spacing.
-        budgets: Shares of its MACs that methods aim at.
-    """
-
-    solver: str
-    steps: int
-    spacing: str = "linspace"
-    budgets: tuple[float, ...] = (0.5, 0.35, 0.25)
-
-    @property
-    def name(self) -> str:
-        """For files: `ddim-50`, and the spacing where it is not linspace."""
-        short = f"{self.solver.replace('+', 'p')}-{self.steps}"
-        return short if self.spacing == "linspace" else f"{short}-{self.spacing}"
-
-
-@dataclass(frozen=True)
-class MethodChoice:
-    """A method with the settings to try.
-
-    Attributes:
-        name: From the registry of methods, or a baseline.
-        settings: One or several sets of settings; none takes the published ones, or those of the baseline.
-        budgets: Instead of the base's; an empty list takes the settings as they are.
-        bases: Names of the bases it runs on; all by default.
-        optional: Leave it out, and say so, where what it needs is not installed.
-    """
-
-    name: str
-    settings: tuple[Mapping[str, Any], ...] = ({},)
-    budgets: tuple[float, ...] | None = None
-    bases: tuple[str, ...] | None = None
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The fine run whose pictures errors are measured against."""
-
-    solver: str = "dpmsolver++3"
-    steps: int = 100
-    spacing: str = "logsnr"
+PIPELINE_REFERENCE = {"solver": "", "steps": 150, "spacing": ""}
 
 
 @dataclass(frozen=True)
@@ -79,12 +30,12 @@ class CompareConfig:
     """A comparison.
 
     Attributes:
-        model: Name or path of the model.
+        model: Name or path of the model, or a pipeline.
         bases: Runs that are to become faster.
         methods: What makes them so.
-        guidance: Guidance scale.
+        guidance: Guidance scale of a model; that of a pipeline is in its call.
         images: How many pictures each variant makes.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; a pipeline makes them one by one.
         seed: Seed of the first picture; the next ones count up.
         timing_images: Pictures of a timed repetition.
         repetitions: Timed repetitions, in each of which all variants take turns.
@@ -99,10 +50,10 @@ class CompareConfig:
         shown_images: Pictures that are kept of each variant, for the report.
     """
 
-    model: str
+    model: str | PipelineChoice
     bases: tuple[Base, ...]
     methods: tuple[MethodChoice, ...]
-    guidance: float = 1.5
+    guidance: float | None = 1.5
     images: int = 16
     batch_size: int = 8
     seed: int = 2_000_000
@@ -147,9 +98,29 @@ class CompareConfig:
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"a comparison needs at least one base, each named once, got {names}")
         for base in self.bases:
-            make_solver(base.solver, base.steps, base.spacing)
+            self._check_base(base)
         for method in self.methods:
             _check_method(method, names)
+
+    def _check_base(self, base: Base) -> None:
+        if isinstance(self.model, str):
+            if base.scheduler:
+                raise ConfigError("a base of a model has a solver; schedulers are for pipelines")
+            make_solver(base.solver, base.steps, base.spacing)
+        elif base.solver or base.spacing != "linspace":
+            raise ConfigError(
+                "a base of a pipeline has steps and perhaps a scheduler; leave solver and spacing out"
+            )
+
+    @property
+    def pipeline(self) -> PipelineChoice | None:
+        """The pipeline, if it is one that is compared."""
+        return None if isinstance(self.model, str) else self.model
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model or pipeline."""
+        return self.model if isinstance(self.model, str) else self.model.pipeline
 
     @property
     def distributional(self) -> tuple[str, ...]:
@@ -200,6 +171,14 @@ class CompareConfig:
         methods = options.pop("method", None) or options.pop("methods", ())
         if "model" not in options:
             raise ConfigError(f"{source} names no model; add a line such as model = 'dit-mini-cifar10'")
+        if isinstance(options["model"], Mapping):
+            options["model"] = _build(PipelineChoice, options["model"], source)
+            options["reference"] = {**PIPELINE_REFERENCE, **options.get("reference", {})}
+            if options.setdefault("guidance", None) is not None or options.get("vae") is not None:
+                raise ConfigError(
+                    f"{source}: a pipeline has its own autoencoder, and its guidance is guidance_scale in its call; "
+                    "leave guidance and vae out"
+                )
         if "reference" in options:
             options["reference"] = _build(Reference, options["reference"], source)
         options["bases"] = tuple(_build(Base, base, source) for base in bases)

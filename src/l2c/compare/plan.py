@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from l2c.compare.baselines import BASELINES
-from l2c.compare.config import Base, CompareConfig, MethodChoice
+from l2c.compare.choices import Base, MethodChoice
+from l2c.compare.config import CompareConfig
 from l2c.methods.registry import find_method
 
 FULL = "full"
@@ -54,9 +55,8 @@ class Variant:
 
     def to_plain(self) -> dict[str, Any]:
         """All of it but its name, in the types of JSON."""
-        base = {"solver": self.base.solver, "steps": self.base.steps, "spacing": self.base.spacing}
         plain = {
-            "base": base,
+            "base": self.base.to_plain(),
             "method": self.method,
             "settings": dict(self.settings),
             "budget": self.budget,
@@ -100,7 +100,8 @@ def _variants(base: Base, method: MethodChoice) -> list[Variant]:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    return [f"{key}-{Path(str(value)).stem}".replace("_", "-") for key, value in options.items()]
+    named = ((key, Path(value).stem if key == "path" else value) for key, value in options.items())
+    return [f"{key}-{value}".replace("_", "-") for key, value in named]
 
 
 def _slug(*parts: str) -> str:

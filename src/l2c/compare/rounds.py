@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from l2c.bench.timing import interleave
 from l2c.compare.candidates import Candidate, Sample
-from l2c.compare.model import ComparedModel
+from l2c.compare.pictures import Pictures
+from l2c.hosts.base import Examples
 
 
 @torch.no_grad()
 def time_round(
     candidates: Mapping[str, Candidate],
-    model: ComparedModel,
-    seeds: Sequence[int],
+    pictures: Pictures,
+    examples: Examples,
     on_run: Callable[[str], None],
 ) -> dict[str, list[float]]:
     """Seconds of one round, in which every candidate samples the same pictures once; the first one warms up.
 
     Args:
         candidates: By name, in the order of their turns.
-        model: What is sampled. Its decoding is timed apart, as `decode`.
-        seeds: Of the pictures.
+        pictures: Decodes them, which is timed apart, as `decode`.
+        examples: Of the pictures.
         on_run: Called with the name of each before its turn.
     """
-    active: dict[str, Sample] = {}
-    examples = model.examples(seeds)
+    active, made = dict[str, Sample](), list[Tensor]()
 
     @contextmanager
     def around(name: str) -> Iterator[None]:
@@ -38,8 +38,11 @@ def time_round(
             yield
             del active[name]
 
-    def turn(name: str) -> Callable[[], Tensor]:
-        return lambda: active[name](*examples)
+    def turn(name: str) -> Callable[[], None]:
+        def run() -> None:
+            made[:] = [active[name](examples)]
+
+        return run
 
     timings = interleave(
         {name: turn(name) for name in candidates},
@@ -49,5 +52,5 @@ def time_round(
         around=around,
     )
     seconds = {name: list(timing.seconds) for name, timing in timings.items()}
-    decoding = model.decode_seconds(examples[0])
+    decoding = pictures.decode_seconds(made[0], examples)
     return {**seconds, "decode": decoding} if decoding else seconds

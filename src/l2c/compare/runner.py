@@ -18,15 +18,17 @@ from torch import Tensor
 from l2c.compare.baselines import BASELINES
 from l2c.compare.candidates import BaselineCandidate, Candidate, Maker, ScheduleCandidate
 from l2c.compare.config import CompareConfig, to_plain
-from l2c.compare.model import ComparedModel
+from l2c.compare.hosts import Hosts
+from l2c.compare.pictures import prompts_of
 from l2c.compare.plan import FULL, Variant, plan
 from l2c.compare.rounds import time_round
-from l2c.compare.samples import ADVICE, Samples
+from l2c.compare.samples import ADVICE, Drawn, Samples
 from l2c.compare.scoring import Scorer
-from l2c.errors import ConfigError, DataError
+from l2c.errors import ConfigError, DataError, L2CError, OutputError
 from l2c.files import atomic_write, make_folder
+from l2c.hosts.base import Host
 from l2c.records import RunRecord, describe_device, find_versions
-from l2c.report.comparison_folder import PICTURES, RECORDS, SCHEDULES, TIMING, read_record
+from l2c.report.comparison_folder import FAILED, PICTURES, RECORDS, SCHEDULES, TIMING, read_record
 from l2c.report.pictures import picture_grid, png, to_pixels
 
 WORK, CONFIG = "work", "config.json"
@@ -43,6 +45,7 @@ class Comparison:
         folder: Where records are and come to be.
         device: Where to compute.
         note: Called with a sentence that the user should read.
+        host: What is compared, if it is there already; by default it is loaded.
 
     Raises:
         ConfigError: If the folder has another comparison in it, or the configuration does not fit the model.
@@ -55,14 +58,20 @@ class Comparison:
         folder: Path,
         device: str,
         note: Callable[[str], None] = lambda text: None,
+        host: Host | None = None,
     ) -> None:
         self.config, self.folder, self.device, self._note = config, make_folder(folder), device, note
         self.variants = self._installed(plan(config))
         self._settle_config()
-        self._model = ComparedModel(config, device)
-        self._maker = Maker(self._model, config.guidance)
-        self._samples = Samples(config, self._model, self._maker, folder / WORK)
+        self._hosts = Hosts(config, device, host)
+        self._maker = Maker(self._hosts, config.model_name)
+        self._samples = Samples(config, self._hosts, self._maker, folder / WORK)
         self._scorer: Scorer | None = None
+        if self._hosts.reference is self._hosts.root:
+            driver = type(self._hosts.root.target.scheduler).__name__
+            self._note(
+                f"no fine solution can be had under {driver}; errors are to its own run in the first steps"
+            )
 
     def _installed(self, variants: list[Variant]) -> list[Variant]:
         optional = {method.name for method in self.config.methods if method.optional}
@@ -95,7 +104,7 @@ class Comparison:
         atomic_write(self.folder / WORK / ".gitignore", b"*\n", ADVICE)
 
     def run(self, on_progress: Progress = lambda what, done, total: None) -> list[RunRecord]:
-        """Does what is not done yet.
+        """Does what is not done yet. A variant that cannot be run is recorded as such, and tried again next time.
 
         Returns:
             The records of all variants, in their order.
@@ -108,9 +117,14 @@ class Comparison:
         for done, variant in enumerate(self.variants):
             on_progress(variant.id, done, total)
             found = self._found(f"{RECORDS}/{variant.id}", {"variant": variant.to_plain()})
-            records.append(found or self._measure(variant))
+            records.append(found if found and FAILED not in found.results else self._measure(variant))
+        if unable := [record for record in records if FAILED in record.results]:
+            self._note(f"{len(unable)} of {total} variants cannot be run, and are recorded as such")
         for repetition in range(self.config.repetitions):
-            self._time(repetition, lambda what: on_progress(f"timing {what}", total, total))
+            able = [
+                v for v, record in zip(self.variants, records, strict=True) if FAILED not in record.results
+            ]
+            self._time(able, repetition, lambda what: on_progress(f"timing {what}", total, total))
         return records
 
     def _found(self, name: str, settings: Mapping[str, Any]) -> RunRecord | None:
@@ -129,26 +143,47 @@ class Comparison:
         return record
 
     def _measure(self, variant: Variant) -> RunRecord:
-        candidate = self._maker.make(variant)
-        with candidate.ready() as (sample, macs):
-            images, seconds = self._samples.draw(sample)
-            per_picture = macs()
-        full = self._samples.full(variant, images if variant.method == FULL else None)
+        try:
+            candidate = self._maker.make(variant)
+            with candidate.ready() as (sample, macs):
+                samples, seconds = self._samples.draw(sample)
+                per_picture = macs()
+        except L2CError as error:
+            if variant.method == FULL or isinstance(error, OutputError):
+                raise
+            self._note(f"{variant.id} cannot be run: {error}")
+            return self._record(variant, {FAILED: str(error)}, {})
+        made = self._samples.decode(samples)
+        full = self._samples.full(variant, made if variant.method == FULL else None)
         results = {
             **self._describe(candidate, per_picture),
-            "metrics": self._score(images, full),
-            "pictures": self._write_pictures(variant, images),
+            "metrics": self._score(made, full),
+            "pictures": self._write_pictures(variant, made.pictures),
         }
         if isinstance(candidate, ScheduleCandidate):
             candidate.schedule.save(self.folder / SCHEDULES / f"{variant.id}.safetensors")
+        return self._record(variant, results, {"sample_s": [seconds], "prepare_s": [candidate.prepare_s]})
+
+    def _record(
+        self, variant: Variant, results: Mapping[str, Any], timings: Mapping[str, list[float]]
+    ) -> RunRecord:
         package = BASELINES[variant.method].package if variant.is_baseline else "diffusers"
         name = package.replace("_", "-")
+        title, source = variant.described
+        what = {
+            "id": variant.id,
+            "base": variant.base.name,
+            "method": variant.method,
+            "title": title,
+            "source": source,
+            "baseline": variant.is_baseline,
+        }
         record = RunRecord(
             command="compare",
             config={**self.config.identity(), "variant": variant.to_plain()},
             seeds=tuple(self._samples.seeds),
-            timings={"sample_s": [seconds], "prepare_s": [candidate.prepare_s]},
-            results=results,
+            timings=timings,
+            results={**what, **results},
             device=describe_device(self.device),
             versions=find_versions() | ({} if package == "diffusers" else {name: version(name)}),
         )
@@ -156,60 +191,60 @@ class Comparison:
         atomic_write(self.folder / RECORDS / f"{variant.id}.json", data.encode(), ADVICE)
         return record
 
-    def _score(self, images: Tensor, full: Tensor) -> dict[str, Any]:
+    def _score(self, made: Drawn, full: Drawn) -> dict[str, Any]:
         if self._scorer is None:
-            side = images.shape[-1]
-            self._scorer = Scorer(self.config, self._model.unit, side, self.folder / WORK, self.device)
-        return self._scorer.score(images, full, self._samples.reference())
+            unit, side = self._samples.pictures.unit, made.pictures.shape[-1]
+            prompts = prompts_of(self._samples.examples)
+            self._scorer = Scorer(self.config, unit, prompts, side, self.folder / WORK, self.device)
+        return self._scorer.score(made, full, self._samples.reference())
 
     def _describe(self, candidate: Candidate, macs: float) -> dict[str, Any]:
-        variant, run = candidate.variant, candidate.run
-        title, source = variant.described
+        variant, run = candidate.variant, candidate.host.run
+        base = self._hosts.base(variant.base)
         schedule = candidate.schedule if isinstance(candidate, ScheduleCandidate) else None
+        solver = run.solver
+        if variant.base.scheduler or "to_solver" in variant.settings:  # named schedulers of pipelines
+            named = variant.settings.get("to_solver", variant.base.scheduler)
+            solver = run.solver if variant.base.solver or variant.method == "learned" else named
         return {
-            "id": variant.id,
-            "base": variant.base.name,
-            "method": variant.method,
-            "title": title,
-            "source": source,
-            "baseline": variant.is_baseline,
-            "run": {"solver": run.solver, "steps": run.steps, "spacing": run.spacing},
+            "run": {"solver": solver, "steps": run.steps, "spacing": run.spacing},
             "evaluations": len(run.timesteps),
             "macs": macs,
-            "full_macs": self._model.table.full_macs * variant.base.steps,
+            "full_macs": base.table.full_macs * len(base.run.timesteps),
             "store_bytes": candidate.store_bytes(self.config.batch_size),
             "provenance": {} if schedule is None else dict(schedule.provenance),
             "prepared": dict(candidate.prepared) if isinstance(candidate, BaselineCandidate) else {},
             "summary": None if schedule is None or schedule.compute.all() else schedule.summary(),
-            "unit": self._model.unit,
+            "unit": self._samples.pictures.unit,
         }
 
     def _write_pictures(self, variant: Variant, images: Tensor) -> str | None:
-        if images.shape[1] not in (1, 3):
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
             return None
         pixels = to_pixels(images[: self.config.shown_images])
         name = f"{PICTURES}/{variant.id}.png"
         atomic_write(self.folder / name, png(picture_grid(pixels, columns=4)), ADVICE)
         return name
 
-    def _time(self, repetition: int, announce: Callable[[str], None]) -> None:
+    def _time(self, variants: list[Variant], repetition: int, announce: Callable[[str], None]) -> None:
         """A round of timing, each of which begins with another variant, unless it is recorded."""
         config, name = self.config, f"{TIMING}/round-{repetition}"
         settings = {
-            "variants": [variant.id for variant in self.variants],
+            "variants": [variant.id for variant in variants],
             "timing_images": config.timing_images,
-            "model": config.model,
+            "model": to_plain(config)["model"],
         }
         if self._found(name, settings):
             return
-        turn = repetition * len(self.variants) // config.repetitions
-        candidates = {v.id: self._recalled(v) for v in (*self.variants[turn:], *self.variants[:turn])}
+        turn = repetition * len(variants) // config.repetitions
+        candidates = {v.id: self._recalled(v) for v in (*variants[turn:], *variants[:turn])}
         seeds = range(config.seed, config.seed + config.timing_images)
+        examples = self._hosts.root.seeded(seeds)
         RunRecord(
             command="compare-timing",
             config=settings,
             seeds=tuple(seeds),
-            timings=time_round(candidates, self._model, seeds, announce),
+            timings=time_round(candidates, self._samples.pictures, examples, announce),
             device=describe_device(self.device),
         ).save(self.folder / f"{name}.json")
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from l2c.bootstrap import ConfidenceInterval, statistic_confidence_interval
 from l2c.compare.config import CompareConfig
+from l2c.compare.samples import Drawn
 from l2c.evaluation.distribution import (
     frechet_distance,
     inception_score,
@@ -24,13 +23,10 @@ from l2c.evaluation.distribution import (
 from l2c.evaluation.features import FeatureExtractor, extract, make_extractor, to_bytes
 from l2c.evaluation.lpips import Lpips
 from l2c.evaluation.real_images import RealImages
-from l2c.evaluation.registry import all_metrics
+from l2c.evaluation.registry import all_metrics, score_pairs
 from l2c.learning.data import load_images
 
 _BATCH = 16
-
-PairedMetric = Callable[[Tensor, Tensor], Tensor]
-"""(images, what they are compared with) -> a figure of each image."""
 
 
 class Scorer:
@@ -38,7 +34,8 @@ class Scorer:
 
     Args:
         config: Which ones, and where their weights and images are.
-        unit: Of errors, see `rmse`.
+        unit: Of errors, see `l2c.hosts.base.errors`.
+        prompts: Of the pictures, if they have any.
         image_size: Height and width of the pictures.
         work: Folder where statistics of the real images are kept.
         device: Where to compute.
@@ -49,8 +46,16 @@ class Scorer:
         DataError: If the real images cannot be used.
     """
 
-    def __init__(self, config: CompareConfig, unit: str, image_size: int, work: Path, device: str) -> None:
-        self._metrics, self._unit = config.metrics, unit
+    def __init__(
+        self,
+        config: CompareConfig,
+        unit: str,
+        prompts: Sequence[str] | None,
+        image_size: int,
+        work: Path,
+        device: str,
+    ) -> None:
+        self._metrics, self._unit, self._prompts = config.metrics, unit, prompts
         self._lpips: Lpips | None = None
         if "lpips" in config.metrics:
             self._lpips = Lpips(config.lpips["network"], config.lpips["heads"], device)
@@ -64,30 +69,31 @@ class Scorer:
                 RealImages.of(self._extractor, data, config.num_real_images).save(stored)
             self._real = RealImages.load(stored, self._extractor.name)
 
-    def score(self, images: Tensor, full: Tensor, reference: Tensor) -> dict[str, Any]:
-        """All metrics of pictures (B, C, H, W) in [-1, 1].
+    def score(self, made: Drawn, full: Drawn, reference: Drawn) -> dict[str, Any]:
+        """All metrics of what a variant makes.
 
         Args:
-            images: Of the variant.
-            full: The same ones with everything computed.
-            reference: The same ones by the fine run.
+            made: By the variant.
+            full: The same with everything computed.
+            reference: The same by the fine run.
 
         Returns:
             By name of the metric, a figure per picture (None where it is infinite), or for metrics of the set a value
-            with its confidence interval.
+            with its confidence interval. Where pictures were decoded, `latent-rmse` is the error of the latents.
         """
-        paired: dict[str, tuple[PairedMetric, Tensor]] = {
-            name: (
-                partial(metric.function, unit=self._unit) if metric.of_latents else metric.function,
-                full if metric.to_full else reference,
-            )
-            for name, metric in all_metrics().items()
-        }
-        if self._lpips is not None:
-            paired["lpips"] = (self._lpips, full)
-        scores: dict[str, Any] = {
-            name: _in_batches(*paired[name], images) for name in self._metrics if name in paired
-        }
+        images, known = made.pictures, all_metrics()
+        scores: dict[str, Any] = {}
+        for name in self._metrics:
+            if name in known:
+                target = full.pictures if known[name].to_full else reference.pictures
+                found = score_pairs(images, target, [name], unit=self._unit, prompts=self._prompts)[name]
+                scores[name] = _finite(found)
+            elif self._lpips is not None and name == "lpips":
+                pairs = zip(torch.split(images, _BATCH), torch.split(full.pictures, _BATCH), strict=True)
+                scores[name] = [value for pair in pairs for value in self._lpips(*pair).tolist()]
+        if "rmse" in self._metrics and made.latents is not None and reference.latents is not None:
+            found = score_pairs(made.latents, reference.latents, ["rmse"], unit="relative")["rmse"]
+            scores["latent-rmse"] = _finite(found)
         if self._extractor is not None:
             scores.update(self._score_set(images))
         return scores
@@ -114,7 +120,5 @@ class Scorer:
         return scores
 
 
-def _in_batches(metric: PairedMetric, targets: Tensor, images: Tensor) -> list[float | None]:
-    pairs = zip(torch.split(images, _BATCH), torch.split(targets, _BATCH), strict=True)
-    values = [value for ours, theirs in pairs for value in metric(ours, theirs).tolist()]
-    return [float(value) if np.isfinite(value) else None for value in values]
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]

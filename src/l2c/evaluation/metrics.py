@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from l2c.errors import ConfigError
+from l2c.hosts.base import errors
 
 DATA_RANGE = 2.0
 """Distance between black and white in images scaled to [-1, 1]."""
@@ -45,8 +46,7 @@ def rmse(images: Tensor, targets: Tensor, unit: str = "absolute") -> Tensor:
             f"paired metrics compare equally shaped images (B, C, H, W), got {tuple(images.shape)} "
             f"and {tuple(targets.shape)}"
         )
-    distances = _root_mean_square(images.double() - targets.double())
-    return distances if unit == "absolute" else distances / _root_mean_square(targets.double())
+    return errors(images.double(), targets.double(), unit)
 
 
 def psnr(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Tensor:
@@ -113,7 +113,3 @@ def ssim(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Ten
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return similarity.reshape(len(images), -1).mean(dim=1)
-
-
-def _root_mean_square(values: Tensor) -> Tensor:
-    return values.flatten(1).square().mean(dim=1).sqrt()

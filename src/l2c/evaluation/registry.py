@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class PairedMetric:
         higher_is_better: Whether closer pictures have a larger value.
         of_latents: Whether it makes sense for latents, too; it then takes the keyword `unit`, one of `UNITS`.
         to_full: Whether the target is the same run with everything computed, and not the reference.
+        of_prompts: Whether it scores pictures against their prompts: the function is (images, prompts) -> (B,).
     """
 
     name: str
@@ -34,6 +35,7 @@ class PairedMetric:
     higher_is_better: bool = False
     of_latents: bool = False
     to_full: bool = True
+    of_prompts: bool = False
 
     @property
     def heading(self) -> str:
@@ -53,6 +55,7 @@ def register_metric(
     higher_is_better: bool = False,
     of_latents: bool = False,
     to_full: bool = True,
+    of_prompts: bool = False,
 ) -> None:
     """Adds a metric of single pictures.
 
@@ -64,13 +67,16 @@ def register_metric(
         higher_is_better: Whether closer pictures have a larger value.
         of_latents: Whether it makes sense for latents, too; it then takes the keyword `unit`, one of `UNITS`.
         to_full: Whether the target is the same run with everything computed, and not the reference.
+        of_prompts: Whether it scores pictures against their prompts: the function is (images, prompts) -> (B,).
 
     Raises:
         ConfigError: If there is a metric of that name.
     """
     if name in _METRICS:
         raise ConfigError(f"there is a metric '{name}' already; give the new one another name")
-    _METRICS[name] = PairedMetric(name, function, title or name, unit, higher_is_better, of_latents, to_full)
+    _METRICS[name] = PairedMetric(
+        name, function, title or name, unit, higher_is_better, of_latents, to_full, of_prompts
+    )
 
 
 def all_metrics() -> Mapping[str, PairedMetric]:
@@ -105,6 +111,7 @@ def score_pairs(
     names: Iterable[str],
     *,
     unit: str = "absolute",
+    prompts: Sequence[str] | None = None,
     batch_size: int = 16,
 ) -> dict[str, list[float]]:
     """Metrics of pictures, one value each.
@@ -114,13 +121,15 @@ def score_pairs(
         targets: What they are compared with, of the same shape.
         names: Of registered metrics.
         unit: Of errors, see `rmse`.
+        prompts: Of the pictures, for metrics of prompts.
         batch_size: Pictures that a metric is given at a time.
 
     Returns:
         A value per picture for each name; infinite where a metric is.
 
     Raises:
-        ConfigError: If a metric is unknown, the shapes differ, or a metric does not return a value per picture.
+        ConfigError: If a metric is unknown, the shapes differ, there are no prompts for a metric of them, or a metric
+            does not return a value per picture.
 
     >>> import torch
     >>> score_pairs(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4), ["rmse"])
@@ -135,10 +144,15 @@ def score_pairs(
     for metric in map(find_metric, names):
         options = {"unit": unit} if metric.of_latents else {}
         values: list[float] = []
-        for ours, theirs in zip(
-            torch.split(images, batch_size), torch.split(targets, batch_size), strict=True
-        ):
-            found = metric.function(ours, theirs, **options)
+        if metric.of_prompts and (prompts is None or len(prompts) != len(images)):
+            raise ConfigError(
+                f"the metric '{metric.name}' scores pictures against prompts; give one for each"
+            )
+        for begin in range(0, len(images), batch_size):
+            rows = slice(begin, begin + batch_size)
+            ours = images[rows]
+            against = prompts[rows] if metric.of_prompts and prompts is not None else targets[rows]
+            found = metric.function(ours, against, **options)
             if tuple(found.shape) != (len(ours),):
                 raise ConfigError(
                     f"the metric '{metric.name}' must return one value per picture, {(len(ours),)}, got "

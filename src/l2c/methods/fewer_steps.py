@@ -6,7 +6,7 @@ from typing import Any
 
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
-from l2c.hosts.native import check_class_host
+from l2c.hosts.native import ModelHost, check_class_host
 from l2c.hosts.targets import host_of
 from l2c.methods.base import Method, all_computed, pattern
 from l2c.schedule.schedule import CacheSchedule
@@ -25,7 +25,7 @@ def fewer_steps(
     Args:
         target: A model, a diffusers pipeline, or a host; its weights are not looked at.
         budget: Share of the evaluations that is left, rounded.
-        to_solver: Of a model: another solver to take.
+        to_solver: Another solver to take; of a pipeline by its name in `Host.fewer_steps`: `unipc, shift 3`.
         to_spacing: Of a model: another spacing to take.
         run: How the target is sampled before it becomes faster, see `l2c.learn`.
 
@@ -33,7 +33,7 @@ def fewer_steps(
         A schedule for the run with fewer steps, which its contract names.
 
     Raises:
-        ConfigError: If an argument is unknown or out of range, or a pipeline's number of steps cannot be set.
+        ConfigError: If an argument is unknown or out of range, or a pipeline's number of steps or solver cannot be set.
 
     Source: the baseline of every paper on solvers; for caches, table 1 of arXiv 2406.01733.
     """
@@ -41,10 +41,19 @@ def fewer_steps(
         raise ConfigError(f"a budget is a share of the steps above 0 and up to 1, got {budget}")
     host = host_of(target, fewer_steps, **run)
     steps = max(1, round(budget * host.run.steps))
+    fewer: Host
     if to_solver is None and to_spacing is None:
-        fewer: Host = host.with_steps(steps)
+        fewer = host.with_steps(steps)
+    elif to_spacing is None and not isinstance(host, ModelHost):
+        known = host.fewer_steps(steps)
+        if to_solver not in known:
+            names = f"; choose one of {'; '.join(known)}" if known else ", nor does any other by name"
+            raise ConfigError(
+                f"no solver '{to_solver}' drives {type(host.target).__name__} with {steps} steps{names}"
+            )
+        fewer = known[str(to_solver)]
     else:
-        model = check_class_host(host, "another solver by name")
+        model = check_class_host(host, "another spacing")
         fewer = model.with_run(to_solver or host.run.solver, to_spacing or host.run.spacing, steps)
     return pattern(fewer, all_computed(fewer), {"method": "fewer-steps"})
 

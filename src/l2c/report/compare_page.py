@@ -17,7 +17,7 @@ from l2c.report.svg import Point, heat_map, mark, scatter
 
 def compare_page(data: ComparisonResults) -> str:
     """The page as HTML, from what `read_comparison` returns."""
-    model = str(data.config["model"])
+    model = data.model
     sections = "\n".join(_base_section(data, base) for base in data.bases)
     problems = "".join(f'<p class="problem">{escape(text)}</p>' for text in data.problems)
     body = f"""<header>
@@ -27,6 +27,7 @@ def compare_page(data: ComparisonResults) -> str:
 {problems}
 </header>
 {sections}
+{_unable(data)}
 {_reproduce(data)}"""
     return html_page("compare_page", f"{model}: faster variants", body)
 
@@ -37,9 +38,10 @@ def _lead(data: ComparisonResults) -> str:
     verdicts = [data.verdict(variant).word for variant in data.variants if variant.group != "steps"]
     better, tied = verdicts.count("closer"), verdicts.count("within noise")
     timed = "no slower" if any(variant.seconds for variant in data.variants) else "no dearer in MACs"
+    guided = "" if data.guidance is None else f", with guidance {data.guidance:g}"
     return (
-        f"{len(data.variants)} variants sample the same {config['images']} pictures from the same noise, with guidance "
-        f"{config['guidance']:g}. The error of a picture is its root mean square distance to the reference, a "
+        f"{len(data.variants)} variants sample the same {config['images']} pictures from the same noise{guided}. "
+        f"The error of a picture is its root mean square distance to the reference, a "
         f"solution in {fine['steps']} fine steps. The bar for every cache is the best run with fewer steps that is "
         f"{timed}: of {len(verdicts)} settings of caches, {better} come closer than that, {tied} differ within noise."
     )
@@ -47,8 +49,12 @@ def _lead(data: ComparisonResults) -> str:
 
 def _base_section(data: ComparisonResults, base: str) -> str:
     variants = data.of_base(base)
-    run = variants[0].record.config["variant"]["base"]
-    title = f"{run['solver']}, {run['steps']} evaluations, {run['spacing']} spacing"
+    first = variants[0]
+    base_run, run = first.record.config["variant"]["base"], first.results["run"]
+    if first.of_model:
+        title = f"{base_run['solver']}, {base_run['steps']} evaluations, {base_run['spacing']} spacing"
+    else:
+        title = f"{base_run['scheduler'] or run['solver']}, {base_run['steps']} steps"
     return f"""<section aria-labelledby="{escape(base)}">
 <h2 id="{escape(base)}">{escape(title)}</h2>
 {_plots(data, variants)}
@@ -182,6 +188,16 @@ computed, grey is forecast. Caches of other libraries decide anew in every run a
 <div class="maps">{"".join(cards)}</div>"""
 
 
+def _unable(data: ComparisonResults) -> str:
+    if not data.unable:
+        return ""
+    items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in data.unable.items())
+    return f"""<section aria-labelledby="unable">
+<h2 id="unable">What cannot be run here</h2>
+<ul>{items}</ul>
+</section>"""
+
+
 def _reproduce(data: ComparisonResults) -> str:
     record = data.variants[0].record
     versions = {
@@ -189,11 +205,12 @@ def _reproduce(data: ComparisonResults) -> str:
     }
     rounds = max((len(variant.seconds) for variant in data.variants), default=0)
     decoding = ", ".join(f"{seconds:.3g} s" for seconds in data.decode_s)
+    told = "classes" if data.variants[0].of_model else "prompts"
     facts = {
         "Command": "l2c compare comparison.toml --out FOLDER, with the settings below; then l2c report FOLDER",
         **machine_facts(record.device, versions),
         "Commit": record.commit or "installed package",
-        "Seeds": f"{record.seeds[0]} to {record.seeds[-1]}; the class is the seed modulo the number of classes",
+        "Seeds": f"{record.seeds[0]} to {record.seeds[-1]}; {told} take turns",
         "Timing": f"{rounds} rounds of {data.timing_images} pictures, all variants in turn; solver without decoding",
         "Decoding": decoding or "none: the model makes pictures",
         "Made": f"{min(w.record.created for w in data.variants)} to {max(w.record.created for w in data.variants)}",

@@ -8,6 +8,7 @@ from l2c.bootstrap import ConfidenceInterval
 from l2c.report.comparison import FEWER, FULL, UNITS, ComparisonResults, VariantResult
 
 _METRICS = {
+    "latent-rmse": ("error of latents, relative", "{:.4f}"),
     "psnr": ("PSNR, dB", "{:.1f}"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips": ("LPIPS", "{:.3f}"),
@@ -36,6 +37,8 @@ def comparison_text(data: ComparisonResults) -> str:
         lines.append(base)
         best = sorted((v for v in variants if v.id in chosen), key=lambda variant: variant.error)
         lines += [_line(data, variant) for variant in best]
+    if data.unable:
+        lines += ["cannot be run here", *(f"  {name}: {why}" for name, why in data.unable.items())]
     return "\n".join(lines)
 
 

@@ -87,11 +87,17 @@ class VariantResult:
         return "ours" if self.method in OURS else "cache"
 
     @property
+    def of_model(self) -> bool:
+        """Whether a model alone was run, and not a pipeline, whose solvers are schedulers."""
+        return "solver" in self.record.config["variant"]["base"]
+
+    @property
     def setting(self) -> str:
         """Its settings, for people."""
         run, baseline = self.results["run"], self.results["baseline"]
         if self.everything:
-            return f"{run['solver']}, {run['steps']} steps, {run['spacing']}"
+            spaced = f", {run['spacing']}" if self.of_model else ""
+            return f"{run['solver']}, {run['steps']} steps{spaced}"
         if self.method == "learned":
             return f"{run['solver']}, {run['steps']} steps"
         known = {
@@ -172,6 +178,7 @@ class ComparisonResults:
         timing_images: Pictures of a timed repetition.
         decode_s: Seconds of decoding as many.
         problems: Sentences on records that cannot be read.
+        unable: Why variants could not be run, by their names.
     """
 
     folder: Path
@@ -180,6 +187,22 @@ class ComparisonResults:
     timing_images: int
     decode_s: tuple[float, ...] = ()
     problems: tuple[str, ...] = ()
+    unable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """Name of the model or pipeline."""
+        model = self.config["model"]
+        return str(model["pipeline"] if isinstance(model, Mapping) else model)
+
+    @property
+    def guidance(self) -> float | None:
+        """Guidance scale, if it is known."""
+        model = self.config["model"]
+        if isinstance(model, Mapping):
+            found = model["call"].get("guidance_scale")
+            return None if found is None else float(found)
+        return float(self.config["guidance"])
 
     @property
     def unit(self) -> str:

@@ -12,6 +12,8 @@ from l2c.records import RunRecord
 from l2c.report.comparison import FULL, GROUPS, ComparisonResults, VariantResult
 
 RECORDS, TIMING, SCHEDULES, PICTURES = "records", "timing", "schedules", "pictures"
+FAILED = "failed"
+"""What the results of a variant that cannot be run have: the sentence that says why."""
 
 _RENAMED = {"way": "variant", "ways": "variants", "peer": "baseline"}
 """Keys of records since version 0.1."""
@@ -25,6 +27,8 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
     """
     folder = Path(folder)
     records, problems = _read(folder / RECORDS, "compare")
+    unable = {str(r.results["id"]): str(r.results[FAILED]) for r in records if FAILED in r.results}
+    records = [record for record in records if FAILED not in record.results]
     if not records:
         found = f"; {problems[0]}" if problems else ""
         raise DataError(
@@ -50,7 +54,9 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
         return variant.base, variant.method != FULL, group, variant.method, -variant.fraction
 
     variants.sort(key=order)
-    return ComparisonResults(folder, records[0].config, tuple(variants), images, decode, (*problems, *broken))
+    return ComparisonResults(
+        folder, records[0].config, tuple(variants), images, decode, (*problems, *broken), unable
+    )
 
 
 def read_record(path: Path) -> RunRecord:

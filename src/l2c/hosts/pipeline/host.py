@@ -64,13 +64,13 @@ class PipelineHost:
         scheduler: Any = None,
         encoded: dict[str, Any] | None = None,
     ) -> None:
-        self.target, self._encoded = pipe, {} if encoded is None else encoded
+        self.target, self.encoded = pipe, {} if encoded is None else encoded
         self.conditions, self.call = tuple(conditions), dict(call)
         self._scheduler = scheduler if scheduler is not None else pipe.scheduler
 
     @cached_property
     def _trajectory(self) -> PipelineTrajectory:
-        return PipelineTrajectory(self.target, self.call, self._encoded)
+        return PipelineTrajectory(self.target, self.call, self.encoded)
 
     @classmethod
     def of(
@@ -293,7 +293,7 @@ class PipelineHost:
 
     def _with(self, scheduler: Any, steps: int) -> PipelineHost:
         call = {**self.call, "num_inference_steps": steps}
-        return PipelineHost(self.target, self.conditions, call, scheduler, self._encoded)
+        return PipelineHost(self.target, self.conditions, call, scheduler, self.encoded)
 
     def _steps_argument(self) -> str | None:
         name = "num_inference_steps"

@@ -19,9 +19,9 @@ from l2c.hosts.pipeline.offload import execution_device
 class PipelineTrajectory:
     """Latents that a pipeline makes, differentiable where gradients are enabled.
 
-    Guidance, scaling, packing of latents and solver steps are the pipeline's and the scheduler's own; only the
-    `no_grad` around the pipeline's call is left out. Prompts are encoded once. A pipeline that cannot put out latents
-    is stopped where it would decode them.
+    Guidance, scaling, packing of latents and solver steps are the pipeline's and the scheduler's own; where gradients
+    are enabled, only the `no_grad` around the pipeline's call is left out. Prompts are encoded once. A pipeline that
+    cannot put out latents is stopped where it would decode them.
 
     Args:
         pipe: A diffusers pipeline with latents, `encoders_offloaded` where gradients are taken.
@@ -54,7 +54,9 @@ class PipelineTrajectory:
             bf16: Let matrix products be in bfloat16.
             changes: What else is called otherwise.
         """
-        inner = inspect.unwrap(type(self.pipe).__call__)
+        inner = type(self.pipe).__call__
+        if torch.is_grad_enabled():
+            inner = inspect.unwrap(inner)
         generator = torch.Generator().manual_seed(seed)
         given = {**self.call, **condition, **changes, "generator": generator}
         with ExitStack() as stack:

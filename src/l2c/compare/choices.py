@@ -1,0 +1,119 @@
+"""The parts of a comparison's configuration: what is compared, runs to make faster, methods, and the fine run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from l2c.errors import ConfigError
+from l2c.hosts.pipeline.conditions import read_prompts
+from l2c.methods.learned import find_schedule
+
+TINY = "tiny:"
+"""What the name of a pipeline of `l2c.testing` begins with."""
+
+
+@dataclass(frozen=True)
+class PipelineChoice:
+    """A diffusers pipeline and what it is called with.
+
+    Attributes:
+        pipeline: Folder or name on the hub, `l2c:NAME` for one that comes with the package, or `tiny:sd3` for one of
+            `l2c.testing`.
+        prompts: Prompts, which take turns; from a file, by its name, if that has one in each line.
+        conditions: Instead of prompts what tells runs apart, by the pipeline's names: `{ class_labels = 3 }`.
+        call: What it is called with besides, by name: `guidance_scale`, `height`, `width`. A base adds the steps.
+    """
+
+    pipeline: str
+    prompts: tuple[str, ...] = ()
+    conditions: tuple[Mapping[str, Any], ...] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            object.__setattr__(self, "prompts", tuple(read_prompts(find_schedule(self.prompts))))
+        if self.prompts and self.conditions:
+            raise ConfigError("a pipeline is called with either prompts or conditions; leave one of them out")
+        if not (self.prompts or self.conditions or self.pipeline.startswith(TINY)):
+            raise ConfigError(
+                f"what is {self.pipeline} to make? give prompts, a list or a text file with one in each line"
+            )
+        if "num_inference_steps" in self.call:
+            raise ConfigError(
+                "the number of steps is that of each base; leave num_inference_steps out of the call"
+            )
+
+
+@dataclass(frozen=True)
+class Base:
+    """A run that is to become faster.
+
+    Attributes:
+        solver: Of a model: solver name.
+        steps: Number of steps; of a model, its evaluations.
+        spacing: Of a model: their spacing.
+        budgets: Shares of its MACs that methods aim at.
+        scheduler: Of a pipeline: instead of its own scheduler one of `Host.fewer_steps` by its name there, or a class
+            of diffusers.
+    """
+
+    solver: str = ""
+    steps: int = 0
+    spacing: str = "linspace"
+    budgets: tuple[float, ...] = (0.5, 0.35, 0.25)
+    scheduler: str = ""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(
+                f"a base needs a number of steps from 1 up, such as steps = 20, got {self.steps}"
+            )
+
+    @property
+    def name(self) -> str:
+        """For files: `ddim-50`, with the spacing where it is not linspace; of a pipeline's own scheduler `steps-28`."""
+        driver = "".join(c if c.isalnum() else "-" for c in (self.solver or self.scheduler).replace("+", "p"))
+        short = f"{driver.replace('--', '-') or 'steps'}-{self.steps}"
+        return short if self.spacing == "linspace" else f"{short}-{self.spacing}"
+
+    def to_plain(self) -> dict[str, Any]:
+        """What decides its figures, in the types of JSON."""
+        if self.solver:
+            return {"solver": self.solver, "steps": self.steps, "spacing": self.spacing}
+        return {"scheduler": self.scheduler, "steps": self.steps}
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with the settings to try.
+
+    Attributes:
+        name: From the registry of methods, or a baseline.
+        settings: One or several sets of settings; none takes the published ones, or those of the baseline.
+        budgets: Instead of the base's; an empty list takes the settings as they are.
+        bases: Names of the bases it runs on; all by default.
+        optional: Leave it out, and say so, where what it needs is not installed.
+    """
+
+    name: str
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+    budgets: tuple[float, ...] | None = None
+    bases: tuple[str, ...] | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fine run whose pictures errors are measured against.
+
+    Attributes:
+        solver: Of a model: solver name. A pipeline takes that of `Host.reference`.
+        steps: Number of steps.
+        spacing: Of a model: their spacing.
+    """
+
+    solver: str = "dpmsolver++3"
+    steps: int = 100
+    spacing: str = "logsnr"
