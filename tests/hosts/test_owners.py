@@ -160,6 +160,7 @@ def test_another_picture_size_under_dynamic_shifting_is_told_and_not_refused(sol
     learning = {"solver": "auto", "evaluations": 3} if solver else {"budget": 0.6}
     schedule = l2c.learn(pipe, settings=QUICK, **learning, **call("flux"))
     told = "made for samples of 16x4 and the run has 1024x4" if solver else "shifted by -0.17 in half log-SNR"
-    with l2c.enable_cache(pipe, schedule), pytest.warns(UserWarning, match=told) as warned:
+    with l2c.enable_cache(pipe, schedule), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         pipe(**{**options, "height": 128, "width": 128})
-    assert {warning.category for warning in warned} == {UserWarning}
+    assert any(told in str(warning.message) for warning in warned)
