@@ -39,6 +39,7 @@ import scaling
 from l2c.bench.latency import device_floor, floor_s, measure_latency
 from l2c.devices import resolve_device
 from l2c.errors import L2CError
+from l2c.hosts.native import ModelHost
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model
 from l2c.records import RunRecord, describe_device
@@ -98,8 +99,10 @@ def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
         }
         for images in (8, 1):
             for engine, times in ((FAST, repetitions), (SLOW, max(2, repetitions // 3))):
-                for found in measure_latency(sampler, schedules, [engine], images, times):
-                    best = floor_s(sampler, schedules[found.schedule], images, floor["matmul_flops"])
+                for found in measure_latency(ModelHost(sampler), schedules, [engine], images, times):
+                    best = floor_s(
+                        ModelHost(sampler), schedules[found.schedule], images, floor["matmul_flops"]
+                    )
                     rows.append({"model": name, **found.to_json(), "floor_s": best})
                     print(line(rows[-1]), flush=True)
         del sampler
@@ -164,7 +167,7 @@ def throughput(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
     rows = []
     for images in BATCHES:
         for found in measure_latency(
-            sampler, schedules, ["auto"], images, max(2, min(repetitions, 64 // images))
+            ModelHost(sampler), schedules, ["auto"], images, max(2, min(repetitions, 64 // images))
         ):
             rows.append({"model": FIRST, **found.to_json(), "floor_s": 0.0})
             print(line(rows[-1]), flush=True)

@@ -29,6 +29,7 @@ from l2c.bench.runs import random_mask
 from l2c.devices import resolve_device
 from l2c.errors import DataError, L2CError
 from l2c.files import atomic_write
+from l2c.hosts.native import ModelHost
 from l2c.layers import find_layers
 from l2c.models import DiTConfig, model_config, random_model
 from l2c.records import RunRecord, describe_device
@@ -119,12 +120,12 @@ def measure(device: str, repetitions: int) -> dict[str, Any]:
     plan = PLANS["cuda" if torch.device(device).type == "cuda" else "cpu"]
     sampler = plan.sampler(device)
     by_fraction = [row.to_json() for row in measure_latency(
-        sampler, masks(sampler), ["auto"], plan.images, repetitions
+        ModelHost(sampler), masks(sampler), ["auto"], plan.images, repetitions
     )]  # fmt: skip
     points = [(row["macs_fraction"], row["median_s"]) for row in by_fraction]
 
     def everything(other: Sampler, images: int) -> dict[str, Any]:
-        (row,) = measure_latency(other, {EVERYTHING: None}, ["auto"], images, repetitions)
+        (row,) = measure_latency(ModelHost(other), {EVERYTHING: None}, ["auto"], images, repetitions)
         return row.to_json()
 
     return {

@@ -150,12 +150,13 @@ def sampling_costs(
     sampler: Sampler, schedule: CacheSchedule | None, mode: str, batch_size: int
 ) -> dict[str, Any]:
     """What a picture costs in multiply-accumulates, and the stored values of a batch in bytes."""
-    full = len(sampler.run.timesteps) * find_layers(sampler.denoiser.model).full_macs
+    table, guidance, dtype = find_layers(sampler.denoiser.model), sampler.guidance, sampler.denoiser.dtype
+    full, rows = len(sampler.run.timesteps) * table.full_macs, guidance.call_size(batch_size)
     return {
         "macs_per_picture": full if schedule is None else schedule.cost.macs,
         "full_macs_per_picture": full,
-        "guidance_factor": 1 if sampler.guidance.scale == 1 else 2,
-        "store_peak_bytes": planned_store_bytes(sampler, schedule, mode, batch_size),
+        "guidance_factor": 1 if guidance.scale == 1 else 2,
+        "store_peak_bytes": planned_store_bytes(schedule, table, rows, guidance.calls, dtype, mode),
     }
 
 

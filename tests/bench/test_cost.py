@@ -10,6 +10,8 @@ import l2c
 from l2c.bench.cost import fit_costs, measure_costs, measure_profile, read_costs
 from l2c.bench.runs import layer_groups
 from l2c.errors import CacheStateError, ConfigError, DataError
+from l2c.hosts.native import ModelHost
+from l2c.hosts.targets import host_for
 from l2c.layers import Layer, LayerTable, find_layers
 from l2c.records import RunRecord
 from l2c.sampling import Denoiser, Guidance
@@ -22,8 +24,8 @@ TABLE = LayerTable("dit", tuple(Layer(f"{i}.{kind}", "", kind) for i in range(2)
 RUNS = ("everything computed", "everything reused", "everything reused, of one value", "attn", "mlp")
 
 
-def sampler_of(model, guidance=1.5, mode="batch"):
-    return Sampler(Denoiser.of(model), "ddim", 4, "linspace", Guidance(guidance, mode))
+def host_with(model, guidance=1.5, mode="batch"):
+    return ModelHost(Sampler(Denoiser.of(model), "ddim", 4, "linspace", Guidance(guidance, mode)))
 
 
 def uncompiled(model):
@@ -79,7 +81,7 @@ def test_layers_of_one_kind_and_size_form_a_group():
 def test_costs_tell_where_the_time_goes(clock, engine, mode, calls):
     model = uncompiled(tiny_dit())
     slow_layers(model, clock, attention=1e-3, mlp=4e-3, rest=7e-3)
-    measured = measure_profile(sampler_of(model, mode=mode), repetitions=2, engine=engine)
+    measured = measure_profile(host_with(model, mode=mode), repetitions=2, engine=engine)
     costs = measured.costs
     assert (costs.unit, costs.architecture, costs.names) == ("ms", "dit", find_layers(model).names)
     assert costs.layers == pytest.approx([calls * 1, calls * 4] * 3)
@@ -94,7 +96,7 @@ def test_a_layer_that_is_slow_by_the_wall_clock_costs_more():
     model = tiny_dit()
     for block in model.blocks:
         slow_down(block.attn, lambda: time.sleep(2e-3))
-    profile = measure_profile(sampler_of(model), repetitions=3, evaluations=6, checked=())
+    profile = measure_profile(host_with(model), repetitions=3, evaluations=6, checked=())
     attention, mlp = profile.costs.layers[0], profile.costs.layers[1]
     assert attention > max(1.0, mlp)
     assert 0 < profile.solver_ms < profile.costs.full
@@ -138,7 +140,7 @@ def test_measuring_leaves_the_model_as_it_was(make):
     model = make()
     forwards = [module.__dict__.get("forward") for module in model.modules()]
     before = l2c.sample(model, [1, 2], steps=3)
-    costs = l2c.measure_costs(sampler_of(model, guidance=1.0), batch_size=2, repetitions=1)
+    costs = l2c.measure_costs(model, guidance=1.0, batch_size=2, repetitions=1)
     assert len(costs.layers) == len(find_layers(model))
     assert forwards == [module.__dict__.get("forward") for module in model.modules()]
     assert torch.equal(l2c.sample(model, [1, 2], steps=3), before)
@@ -147,10 +149,15 @@ def test_measuring_leaves_the_model_as_it_was(make):
 def test_copies_and_a_solver_of_its_own_and_a_decoder():
     schedule = l2c.CacheSchedule.load("dit-mini-cifar10-auto-6")
     model = tiny_dit()
-    sampler = Sampler.of_run(Denoiser.of(model), schedule.contract.run, Guidance(1.0))
+    host = host_for(model, schedule, guidance=1.0)
     decoded = []
     profile = measure_profile(
-        sampler, 2, 1, predictor=Predictor(), checked=(0.5,), decoder=lambda x: decoded.append(x.shape)
+        host,
+        batch_size=2,
+        repetitions=1,
+        predictor=Predictor(),
+        checked=(0.5,),
+        decoder=lambda x: decoded.append(x.shape),
     )
     assert profile.history == profile.costs.history == 1
     assert profile.costs.per_value == 0
@@ -166,7 +173,7 @@ def test_captured_runs_are_all_kept_while_they_are_timed():
     engine.memory_limit = 1
     limits = set()
     measure_profile(
-        sampler_of(model), 1, 1, engine="compile", on_run=lambda *_: limits.add(engine.memory_limit)
+        host_with(model), repetitions=1, engine="compile", on_run=lambda *_: limits.add(engine.memory_limit)
     )
     assert limits == {None}
     assert engine.memory_limit == 1
@@ -178,7 +185,7 @@ def test_captured_runs_are_all_kept_while_they_are_timed():
 @pytest.mark.parametrize("name", ["dit-mini-cifar10", "uvit-mini-cifar10"])
 def test_graphs_are_profiled_as_they_are_sampled(name):
     model = l2c.load_model(name, dtype=torch.bfloat16, device="cuda")
-    profile = measure_profile(sampler_of(model), batch_size=16)
+    profile = measure_profile(host_with(model), batch_size=16)
     assert (profile.engine, profile.evaluations) == ("graph", 20)
     assert len(engine_of(model, "graph")._runs) == len(profile.timings) - 1  # all but the solver by itself
     assert profile.costs.per_value == 0
@@ -200,35 +207,35 @@ def test_graphs_are_profiled_as_they_are_sampled(name):
 )
 def test_what_cannot_be_measured_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
-        measure_profile(sampler_of(tiny_dit()), **options)
+        measure_profile(host_with(tiny_dit()), **options)
 
 
 def test_bare_models_need_the_eager_engine_and_no_cache():
     with pytest.raises(ConfigError, match="or use the engine 'eager'"):
-        measure_costs(sampler_of(tiny_diffusers_dit()), engine="compile")
+        measure_costs(host_with(tiny_diffusers_dit()), engine="compile")
     model = tiny_dit()
     with (
         l2c.enable_cache(model, l2c.methods.interval(model, solver="ddim", steps=4)),
         pytest.raises(CacheStateError, match="already enabled"),
     ):
-        measure_costs(sampler_of(model))
+        measure_costs(host_with(model))
 
 
 def test_costs_are_read_for_what_they_were_measured_for(tmp_path):
-    sampler = sampler_of(tiny_dit())
-    costs = measure_costs(sampler, repetitions=1)
+    host = host_with(tiny_dit())
+    costs = measure_costs(host, repetitions=1)
     path = tmp_path / "costs.json"
     RunRecord("profile", {"guidance": 1.5}, results={"costs": costs.to_json()}).save(path)
-    assert read_costs(path, sampler) == costs
-    assert read_costs(path, sampler_of(tiny_dit(1), guidance=3.0)) == costs
+    assert read_costs(path, host) == costs
+    assert read_costs(path, host_with(tiny_dit(1), guidance=3.0)) == costs
     with pytest.raises(
         ConfigError, match="the costs are those of 6 layers of a dit, but the model is a uvit"
     ):
-        read_costs(path, sampler_of(tiny_uvit()))
+        read_costs(path, host_with(tiny_uvit()))
     with pytest.raises(ConfigError, match="has the costs with guidance, and this run is without; measure it"):
-        read_costs(path, sampler_of(tiny_dit(), guidance=1.0))
+        read_costs(path, host_with(tiny_dit(), guidance=1.0))
     RunRecord("sample", {}).save(path)
     with pytest.raises(DataError, match="is a record of l2c sample; give one that l2c profile has written"):
-        read_costs(path, sampler)
+        read_costs(path, host)
     with pytest.raises(DataError, match="is not a record"):
-        read_costs(tmp_path / "missing.json", sampler)
+        read_costs(tmp_path / "missing.json", host)

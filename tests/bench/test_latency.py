@@ -11,9 +11,8 @@ import torch
 import l2c
 from l2c.bench.latency import device_floor, floor_s, measure_latency
 from l2c.errors import ConfigError
+from l2c.hosts.native import ModelHost
 from l2c.records import RunRecord
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,23 +109,23 @@ def test_shares_of_known_times(latency):
 
 
 def test_latency_of_variants_that_take_turns(tiny_dit):
-    sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
+    host = ModelHost.of(tiny_dit, "ddim", 6)
     schedules = {"all": None, "half": l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)}
-    rows = measure_latency(sampler, schedules, ["auto", "eager"], images=3, repetitions=2)
+    rows = measure_latency(host, schedules, ["auto", "eager"], images=3, repetitions=2)
     assert [(row.schedule, row.engine) for row in rows] == [("all", "eager"), ("half", "eager")]
     assert rows[0].store_bytes == 0 < rows[1].store_bytes
     assert all(len(row.seconds) == 2 and row.launch_us is None for row in rows)
     assert rows[1].to_json()["pictures_per_s"] == pytest.approx(3 / rows[1].median_s)
     with pytest.raises(ConfigError, match="at least one"):
-        measure_latency(sampler, {}, ["auto"])
+        measure_latency(host, {}, ["auto"])
 
 
 def test_the_floor_follows_the_work(tiny_dit):
-    sampler = Sampler(Denoiser.of(tiny_dit), "ddim", 6)
+    host = ModelHost.of(tiny_dit, "ddim", 6)
     half = l2c.methods.interval(tiny_dit, solver="ddim", steps=6, every=2)
-    full = floor_s(sampler, None, 4, 1e12)
-    assert floor_s(sampler, half, 4, 1e12) == pytest.approx(full * half.cost.fraction)
-    assert floor_s(sampler, None, 8, 1e12) == pytest.approx(2 * full)
+    full = floor_s(host, None, 4, 1e12)
+    assert floor_s(host, half, 4, 1e12) == pytest.approx(full * half.cost.fraction)
+    assert floor_s(host, None, 8, 1e12) == pytest.approx(2 * full)
     found = device_floor("cpu", torch.float32)
     assert found["matmul_flops"] > 1e8
     assert found["copy_bytes"] > 1e8

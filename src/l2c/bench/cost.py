@@ -12,15 +12,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import Tensor
-
 from l2c.bench.runs import FULL, REST, SHALLOW, ProfileRuns, layer_groups, random_mask
 from l2c.bench.timing import Timing, interleave
 from l2c.errors import ConfigError, DataError
-from l2c.layers import LayerTable, find_layers
+from l2c.hosts.base import Host
+from l2c.hosts.native import ModelHost, check_class_host
+from l2c.hosts.targets import host_of
+from l2c.layers import LayerTable
 from l2c.records import RunRecord, describe_device
-from l2c.sampling.compiled import keep_all_runs, resolve_engine
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.compiled import keep_all_runs
 from l2c.schedule.cost import CostTable
 from l2c.schedule.forecast import Predictor
 
@@ -64,8 +64,9 @@ class Profile:
         engine: `graph`, `compile` or `eager`.
         evaluations: Of each run.
         history: How many stored values a forecast reads.
-        solver_ms: What of the rest is the solver, per evaluation. With graphs it is less than this, which is launched
-            step by step.
+        guidance: Scale, None where the run has none.
+        solver_ms: What of the rest is the solver, per evaluation; None for a pipeline, whose scheduler is not timed
+            apart. With graphs it is less than this, which is launched step by step.
         decoder_ms: Of decoding the pictures of a batch, which is in no evaluation; None where there is no decoder.
     """
 
@@ -76,7 +77,8 @@ class Profile:
     engine: str
     evaluations: int
     history: int
-    solver_ms: float
+    guidance: float | None
+    solver_ms: float | None
     decoder_ms: float | None
 
     def record(self, device: str, **config: Any) -> RunRecord:
@@ -84,13 +86,13 @@ class Profile:
 
         Args:
             device: Where it was measured.
-            config: The settings; `guidance` belongs to them.
+            config: The settings.
         """
         costs = self.costs
         made = {"steps": self.evaluations, "engine": self.engine, "history": self.history}
         return RunRecord(
             command="profile",
-            config={**config, **made},
+            config={**config, **made, "guidance": self.guidance},
             timings={name: list(timing.seconds) for name, timing in self.timings.items()},
             results={
                 "costs": costs.to_json(),
@@ -109,75 +111,82 @@ class Profile:
 
 
 def measure_costs(
-    sampler: Sampler, batch_size: int = 1, repetitions: int = 9, *, engine: str = "auto"
+    target: Any, *, batch_size: int = 1, repetitions: int = 9, engine: str = "auto", **run: Any
 ) -> CostTable:
     """Milliseconds of every layer and of the rest of an evaluation; arguments and errors as of `measure_profile`.
 
     Example:
         >>> import l2c
-        >>> model = l2c.testing.tiny_dit()
-        >>> costs = l2c.measure_costs(l2c.Sampler(l2c.sampling.Denoiser.of(model)), repetitions=1)
+        >>> costs = l2c.measure_costs(l2c.testing.tiny_dit(), repetitions=1)
         >>> costs.unit, len(costs.layers)
         ('ms', 6)
     """
-    return measure_profile(sampler, batch_size, repetitions, engine=engine, checked=()).costs
+    return measure_profile(
+        target, batch_size=batch_size, repetitions=repetitions, engine=engine, checked=(), **run
+    ).costs
 
 
 def measure_profile(
-    sampler: Sampler,
+    target: Any,
+    *,
     batch_size: int = 1,
     repetitions: int = 9,
-    *,
     engine: str = "auto",
     predictor: Predictor = LEARNED,
     evaluations: int | None = None,
     checked: Sequence[float] = CHECKED,
-    decoder: Callable[[Tensor], object] | None = None,
+    decoder: Callable[[Any], object] | None = None,
     on_run: Callable[[str, int], None] | None = None,
     time_limit_s: float | None = 180.0,
+    **run: Any,
 ) -> Profile:
     """Finds out where the time of a run goes, by whole runs that reuse one group of layers or another.
 
     Args:
-        sampler: The model, its solver and its guidance. The number of steps does not matter: runs have
-            `evaluations`, unless the sampler brings a solver of its own.
+        target: A model, a diffusers pipeline or a host. The number of steps does not matter: runs have `evaluations`,
+            unless they are of a learned solver.
         batch_size: Pictures at a time.
         repetitions: Runs of each kind, fewer if the time is up before.
-        engine: How the model is run, see `Sampler.compile`.
+        engine: How a model is run, see `Sampler.compile`; a pipeline runs as it is, compiled if its transformer is.
         predictor: How many stored values the forecasts read; which weights they have costs nothing.
-        evaluations: Of each run; 20 on CUDA devices and 8 elsewhere if not given.
+        evaluations: Of each run, in steps of its solver; 20 on CUDA devices and 8 elsewhere if not given.
         checked: Shares of the MACs of random masks to check predictions on.
-        decoder: Decodes samples, if its time is wanted.
+        decoder: Decodes a model's samples, if its time is wanted.
         on_run: Called as (kind of run, repetition) before each.
         time_limit_s: Seconds after which no further repetition is begun.
+        run: How the target is sampled, see `l2c.learn`.
 
     Raises:
         CacheStateError: If a cache is enabled on the model.
-        ConfigError: If batch size or repetitions are less than 1, there are too few evaluations, or the engine is
-            unknown or does not fit the model or its device.
+        ConfigError: If batch size or repetitions are less than 1, there are too few evaluations, the engine is unknown
+            or does not fit the model or its device, a pipeline is given a decoder, or an argument is unknown.
     """
     if batch_size < 1 or repetitions < 1:
         raise ConfigError(
             f"batch size and repetitions must be at least 1, got {batch_size} and {repetitions}"
         )
-    mode = resolve_engine(engine, sampler.denoiser)
-    runs = ProfileRuns(sampler, batch_size, mode, predictor.history, evaluations)
+    host = host_of(target, measure_profile, **run)
+    mode = host.resolve_engine(engine)
+    runs = ProfileRuns(host, batch_size, mode, predictor.history, evaluations)
     table, masks = runs.table, runs.masks()
+    whole = (0,) if len(runs.host.segments) == 1 else (~runs.reused).nonzero().flatten().tolist()
     random = {
-        f"random, {share:.0%}": random_mask(table, runs.count, share, seed)
+        f"random, {share:.0%}": random_mask(table, runs.count, share, seed, whole)
         for seed, share in enumerate(checked)
     }
     masks |= random
     variants = {name: runs.variant(mask) for name, mask in masks.items()}
     if runs.history > 1 and mode == "eager":  # compiled forecasts read as many values always
         variants[SHALLOW] = runs.variant(masks[REST], history=1)
-    variants[_SOLVER] = runs.solver()
+    if isinstance(runs.host, ModelHost):
+        variants[_SOLVER] = runs.solver(runs.host)
     if decoder is not None:
-        variants[_DECODER] = lambda: decoder(runs.noise)
-    with keep_all_runs(sampler.denoiser.model, [mode]):
+        noise = check_class_host(host, "timing a decoder").seeded(range(batch_size)).noise
+        variants[_DECODER] = lambda: decoder(noise)
+    with keep_all_runs(next(iter(host.models.values())), [mode]):
         timings = interleave(variants, repetitions, time_limit_s=time_limit_s, on_run=on_run)
     seconds = {name: timing.seconds for name, timing in timings.items()}
-    costs = fit_costs(table, seconds, runs.count, runs.history)
+    costs = fit_costs(table, seconds, runs.count, runs.history, int(runs.reused.sum()))
     checks = tuple(
         Check(runs.schedule(mask).cost.fraction, costs.of(mask), 1e3 * timings[name].median_s)
         for name, mask in random.items()
@@ -190,13 +199,18 @@ def measure_profile(
         mode,
         runs.count,
         runs.history,
-        1e3 * timings[_SOLVER].median_s / runs.count,
+        host.run.guidance,
+        1e3 * timings[_SOLVER].median_s / runs.count if _SOLVER in timings else None,
         None if decoder is None else 1e3 * timings[_DECODER].median_s,
     )
 
 
 def fit_costs(
-    table: LayerTable, seconds: Mapping[str, Sequence[float]], evaluations: int, history: int
+    table: LayerTable,
+    seconds: Mapping[str, Sequence[float]],
+    evaluations: int,
+    history: int,
+    reused: int | None = None,
 ) -> CostTable:
     """Milliseconds of layers and rest from the times of runs.
 
@@ -208,13 +222,14 @@ def fit_costs(
         seconds: Of every repetition, for each kind of run: with everything computed, with everything reused, the same
             with forecasts that read one value, if that matters, and with each group reused, by its name.
         evaluations: Of each run.
-        history: How many evaluations at its beginning computed everything.
+        history: How many values forecasts read.
+        reused: In how many evaluations runs reused layers; in all after the first `history` if not given.
     """
     full = seconds[FULL]
 
     def saved_ms(name: str) -> float:
         differences = [a - b for a, b in zip(full, seconds[name], strict=True)]
-        return max(0.0, 1e3 * median(differences) / (evaluations - history))
+        return max(0.0, 1e3 * median(differences) / (reused or evaluations - history))
 
     groups = layer_groups(table)
     full_ms = 1e3 * median(full) / evaluations
@@ -233,12 +248,12 @@ def fit_costs(
     )
 
 
-def read_costs(path: Path, sampler: Sampler) -> CostTable:
+def read_costs(path: Path, host: Host) -> CostTable:
     """Reads the table of costs that `l2c profile` wrote.
 
     Args:
         path: The file.
-        sampler: What it is to be used for.
+        host: What it is to be used for.
 
     Raises:
         ConfigError: If it is of another model, or with guidance where this run is without, or the other way round.
@@ -248,11 +263,11 @@ def read_costs(path: Path, sampler: Sampler) -> CostTable:
     if record.command != "profile" or "costs" not in record.results:
         raise DataError(f"{path} is a record of l2c {record.command}; give one that l2c profile has written")
     costs = CostTable.from_json(record.results["costs"])
-    costs.check_layers(find_layers(sampler.denoiser.model))
-    guided, here = (scale != 1 for scale in (record.config.get("guidance", 1), sampler.guidance.scale))
+    costs.check_layers(host.table)
+    guided, here = (scale not in (None, 1) for scale in (record.config.get("guidance"), host.run.guidance))
     if guided != here:
         raise ConfigError(
             f"{path} has the costs {'with' if guided else 'without'} guidance, and this run is "
-            f"{'with' if here else 'without'}; measure it with l2c profile --guidance {sampler.guidance.scale:g}"
+            f"{'with' if here else 'without'}; measure it with l2c profile and the guidance of this run"
         )
     return costs

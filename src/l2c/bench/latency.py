@@ -7,18 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from l2c.bench.timing import interleave, synchronize
 from l2c.errors import ConfigError
-from l2c.layers import find_layers
-from l2c.sampling.compiled import engine_of, keep_all_runs, release_engines, resolve_engine
+from l2c.hosts.base import Host
+from l2c.sampling.compiled import engine_of, keep_all_runs, release_engines
 from l2c.sampling.memory import planned_store_bytes
-from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.schedule.schedule import CacheSchedule
 
 
@@ -87,13 +85,12 @@ class SpeedUp:
 
 @torch.no_grad()
 def measure_latency(
-    sampler: Sampler,
+    host: Host,
     schedules: Mapping[str, CacheSchedule | None],
     engines: Sequence[str] = ("auto",),
     images: int = 8,
     repetitions: int = 7,
     *,
-    any_weights: bool = False,
     on_run: Callable[[str, int], None] | None = None,
 ) -> list[Latency]:
     """Times every schedule with every engine, in turn in one process.
@@ -102,12 +99,11 @@ def measure_latency(
     until the end, whatever they take, because one that is dropped would be captured again in the time of its turn.
 
     Args:
-        sampler: Model, solver and guidance.
+        host: The model or pipeline and its run.
         schedules: By name; None computes everything.
-        engines: As for `Sampler.compile`; engines that come out the same are timed once.
+        engines: As for `Sampler.compile`; engines that come out the same are timed once. A pipeline runs as it is.
         images: Pictures in a batch.
         repetitions: Timed calls of each.
-        any_weights: See `Sampler.compile`.
         on_run: Called as (name, repetition) before each timed call.
 
     Raises:
@@ -116,25 +112,23 @@ def measure_latency(
     """
     if images < 1 or not schedules or not engines:
         raise ConfigError("timing needs at least one schedule, one engine and one picture")
-    denoiser = sampler.denoiser
-    noise = seeded_noise(range(images), denoiser.sample_shape).to(denoiser.device)
-    labels = torch.arange(images, device=denoiser.device) % denoiser.num_classes
-    modes = dict.fromkeys(resolve_engine(engine, denoiser) for engine in engines)
-    release_engines(denoiser.model)
-    calls: dict[tuple[str, str], Callable[[], Tensor]] = {}
+    model = next(iter(host.models.values()))  # pipelines may have several, and no engines
+    modes = dict.fromkeys(host.resolve_engine(engine) for engine in engines)
+    rows, calls_each = host.rows_and_calls
+    release_engines(model)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
     first, peak = {}, {}
-    with keep_all_runs(denoiser.model, modes):
+    with keep_all_runs(model, modes):
         for mode in modes:
             for name, schedule in schedules.items():
-                run = sampler.compile(schedule, mode, any_weights=any_weights)
-                calls[name, mode] = partial(run, noise, labels)
+                calls[name, mode] = host.ready(schedule, images, mode)
                 _reset_peak()
                 began = time.perf_counter()
                 calls[name, mode]()
                 synchronize()
                 first[name, mode] = time.perf_counter() - began
                 calls[name, mode]()
-                peak[name, mode] = torch.cuda.max_memory_reserved() if noise.is_cuda else 0
+                peak[name, mode] = torch.cuda.max_memory_reserved() if host.device.type == "cuda" else 0
         timings = interleave(
             {f"{name} {mode}": call for (name, mode), call in calls.items()},
             repetitions,
@@ -149,9 +143,16 @@ def measure_latency(
                 macs_fraction=1.0 if schedules[name] is None else schedules[name].cost.fraction,  # type: ignore[union-attr]
                 first_s=first[name, mode],
                 seconds=timings[f"{name} {mode}"].seconds,
-                launch_us=_launch_us(sampler, call) if mode == "graph" else None,
+                launch_us=_launch_us(model, call) if mode == "graph" else None,
                 peak_bytes=peak[name, mode],
-                store_bytes=planned_store_bytes(sampler, schedules[name], mode, images),
+                store_bytes=planned_store_bytes(
+                    schedules[name],
+                    host.table,
+                    rows * images,
+                    calls_each,
+                    next(model.parameters()).dtype,
+                    mode,
+                ),
             )
             for (name, mode), call in calls.items()
         ]
@@ -165,9 +166,9 @@ def _reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _launch_us(sampler: Sampler, call: Callable[[], Tensor]) -> float:
+def _launch_us(model: nn.Module, call: Callable[[], object]) -> float:
     call()
-    run = engine_of(sampler.denoiser.model, "graph").runs[-1]
+    run = engine_of(model, "graph").runs[-1]
     return 1e6 * statistics.median(run.launch_times())
 
 
@@ -190,9 +191,8 @@ def device_floor(device: torch.device | str, dtype: torch.dtype = torch.bfloat16
     }
 
 
-def floor_s(sampler: Sampler, schedule: CacheSchedule | None, images: int, matmul_flops: float) -> float:
+def floor_s(host: Host, schedule: CacheSchedule | None, images: int, matmul_flops: float) -> float:
     """Seconds that the multiply-accumulates of a run take at the device's best rate."""
-    table = find_layers(sampler.denoiser.model)
-    macs = len(sampler.run.timesteps) * table.full_macs if schedule is None else schedule.cost.macs
-    rows = sampler.guidance.call_size(images) * sampler.guidance.calls
-    return 2 * macs * rows / matmul_flops
+    macs = len(host.run.timesteps) * host.table.full_macs if schedule is None else schedule.cost.macs
+    rows, calls = host.rows_and_calls
+    return 2 * macs * rows * calls * images / matmul_flops

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.layers import Layer, LayerTable, find_layers
+from l2c.hosts.base import Host
+from l2c.hosts.native import ModelHost
+from l2c.layers import Layer, LayerTable
 from l2c.sampling.compiled import CompiledSampler
 from l2c.sampling.loop import run_loop, sampling_loop
-from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.schedule.contract import Contract
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
@@ -21,46 +21,48 @@ FULL, REST, SHALLOW = "everything computed", "everything reused", "everything re
 
 
 class ProfileRuns:
-    """Whole runs of a sampler with one mask or another.
+    """Whole runs of a host with one mask or another.
 
     Args:
-        sampler: Model, solver and guidance.
+        host: The model or pipeline and its run.
         batch_size: Pictures at a time.
-        mode: The engine, from `resolve_engine`.
+        mode: The engine, from `Host.resolve_engine`.
         history: How many values the forecasts read.
-        evaluations: Of each run; None for a usual number. A sampler that brings its own solver has its own.
+        evaluations: Of each run; None for a usual number, or the host's own where it cannot be set. A host with a
+            learned solver has its own.
+
+    Attributes:
+        reused: Evaluations that reuse layers, bool (evaluations,): all but the first of each transformer, as many as
+            the forecasts read values.
 
     Raises:
         ConfigError: If there are too few evaluations for the history.
     """
 
-    def __init__(
-        self, sampler: Sampler, batch_size: int, mode: str, history: int, evaluations: int | None
-    ) -> None:
-        denoiser = sampler.denoiser
-        if sampler.learned is None:
-            wanted = evaluations or max(history + 2, 20 if denoiser.device.type == "cuda" else 8)
-            sampler = replace(sampler, steps=wanted)
-        self.sampler, self.mode, self.history = sampler, mode, history
-        self.run = sampler.run
-        self.count = len(self.run.timesteps)
-        if self.count <= history:
+    def __init__(self, host: Host, batch_size: int, mode: str, history: int, evaluations: int | None) -> None:
+        try:
+            host = host.with_steps(evaluations or max(history + 2, 20 if host.device.type == "cuda" else 8))
+        except ConfigError:
+            if evaluations is not None:
+                raise
+        self.host, self.batch_size, self.mode, self.history = host, batch_size, mode, history
+        self.table, self.count = host.table, len(host.run.timesteps)
+        self.reused = torch.ones(self.count, dtype=torch.bool)
+        for begin in host.segments:
+            self.reused[begin : begin + history] = False
+        if not self.reused.any():
             raise ConfigError(
                 f"the forecasts read {history} values, so a run needs at least {history + 1} evaluations, got "
                 f"{self.count}"
             )
-        self.table = find_layers(denoiser.model)
-        self.noise = seeded_noise(range(batch_size), denoiser.sample_shape).to(denoiser.device)
-        self.labels = torch.arange(batch_size, device=denoiser.device) % denoiser.num_classes
 
     def masks(self) -> dict[str, Tensor]:
         """What `fit_costs` needs: all begin with as many whole evaluations as the forecasts read."""
         everything = torch.ones(self.count, len(self.table), dtype=torch.bool)
-        masks = {FULL: everything, REST: everything.clone()}
-        masks[REST][self.history :] = False
-        for name, members in layer_groups(self.table).items():
+        masks = {FULL: everything}
+        for name, members in {REST: range(len(self.table)), **layer_groups(self.table)}.items():
             masks[name] = everything.clone()
-            masks[name][self.history :, list(members)] = False
+            masks[name][:, list(members)] = ~self.reused[:, None]
         return masks
 
     def schedule(self, mask: Tensor, history: int | None = None) -> CacheSchedule:
@@ -71,16 +73,15 @@ class ProfileRuns:
             coefficients = torch.full((*mask.shape, history), 0.1 / history)
             coefficients[..., 0] = 0.9
             predictor = Predictor("linear", coefficients=coefficients)
-        return CacheSchedule(mask, self.table, Contract(self.run), predictor)
+        return CacheSchedule(mask, self.table, Contract(self.host.run), predictor)
 
     def variant(self, mask: Tensor, history: int | None = None) -> Callable[[], object]:
         """One run with a mask."""
-        sample = self.sampler.compile(self.schedule(mask, history), self.mode)
-        return lambda: sample(self.noise, self.labels)
+        return self.host.ready(self.schedule(mask, history), self.batch_size, self.mode)
 
-    def solver(self) -> Callable[[], object]:
-        """What a run does besides evaluating the network."""
-        sampler, noise = self.sampler, self.noise
+    def solver(self, host: ModelHost) -> Callable[[], object]:
+        """What a run of a model does besides evaluating the network."""
+        sampler, noise = host.sampler, host.seeded(range(self.batch_size)).noise
         compiled = sampler.compile(None, self.mode)
         if not isinstance(compiled, CompiledSampler):
             return lambda: run_loop(
@@ -106,7 +107,9 @@ def layer_groups(table: LayerTable) -> dict[str, tuple[int, ...]]:
     return groups
 
 
-def random_mask(table: LayerTable, evaluations: int, share: float, seed: int) -> Tensor:
+def random_mask(
+    table: LayerTable, evaluations: int, share: float, seed: int, whole: Sequence[int] = (0,)
+) -> Tensor:
     """A mask of about so many of the MACs that is random everywhere after the first evaluation.
 
     Args:
@@ -114,14 +117,15 @@ def random_mask(table: LayerTable, evaluations: int, share: float, seed: int) ->
         evaluations: Of the run.
         share: Of the MACs of a run that computes everything; one that cannot be had gives the nearest that can.
         seed: Of the mask.
+        whole: Evaluations that compute everything.
 
     Returns:
         Bool (evaluations, layers).
     """
-    later = evaluations - 1
-    left = share * evaluations * table.full_macs - table.full_macs - later * table.rest_macs
+    later = evaluations - len(whole)
+    left = (share * evaluations - len(whole)) * table.full_macs - later * table.rest_macs
     chance = left / max(later * table.layer_macs, 1)
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(evaluations, len(table), generator=generator) < chance
-    mask[0] = True
+    mask[list(whole)] = True
     return mask

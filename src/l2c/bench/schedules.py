@@ -8,16 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from l2c.bench.latency import Latency, SpeedUp, device_floor, floor_s, measure_latency
 from l2c.cache.cached_model import check_model
 from l2c.errors import ConfigError, L2CError
+from l2c.hosts.base import Host
+from l2c.hosts.targets import host_for, host_of
 from l2c.records import RunRecord, describe_device
-from l2c.sampling.compiled import engine_of, release_engines, resolve_engine
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.images import resolve_sampler
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.compiled import release_engines
 from l2c.schedule.schedule import CacheSchedule
 
 EVERYTHING = "everything computed"
@@ -33,15 +31,16 @@ _CPU_MEMORY = ("can't allocate memory", "not enough memory")  # what PyTorch's a
 class _Group:
     """Schedules for the same run, which can be compared; None computes everything and is the baseline."""
 
-    sampler: Sampler
+    host: Host
     schedules: dict[str, CacheSchedule | None] = field(default_factory=lambda: {EVERYTHING: None})
 
     @property
     def title(self) -> str:
-        run, scale = self.sampler.run, self.sampler.guidance.scale
-        guided = "without guidance" if scale == 1 else f"guidance {scale:g}"
-        if run.weights is None:
-            return f"{run.solver}, {len(run.timesteps)} evaluations, {run.spacing} spacing, {guided}"
+        run = self.host.run
+        guided = "without guidance" if run.guidance in (None, 1) else f"guidance {run.guidance:g}"
+        if run.weights is None:  # a pipeline's scheduler says its spacing in its own words
+            spacing = run.spacing if "=" in run.spacing else f"{run.spacing} spacing"
+            return f"{run.solver}, {len(run.timesteps)} evaluations, {spacing}, {guided}"
         learned = " and ".join(name for name in self.schedules if name != EVERYTHING)
         return f"the solver of {learned}, {len(run.timesteps)} evaluations, {guided}"
 
@@ -51,7 +50,7 @@ class _Group:
         baselines = {row.engine: row for row in found if row.schedule == EVERYTHING}
         for row in found:
             speed_up = SpeedUp.of(row, baselines[row.engine])
-            least_s = floor_s(self.sampler, self.schedules[row.schedule], row.images, matmul_flops)
+            least_s = floor_s(self.host, self.schedules[row.schedule], row.images, matmul_flops)
             rows.append(
                 {
                     "run": self.title,
@@ -65,20 +64,20 @@ class _Group:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        run = self.sampler.run
+        run = self.host.run
         return {
             "run": self.title,
             "solver": run.solver,
             "steps": run.steps,
             "spacing": run.spacing,
-            "guidance": self.sampler.guidance.scale,
+            "guidance": run.guidance,
             "evaluations": len(run.timesteps),
             "schedules": list(self.schedules),
         }
 
 
 def measure_schedules(
-    model: nn.Module,
+    target: Any,
     schedules: Mapping[str, CacheSchedule] | None = None,
     *,
     batch_sizes: Sequence[int] = (1, 8),
@@ -95,16 +94,16 @@ def measure_schedules(
     A batch that does not fit into memory is left out, which `results["out_of_memory"]` says.
 
     Args:
-        model: As for `l2c.sample`.
+        target: A model, a diffusers pipeline without a cache enabled, or a host.
         schedules: By name; without any, only everything computed is timed.
         batch_sizes: Pictures at a time.
-        engines: As for `Sampler.compile`; each is timed.
+        engines: As for `Sampler.compile`; each is timed. A pipeline runs as it is, compiled if its transformer is.
         repetitions: Timed runs of each kind.
         any_weights: Warn, instead of refusing, when a schedule was learned on other weights.
         names: What else belongs to the record's settings, such as the model's name; plain data.
         note: Called with a sentence that the user should read.
         on_progress: See `OnProgress`.
-        run: `solver`, `steps`, `spacing`, `guidance`, `guidance_mode`, as for `l2c.sample`.
+        run: How the target is sampled, see `l2c.learn`; the schedules' own runs where nothing is said.
 
     Raises:
         ConfigError: If an argument is out of range, or an engine does not fit the model or its device.
@@ -115,13 +114,11 @@ def measure_schedules(
         raise ConfigError(
             f"--batch-sizes takes numbers of pictures from 1 up, such as 1,8,64, got {batch_sizes}"
         )
-    denoiser = Denoiser.of(model)
-    modes = list(dict.fromkeys(resolve_engine(engine, denoiser) for engine in engines))
-    for mode in modes:
-        if mode != "eager":
-            engine_of(model, mode)  # refuses what does not fit
-    groups = _groups(denoiser, schedules or {}, any_weights, run)
-    floor = device_floor(denoiser.device, denoiser.dtype)
+    given = {name: value for name, value in run.items() if value is not None}
+    groups = _groups(target, schedules or {}, any_weights, given)
+    host = groups[0].host
+    modes = list(dict.fromkeys(host.resolve_engine(engine) for engine in engines))
+    floor = device_floor(host.device, next(next(iter(host.models.values())).parameters()).dtype)
     rows: list[dict[str, Any]] = []
     too_large: list[dict[str, Any]] = []
     for images in dict.fromkeys(batch_sizes):
@@ -152,7 +149,7 @@ def measure_schedules(
             for row in rows
         },
         results={"rows": rows, "device_floor": floor, "out_of_memory": too_large},
-        device=describe_device(str(denoiser.device)),
+        device=describe_device(str(host.device)),
     )
 
 
@@ -177,17 +174,18 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _groups(
-    denoiser: Denoiser, schedules: Mapping[str, CacheSchedule], any_weights: bool, run: Mapping[str, Any]
+    target: Any, schedules: Mapping[str, CacheSchedule], any_weights: bool, run: Mapping[str, Any]
 ) -> list[_Group]:
     """Schedules by their runs, checked here and for once, so that no run has to compare weights again."""
     groups: dict[Any, _Group] = {}
     for name, schedule in schedules.items():
-        sampler = resolve_sampler(denoiser, schedule, **run)
-        schedule.contract.check_run(sampler.run)
-        check_model(denoiser.model, schedule, any_weights=any_weights)
+        host = host_for(target, schedule, measure_schedules, **run).for_schedule(schedule)
+        schedule.contract.check_run(host.run)
+        for model in host.models.values():
+            check_model(model, schedule, any_weights=any_weights)
         unbound = replace(schedule, contract=replace(schedule.contract, fingerprint=()))
-        groups.setdefault(sampler.run, _Group(sampler)).schedules[name] = unbound
-    return list(groups.values()) or [_Group(resolve_sampler(denoiser, None, **run))]
+        groups.setdefault(host.run, _Group(host)).schedules[name] = unbound
+    return list(groups.values()) or [_Group(host_of(target, measure_schedules, **run))]
 
 
 def _measure(
@@ -198,7 +196,7 @@ def _measure(
     on_progress(f"{title}, first calls", None, None)
     try:
         found = measure_latency(
-            group.sampler,
+            group.host,
             group.schedules,
             modes,
             images,
@@ -208,7 +206,8 @@ def _measure(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    release_engines(group.sampler.denoiser.model)
+    for model in group.host.models.values():
+        release_engines(model)
     gc.collect()  # only here, because until now the error held what the run had made
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -99,11 +99,12 @@ class Budget:
         """
         if self.unit == "ms":
             from l2c.bench.cost import measure_costs, read_costs
+            from l2c.hosts.native import ModelHost
             from l2c.sampling.compiled import release_engines
 
             if self.costs_file is not None:
-                return read_costs(self.costs_file, sampler)
-            costs = measure_costs(sampler, self.batch_size, engine=self.engine)
+                return read_costs(self.costs_file, ModelHost(sampler))
+            costs = measure_costs(ModelHost(sampler), batch_size=self.batch_size, engine=self.engine)
             release_engines(sampler.denoiser.model)  # learning needs the memory
             return costs
         if self.unit == "MACs":

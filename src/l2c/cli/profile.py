@@ -81,6 +81,7 @@ def profile(
     """
     from l2c.bench.cost import measure_profile
     from l2c.devices import resolve_device, resolve_dtype
+    from l2c.hosts.native import ModelHost
     from l2c.models import load_model
     from l2c.sampling.decoding import LatentDecoder
     from l2c.sampling.denoiser import Denoiser
@@ -99,9 +100,9 @@ def profile(
     with progress_bar() as bar:
         task = bar.add_task("warming up", total=None)
         measured = measure_profile(
-            Sampler(denoiser, solver, spacing=spacing, guidance=guided),
-            batch_size,
-            repetitions,
+            ModelHost(Sampler(denoiser, solver, spacing=spacing, guidance=guided)),
+            batch_size=batch_size,
+            repetitions=repetitions,
             engine=engine,
             predictor=forecasts,
             evaluations=steps,

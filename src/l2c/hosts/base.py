@@ -88,6 +88,11 @@ class Host(Protocol):
         ...
 
     @property
+    def rows_and_calls(self) -> tuple[int, int]:
+        """Rows of a call for one picture, and calls in an evaluation: 2 and 1 with guidance in one batch."""
+        ...
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What tells it from others in checkpoints and records, in JSON types."""
         ...
@@ -191,13 +196,21 @@ class Host(Protocol):
         """
         ...
 
+    def resolve_engine(self, engine: str) -> str:
+        """The engine that a name stands for: `graph`, `compile` or `eager`.
+
+        Raises:
+            ConfigError: If there is no such engine for it.
+        """
+        ...
+
     def ready(
         self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
     ) -> Callable[[], object]:
         """A function that samples a batch with a schedule, or with everything computed, at full speed.
 
         Raises:
-            ConfigError: If there is no such engine for it.
+            ConfigError: If there is no such engine for it, or no such batch.
         """
         ...
 

@@ -17,6 +17,7 @@ from l2c.digest import digest
 from l2c.errors import ConfigError
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.layers import LayerTable, find_layers, fingerprint
+from l2c.sampling.compiled import engine_of, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.draw import draw, random_labels
 from l2c.sampling.guidance import Guidance
@@ -120,6 +121,11 @@ class ModelHost:
     def device(self) -> torch.device:
         """See `Host.device`."""
         return self.sampler.denoiser.device
+
+    @property
+    def rows_and_calls(self) -> tuple[int, int]:
+        """See `Host.rows_and_calls`."""
+        return self.sampler.guidance.call_size(1), self.sampler.guidance.calls
 
     @cached_property
     def _fingerprint(self) -> tuple[float, ...]:
@@ -246,6 +252,13 @@ class ModelHost:
         if self.sampler.learned is not None:
             return self
         return self.with_run(self.sampler.solver, self.sampler.spacing, steps)
+
+    def resolve_engine(self, engine: str) -> str:
+        """See `Host.resolve_engine`."""
+        mode = resolve_engine(engine, self.sampler.denoiser)
+        if mode != "eager":
+            engine_of(self.target, mode)  # refuses what does not fit
+        return mode
 
     def ready(
         self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"

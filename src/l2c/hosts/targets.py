@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,8 @@ from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import check_call
 from l2c.hosts.pipeline.host import PipelineHost
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.images import resolve_sampler
 from l2c.schedule.schedule import CacheSchedule
 
 MODEL_RUN = tuple(inspect.signature(ModelHost.of).parameters)[1:]
@@ -41,12 +43,7 @@ def host_of(target: Any, verb: Callable[..., Any] | None = None, /, **run: Any) 
             raise ConfigError(f"a host has its run already and takes no argument '{name}'; {advice}")
         return target
     if isinstance(target, nn.Module):
-        known = [*MODEL_RUN, *_arguments(verb)]
-        for name in run:
-            if name not in MODEL_RUN:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise ConfigError(f"a model takes no argument '{name}'; {hint}known are {', '.join(known)}")
+        _check_names(run, verb)
         return ModelHost.of(target, **run)
     if callable(target) and hasattr(target, "scheduler"):
         several = ("prompts", "conditions")
@@ -67,6 +64,15 @@ def _arguments(verb: Callable[..., Any] | None) -> list[str]:
     return [name for name in named if name not in ("target", "schedule", *MODEL_RUN)]
 
 
+def _check_names(run: Mapping[str, Any], verb: Callable[..., Any] | None) -> None:
+    known = [*MODEL_RUN, *_arguments(verb)]
+    for name in run:
+        if name not in MODEL_RUN:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"a model takes no argument '{name}'; {hint}known are {', '.join(known)}")
+
+
 def host_for(
     target: Any, schedule: CacheSchedule, verb: Callable[..., Any] | None = None, /, **run: Any
 ) -> Host:
@@ -79,13 +85,8 @@ def host_for(
         run: See `host_of`; goes before what the schedule says.
     """
     if isinstance(target, nn.Module):
-        if not set(run) - {"guidance"}:
-            return ModelHost.of_schedule(target, schedule, **run)
-        mine = schedule.contract.run
-        own = {"solver": mine.solver, "steps": mine.steps, "spacing": mine.spacing}
-        if mine.guidance is not None:
-            own["guidance"] = mine.guidance
-        return host_of(target, verb, **{**own, **run})
+        _check_names(run, verb)
+        return ModelHost(resolve_sampler(Denoiser.of(target), schedule, **run))
     if isinstance(target, (ModelHost, PipelineHost)):
         return host_of(target, verb, **run)
     recorded = schedule.provenance.get("call")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from l2c.digest import digest
@@ -86,11 +87,25 @@ class SeededConditions:
         )
 
 
-def repeated(value: Any, count: int) -> Any:
-    """A condition for so many pictures in one call."""
-    if isinstance(value, (list, tuple)):
-        return list(value) * count
-    return [value] * count if isinstance(value, str) else value
+def repeated(condition: Condition, count: int) -> Condition:
+    """A condition for so many pictures in one call.
+
+    Raises:
+        ConfigError: If it has no prompt or label that could be repeated.
+    """
+
+    def times(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.cat([value] * count)
+        return value * count if isinstance(value, list) else [value] * count
+
+    kinds = (str, list, tuple, Tensor)
+    made = {name: times(value) if isinstance(value, kinds) else value for name, value in condition.items()}
+    if count > 1 and not any(isinstance(value, kinds) for value in condition.values()):
+        raise ConfigError(
+            f"a batch of {count} repeats a prompt or label, and none is given by prompt=, prompts= or conditions="
+        )
+    return made
 
 
 def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> None:

@@ -34,6 +34,7 @@ class DryRun:
         first: Evaluation of the scheduler at which the run begins: above 0 for image to image.
         mu: Shift of the noise levels that the pipeline worked out for its resolution, if it did.
         resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
+        rows: Of the batch in the first call of a transformer: 2 for guidance in one call.
     """
 
     run: Run
@@ -43,6 +44,7 @@ class DryRun:
     resolution: dict[str, int]
     mu: float | None = None
     first: int = 0
+    rows: int = 1
 
     @property
     def table(self) -> LayerTable:
@@ -87,6 +89,7 @@ class _DryForward:
         self.model, self.clock = model, clock
         self.table: LayerTable | None = None
         self.evaluations: list[int] = []
+        self.rows = 1
         self._blanks: dict[Any, Any] = {}
         self._real = False
 
@@ -100,6 +103,7 @@ class _DryForward:
             self._real = True
             try:
                 if self.table is None:
+                    self.rows = 1 if shape is None else shape[0]
                     table = find_layers(self.model)
                     self.table, output = measure_layers(self.model, table, args, kwargs)
                 else:
@@ -165,7 +169,8 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
     first = min(min(actors[name].evaluations) for name in tables)
     evaluations = {name: sorted({at - first for at in actors[name].evaluations}) for name in tables}
     calls = {name: actors[name].evaluations.count(first + evaluations[name][0]) for name in tables}
-    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first)
+    rows = max(actors[name].rows for name in tables)
+    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first, rows)
 
 
 def takes_latent_output(pipe: Any) -> bool:

@@ -141,6 +141,11 @@ class PipelineHost:
         """See `Host.device`."""
         return execution_device(self.target)
 
+    @property
+    def rows_and_calls(self) -> tuple[int, int]:
+        """See `Host.rows_and_calls`."""
+        return self.dry.rows, self.dry.calls_per_evaluation[self.dry.order[0]]
+
     @cached_property
     def _fingerprint(self) -> tuple[float, ...]:
         return tuple(
@@ -210,15 +215,11 @@ class PipelineHost:
             assert isinstance(self._scheduler, LearnedScheduler)
             self._scheduler.use(solver.log_snrs, solver.weights)
         with self._driven():
-            made = [
-                self._latents(condition, seed, bf16)
+            made: list[Tensor] = [
+                self._trajectory.sample(condition, seed, bf16=bf16).float()
                 for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
             ]
         return torch.cat(made)
-
-    def _latents(self, condition: Condition, seed: int, bf16: bool) -> Tensor:
-        latents: Tensor = self._trajectory.sample(condition, seed, bf16=bf16).float()
-        return latents
 
     @contextmanager
     def attach(
@@ -229,23 +230,13 @@ class PipelineHost:
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         models = dict(self.models)
-        reuse: Mapping[str, CacheSchedule] | ReusePolicy
         if isinstance(policy, CacheSchedule):
-            own = replace(policy, contract=replace(policy.contract, fingerprint=()))
-            reuse = dict.fromkeys(models, own)
-        else:
-            reuse = policy
+            policy = replace(policy, contract=replace(policy.contract, fingerprint=()))
+        reuse = dict.fromkeys(models, policy) if isinstance(policy, CacheSchedule) else policy
+        around = around or compute_once
         with (
             self._driven(),
-            PipelineCache(
-                self.target,
-                self._scheduler,
-                models,
-                reuse,
-                any_run=True,
-                around=around or compute_once,
-                quiet=True,
-            ) as cache,
+            PipelineCache(self.target, self._scheduler, models, reuse, around=around, quiet=True) as cache,
         ):
             yield cache
 
@@ -254,7 +245,7 @@ class PipelineHost:
         if steps is None or self.dry.first:  # image to image begins at another noise level with other steps
             return self
         made = fine_scheduler(self._scheduler, self.run, steps)
-        if made is None or self._steps_argument() is None or not self._trajectory.puts_out_latents:
+        if made is None or not self._takes_steps() or not self._trajectory.puts_out_latents:
             logger.info(
                 "no fine-step solution can be had under %s; errors are measured against its own run",
                 type(self._scheduler).__name__,
@@ -295,14 +286,12 @@ class PipelineHost:
         call = {**self.call, "num_inference_steps": steps}
         return PipelineHost(self.target, self.conditions, call, scheduler, self.encoded)
 
-    def _steps_argument(self) -> str | None:
-        name = "num_inference_steps"
+    def _takes_steps(self) -> bool:
         given = {"sigmas", "timesteps"} & {key for key, value in self.call.items() if value is not None}
-        takes = name in inspect.signature(type(self.target).__call__).parameters
-        return name if takes and not given else None
+        return not given and "num_inference_steps" in inspect.signature(type(self.target).__call__).parameters
 
     def _check_steps(self) -> None:
-        if self._steps_argument() is None:
+        if not self._takes_steps():
             raise ConfigError(
                 f"{type(self.target).__name__} is called without num_inference_steps, so that its number of steps "
                 "cannot be set; call it with that instead of timesteps or sigmas"
@@ -334,16 +323,21 @@ class PipelineHost:
         self._check_steps()
         return self._with(self._scheduler, steps)
 
-    def ready(
-        self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
-    ) -> Callable[[], object]:
-        """See `Host.ready`; the pipeline runs as it is, compiled if its transformer is."""
+    def resolve_engine(self, engine: str) -> str:
+        """See `Host.resolve_engine`; the pipeline runs as it is, compiled if its transformer is."""
         if engine not in ("auto", "eager"):
             raise ConfigError(
                 f"the engine '{engine}' runs l2c's own models; a pipeline runs as it is: compile its transformer, and "
                 "take the engine 'eager'"
             )
-        batch = {name: repeated(value, batch_size) for name, value in self.conditions[0].items()}
+        return "eager"
+
+    def ready(
+        self, schedule: CacheSchedule | None, batch_size: int, engine: str = "auto"
+    ) -> Callable[[], object]:
+        """See `Host.ready`."""
+        self.resolve_engine(engine)
+        batch = repeated(self.conditions[0], batch_size)
 
         @torch.no_grad()
         def sample() -> object:
