@@ -18,6 +18,28 @@ BUDGET_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a schedule computes, in multiply-accumulates (MACs) for one image, without guidance.
+
+    Attributes:
+        macs: Of the whole run with the schedule.
+        full_macs: Of the whole run with everything computed.
+        linear_macs: Like `macs`, leaving out the attention products, as DiT papers count.
+        full_linear_macs: Like `full_macs`, leaving out the attention products.
+    """
+
+    macs: int
+    full_macs: int
+    linear_macs: int
+    full_linear_macs: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the MACs that is left."""
+        return self.macs / self.full_macs
+
+
+@dataclass(frozen=True)
 class CostTable:
     """Cost of one evaluation, part by part.
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2c.errors import OutputError, ScheduleError
 from l2c.files import atomic_write
-
-if TYPE_CHECKING:
-    from l2c.schedule.schedule import CacheSchedule
 
 SCHEDULE_FILE = "schedule.safetensors"
 HEAT_MAP_FILE = "schedule.png"
 CARD_FILE = "README.md"
 
 
-def save_folder(schedule: CacheSchedule, folder: str | Path, repo_id: str = "") -> Path:
+def save_folder(
+    summary: dict[str, Any], save: Callable[[Path], None], folder: str | Path, repo_id: str = ""
+) -> Path:
     """Writes a schedule, its heat map and its card into a folder.
+
+    Args:
+        summary: Of the schedule.
+        save: Writes the schedule to a file.
+        folder: Where to write; it is made if it is not there.
+        repo_id: Name on the hub, for the card.
 
     Raises:
         OutputError: If a file cannot be written.
@@ -26,19 +32,20 @@ def save_folder(schedule: CacheSchedule, folder: str | Path, repo_id: str = "") 
     from l2c.report.card import schedule_card
     from l2c.report.figures import heat_map
 
-    folder, summary = Path(folder), schedule.summary()
+    folder = Path(folder)
     card = schedule_card(
         summary, {"schedule": SCHEDULE_FILE, "heat_map": HEAT_MAP_FILE}, repo_id or folder.name
     )
     advice = "choose another folder"
     atomic_write(folder / HEAT_MAP_FILE, heat_map(summary), advice)
     atomic_write(folder / CARD_FILE, card.encode(), advice)
-    schedule.save(folder / SCHEDULE_FILE)
+    save(folder / SCHEDULE_FILE)
     return folder
 
 
 def push(
-    schedule: CacheSchedule,
+    summary: dict[str, Any],
+    save: Callable[[Path], None],
     repo_id: str,
     message: str,
     private: bool | None,
@@ -57,7 +64,7 @@ def push(
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_folder(schedule, folder, repo_id)
+        save_folder(summary, save, folder, repo_id)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(

@@ -15,34 +15,13 @@ from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.layers import LayerTable
 from l2c.schedule import hub
 from l2c.schedule.contract import Contract, Run
+from l2c.schedule.cost import Cost
 from l2c.schedule.file import malformed, read_tensors, write_tensors
 from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a schedule computes, in multiply-accumulates (MACs) for one image, without guidance.
-
-    Attributes:
-        macs: Of the whole run with the schedule.
-        full_macs: Of the whole run with everything computed.
-        linear_macs: Like `macs`, leaving out the attention products, as DiT papers count.
-        full_linear_macs: Like `full_macs`, leaving out the attention products.
-    """
-
-    macs: int
-    full_macs: int
-    linear_macs: int
-    full_linear_macs: int
-
-    @property
-    def fraction(self) -> float:
-        """Share of the MACs that is left."""
-        return self.macs / self.full_macs
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +222,7 @@ class CacheSchedule:
         Raises:
             OutputError: If a file cannot be written.
         """
-        return hub.save_folder(self, folder)
+        return hub.save_folder(self.summary(), self.save, folder)
 
     def push_to_hub(
         self,
@@ -259,7 +238,7 @@ class CacheSchedule:
         Raises:
             OutputError: If the hub refuses or cannot be reached.
         """
-        return hub.push(self, repo_id, commit_message, private, token, create_pr)
+        return hub.push(self.summary(), self.save, repo_id, commit_message, private, token, create_pr)
 
     @classmethod
     def from_pretrained(

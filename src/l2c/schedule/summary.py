@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from l2c.schedule.schedule import CacheSchedule
+from l2c.layers import LayerTable
+from l2c.schedule.contract import Contract
+from l2c.schedule.cost import Cost
+from l2c.schedule.forecast import Predictor
 
 
-def summarize(schedule: CacheSchedule) -> dict[str, Any]:
+class _Summarized(Protocol):
+    """What is shown of a schedule; see `CacheSchedule`."""
+
+    @property
+    def compute(self) -> Tensor: ...
+
+    @property
+    def layers(self) -> LayerTable: ...
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def predictor(self) -> Predictor: ...
+
+    @property
+    def scores(self) -> Tensor | None: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+    @property
+    def cost(self) -> Cost: ...
+
+    @property
+    def num_evaluations(self) -> int: ...
+
+
+def summarize(schedule: _Summarized) -> dict[str, Any]:
     """The schedule as JSON types.
 
     `cached` speaks of the evaluations that a router decided, as the L2C paper counts its layers, or, without
@@ -65,14 +97,14 @@ def summarize(schedule: CacheSchedule) -> dict[str, Any]:
     }
 
 
-def _columns_by_kind(schedule: CacheSchedule) -> dict[str, list[int]]:
+def _columns_by_kind(schedule: _Summarized) -> dict[str, list[int]]:
     columns: dict[str, list[int]] = {}
     for index, layer in enumerate(schedule.layers.layers):
         columns.setdefault(layer.kind, []).append(index)
     return columns
 
 
-def _rows(schedule: CacheSchedule) -> list[dict[str, Any]]:
+def _rows(schedule: _Summarized) -> list[dict[str, Any]]:
     run, table = schedule.contract.run, schedule.layers
     macs = torch.tensor([layer.macs for layer in table.layers], dtype=torch.float64)
     columns = _columns_by_kind(schedule)
@@ -92,7 +124,7 @@ def _rows(schedule: CacheSchedule) -> list[dict[str, Any]]:
     ]
 
 
-def _scores(schedule: CacheSchedule) -> list[list[float | None]] | None:
+def _scores(schedule: _Summarized) -> list[list[float | None]] | None:
     """Router scores per evaluation and layer, None where there is none."""
     if schedule.scores is None:
         return None
