@@ -43,8 +43,8 @@ def compare(
 
     A TOML file names a model or a diffusers pipeline, runs to make faster, methods, budgets and metrics. Every variant
     samples the same noise; each is recorded in a file of its own, with every figure per picture; then all of them are
-    timed in turn. What cannot be run is recorded with the reason, and does not stop the others. A comparison that was interrupted, or whose file has more methods now, goes on where it was. `l2c report` makes
-    the page.
+    timed in turn. What cannot be run is recorded with the reason, and does not stop the others. A comparison that was
+    interrupted, or whose file has more methods now, goes on where it was. `l2c report` makes the page.
 
     For example:
 
