@@ -346,6 +346,22 @@ def test_wrong_configurations_are_sentences(tmp_path, change, message):
     assert message in str(caught.value)
 
 
+def test_pipeline_that_is_there_already_may_have_no_fine_solution(tmp_path):
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    path, notes = tmp_path / "compare.toml", list[str]()
+    path.write_text(HEAD.format(name="pixart", prompts=""))
+    mine = host("pixart", 8)
+    mine = PipelineHost.of(
+        tiny_pipeline("pixart", EulerAncestralDiscreteScheduler()), conditions=mine.conditions, **mine.call
+    )
+    Comparison(CompareConfig.load(path), tmp_path / "out", "cpu", notes.append, host=mine).run()
+    assert notes[0].startswith(
+        "no fine solution can be had under EulerAncestralDiscreteScheduler; errors are dis"
+    )
+    assert results(tmp_path / "out")["steps-8--full"]["metrics"]["rmse"] == [0.0] * 3
+
+
 def test_unknown_scheduler_names_those_that_there_are(tmp_path):
     path = tmp_path / "compare.toml"
     base = '[[base]]\nsteps = 4\nscheduler = "unipc, logsn"\n'

@@ -70,7 +70,7 @@ class Comparison:
         if self._hosts.reference is self._hosts.root:
             driver = type(self._hosts.root.target.scheduler).__name__
             self._note(
-                f"no fine solution can be had under {driver}; errors are to its own run in the first steps"
+                f"no fine solution can be had under {driver}; errors are distances to the run of the first base"
             )
 
     def _installed(self, variants: list[Variant]) -> list[Variant]:
