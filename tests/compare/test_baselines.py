@@ -6,7 +6,7 @@ from l2c.compare.candidates import BaselineCandidate
 from l2c.compare.choices import Base
 from l2c.compare.forward_count import ForwardCount
 from l2c.compare.plan import Variant
-from l2c.errors import ConfigError
+from l2c.errors import CacheStateError, ConfigError
 from l2c.hosts.native import ModelHost
 from l2c.layers import find_layers
 from l2c.sampling.denoiser import Denoiser
@@ -43,11 +43,6 @@ def test_bare_diffusers_is_the_same_model(tiny_dit):
 SETTINGS = {
     "diffusers-first-block": {"threshold": 10.0},
     "diffusers-taylorseer": {"cache_interval": 2, "max_order": 1, "disable_cache_before_step": 2},
-    "diffusers-faster": {
-        "spatial_attention_block_skip_range": 2,
-        "unconditional_batch_skip_range": 2,
-        "unconditional_batch_timestep_skip_range": (-1, 1000),
-    },
     "diffusers-pyramid": {"spatial_attention_block_skip_range": 2},
     "diffusers-mag": {"threshold": 10.0, "max_skip_steps": 2},
     "cache-dit": {"Fn_compute_blocks": 1, "residual_diff_threshold": 10.0, "max_warmup_steps": 2},
@@ -83,3 +78,13 @@ def test_baseline_skips_repeats_and_leaves_nothing_behind(name, tiny_dit, capfd)
 def test_baselines_run_on_a_dit_only(tiny_uvit):
     with pytest.raises(ConfigError, match="run on a DiTTransformer2DModel only, got a UViT"):
         in_diffusers(make_host(tiny_uvit))
+
+
+def test_cache_that_does_not_run_on_a_model_says_so(tiny_dit):
+    settings = {"unconditional_batch_skip_range": 2, "unconditional_batch_timestep_skip_range": (-1, 1000)}
+    message = "^FasterCache \\(diffusers\\) does not run on DiTTransformer2DModel as it is here: RuntimeError, The size"
+    with torch.no_grad(), candidate(tiny_dit, "diffusers-faster", settings).ready() as (sample, _):
+        with pytest.raises(
+            CacheStateError, match=message
+        ):  # it leaves out half of the batch, but not of the labels
+            sample(make_host(tiny_dit).seeded([5, 6]))

@@ -389,3 +389,16 @@ def test_decoded_latents_are_the_pipelines_own_pictures(name):
     own = torch.as_tensor(mine.target(**call, generator=torch.Generator().manual_seed(3))[0])
     own = own.permute(0, 3, 1, 2) if name == "dit" else own
     torch.testing.assert_close(mine_of, own * 2 - 1, atol=1e-6, rtol=0)
+
+
+def test_pipeline_in_a_folder_is_loaded(tmp_path):
+    tiny_pipeline("pixart").save_pretrained(tmp_path / "pipe")
+    path = tmp_path / "compare.toml"
+    call = "call = { height = 16, width = 16, use_resolution_binning = false, clean_caption = false, "
+    text = HEAD.format(name="pixart", prompts='prompts = ["a photo of a cat"]').replace("call = { ", call)
+    path.write_text(
+        text.replace("tiny:pixart", str(tmp_path / "pipe")).replace("repetitions = 2", "repetitions = 1")
+    )
+    Comparison(CompareConfig.load(path), tmp_path / "out", "cpu").run()
+    assert results(tmp_path / "out")["steps-8--full"]["unit"] == "absolute"
+    assert read_comparison(tmp_path / "out").model == str(tmp_path / "pipe")

@@ -32,7 +32,7 @@ def test_kinds_have_colours_of_their_own_by_what_is_computed():
 def test_scores_widen_the_figure(solver):
     from dataclasses import replace
 
-    schedule = l2c.methods.interval(tiny_uvit(), solver, 8)
+    schedule = l2c.methods.interval(tiny_uvit(), solver=solver, steps=8)
     plain = pixels(heat_map(schedule.summary()))
     scores = torch.rand(schedule.compute.shape)
     scores[0] = torch.nan

@@ -6,6 +6,7 @@ import ast
 import io
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
@@ -86,7 +87,8 @@ def faster(host: Host, settings: Mapping[str, Any]) -> Iterator[SampleBatch]:
     """FasterCache."""
     from diffusers.hooks import FasterCacheConfig, apply_faster_cache
 
-    with _timestep(host) as timestep, _quiet("diffusers.hooks.faster_cache"):
+    with _timestep(host) as timestep, _quiet("diffusers.hooks.faster_cache"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid")
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
         for model in host.models.values():
             config = FasterCacheConfig(
