@@ -83,8 +83,9 @@ def test_baselines_run_on_a_dit_only(tiny_uvit):
 def test_cache_that_does_not_run_on_a_model_says_so(tiny_dit):
     settings = {"unconditional_batch_skip_range": 2, "unconditional_batch_timestep_skip_range": (-1, 1000)}
     message = "^FasterCache \\(diffusers\\) does not run on DiTTransformer2DModel as it is here: RuntimeError, The size"
-    with torch.no_grad(), candidate(tiny_dit, "diffusers-faster", settings).ready() as (sample, _):
-        with pytest.raises(
-            CacheStateError, match=message
-        ):  # it leaves out half of the batch, but not of the labels
-            sample(make_host(tiny_dit).seeded([5, 6]))
+    examples = make_host(tiny_dit).seeded(
+        [5, 6]
+    )  # the cache leaves out half of the batch, but not of the labels
+    ready = candidate(tiny_dit, "diffusers-faster", settings).ready()
+    with torch.no_grad(), ready as (sample, _), pytest.raises(CacheStateError, match=message):
+        sample(examples)
