@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -11,10 +12,10 @@ import torch
 import l2c
 from l2c.cache.patch import covered
 from l2c.errors import CacheStateError, ConfigError, ContractError
-from l2c.hosts.pipeline import describe_run
 from l2c.hosts.pipeline.clock import SchedulerClock
+from l2c.hosts.pipeline.runs import describe_run
+from l2c.testing import tiny_call, tiny_pipeline
 from l2c.testing import tiny_interval as interval
-from l2c.testing import tiny_pipeline
 from l2c.testing import tiny_run as run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept")  # diffusers with numpy 2
@@ -120,10 +121,13 @@ def test_custom_timesteps_and_sigmas_are_a_run_like_any_other(custom):
 
 def test_another_run_is_refused_with_the_difference_by_name(pixart):
     schedule = interval(pixart, "pixart")
-    with l2c.enable_cache(pixart, schedule), pytest.raises(ContractError, match="sample with 6 steps"):
+    with (
+        l2c.enable_cache(pixart, schedule),
+        pytest.raises(ContractError, match="as it was, with 6 steps"),
+    ):
         run(pixart, "pixart", steps=5)
     pixart.scheduler = diffusers.UniPCMultistepScheduler()
-    with l2c.enable_cache(pixart, schedule), pytest.raises(ContractError, match="but the pipeline has UniPC"):
+    with l2c.enable_cache(pixart, schedule), pytest.raises(ContractError, match="but the run uses UniPC"):
         run(pixart, "pixart")
     pixart.scheduler = diffusers.DPMSolverMultistepScheduler(solver_order=3)
     with l2c.enable_cache(pixart, schedule), pytest.raises(ContractError, match="solver_order=3"):
@@ -139,7 +143,8 @@ def test_another_run_is_refused_with_the_difference_by_name(pixart):
 
 
 def test_another_guidance_or_shape_is_a_warning(flux):
-    schedule = interval(flux, "flux")
+    learned_for = l2c.host_of(flux, **{**tiny_call("flux"), "generator": None}).contract()
+    schedule = replace(interval(flux, "flux"), contract=learned_for)
     with (
         l2c.enable_cache(flux, schedule),
         pytest.warns(UserWarning, match="learned with guidance 3 .* uses 5"),

@@ -12,8 +12,9 @@ from torch import nn
 import l2c
 from l2c.cache.patch import MethodPatch, covered, patch_of
 from l2c.errors import ConfigError
-from l2c.hosts.pipeline import compilation, describe_run
+from l2c.hosts.pipeline import compilation
 from l2c.hosts.pipeline.compilation import find_compilation
+from l2c.hosts.pipeline.runs import describe_run
 from l2c.layers import find_layers
 from l2c.schedule.contract import Contract
 from l2c.schedule.forecast import Predictor

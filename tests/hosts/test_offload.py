@@ -1,18 +1,20 @@
 """While a pipeline is learned through, only its transformers have their weights on the device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
 from l2c.hosts.pipeline.settings import FitSettings
 
 import l2c
+from l2c import LearnSettings
 from l2c.errors import ConfigError
-from l2c.hosts import pipeline as pipelines
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
 from l2c.testing import tiny_call, tiny_interval, tiny_pipeline, tiny_run
 
-FEW = FitSettings(iterations=2, num_runs=1, num_held_out=1)
+FEW = LearnSettings(iterations=2, batch_size=1, num_examples=4, reference_steps=None)
 PROMPTS = ["a photo of a cat", "a green house"]
 
 
@@ -59,10 +61,8 @@ def test_learning_leaves_the_device_to_the_transformer(pixart):
         held.append((progress.stage, weights_of(pixart.text_encoder) + weights_of(pixart.vae)))
 
     size = weights_of(pixart.text_encoder)
-    pipelines.fit_predictor(
-        pixart, schedule, prompts=PROMPTS, settings=FEW, on_progress=note, **call_of("pixart")
-    )
-    assert {stage for stage, _ in held} == {"uncached runs", "learning"}
+    l2c.repair(pixart, schedule, prompts=PROMPTS, settings=FEW, on_progress=note, **call_of("pixart"))
+    assert {stage for stage, _ in held} == {"fine-step solutions", "learning"}
     assert {count for _, count in held} == {0}
     assert weights_of(pixart.text_encoder) == size
     assert not pixart.transformer._forward_pre_hooks
@@ -70,11 +70,11 @@ def test_learning_leaves_the_device_to_the_transformer(pixart):
 
 def test_learning_with_models_offloaded_by_turns_is_the_same_and_stays_so_afterwards(pixart):
     schedule, call = tiny_interval(pixart, "pixart"), {"settings": FEW, **call_of("pixart")}
-    expected = pipelines.fit_predictor(pixart, schedule, prompts=PROMPTS, **call)
+    expected = l2c.repair(pixart, schedule, prompts=PROMPTS, **call)
     bare = tiny_run(pixart, "pixart")
     pixart.enable_model_cpu_offload(device="cpu")
     hooked = []
-    made = pipelines.fit_predictor(
+    made = l2c.repair(
         pixart, schedule, prompts=PROMPTS, on_progress=lambda _: hooked.append(len(pixart._all_hooks)), **call
     )
     assert torch.equal(made.predictor.coefficients, expected.predictor.coefficients)
@@ -93,11 +93,11 @@ def test_learning_with_weights_that_come_layer_by_layer_is_the_same(flux):
     from accelerate import cpu_offload
 
     schedule, call = tiny_interval(flux, "flux"), {"settings": FEW, **call_of("flux")}
-    expected = pipelines.fit_predictor(flux, schedule, [{}], **call)
+    expected = l2c.repair(flux, schedule, **call)
     for part in (flux.transformer, flux.vae):  # as enable_sequential_cpu_offload, which wants an accelerator
         cpu_offload(part, execution_device=torch.device("cpu"))
     assert next(flux.transformer.parameters()).is_meta
-    made = pipelines.fit_predictor(flux, schedule, [{}], **call)
+    made = l2c.repair(flux, schedule, **call)
     torch.testing.assert_close(made.predictor.coefficients, expected.predictor.coefficients)
     assert next(flux.transformer.parameters()).is_meta
     assert made.contract.fingerprint == expected.contract.fingerprint
@@ -112,7 +112,7 @@ def test_group_offloading_is_refused(flux):
     except (AttributeError, RuntimeError):  # of diffusers, of older torch
         pytest.skip("diffusers before 0.41 offloads groups only where there is an accelerator")
     with pytest.raises(ConfigError, match="the transformer has group offloading"):
-        pipelines.fit_predictor(flux, tiny_interval(flux, "flux"), [{}], settings=FEW, **call_of("flux"))
+        l2c.repair(flux, tiny_interval(flux, "flux"), settings=FEW, **call_of("flux"))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -120,10 +120,10 @@ def test_gradients_go_through_a_bf16_pipeline(recompute):
     exact, pipe, call = tiny_pipeline("sd3"), tiny_pipeline("sd3").to(torch.bfloat16), call_of("sd3")
     call = {key: value.bfloat16() if torch.is_tensor(value) else value for key, value in call.items()}
     schedule = tiny_interval(exact, "sd3", every=3)
-    settings = FitSettings(iterations=10, num_runs=2, num_held_out=1, learning_rate=2e-2, recompute=recompute)
+    settings = replace(FEW, iterations=10, learning_rate=2e-2, recompute=recompute)
     losses = []
-    learned = pipelines.fit_predictor(
-        pipe, schedule, [{}], settings=settings, on_progress=lambda report: losses.append(report.loss), **call
+    learned = l2c.repair(
+        pipe, schedule, settings=settings, on_progress=lambda report: losses.append(report.loss), **call
     )
     assert next(pipe.transformer.parameters()).dtype == torch.bfloat16
     assert learned.predictor.coefficients.dtype == torch.float32
@@ -142,9 +142,9 @@ def test_bf16_is_for_learning_alone(pixart):
     part = pixart.transformer.transformer_blocks[0].ff.net[2]
     made = []
     for bf16 in (False, True):
-        settings = FitSettings(iterations=3, num_runs=1, num_held_out=1, bf16=bf16)
+        settings = replace(FEW, iterations=3, bf16=bf16)
         hook = part.register_forward_hook(note)
-        made.append(pipelines.fit_predictor(pixart, schedule, prompts=PROMPTS, settings=settings, **call))
+        made.append(l2c.repair(pixart, schedule, prompts=PROMPTS, settings=settings, **call))
         hook.remove()
         dtypes = {dtype for dtype, _ in products}
         assert dtypes == ({torch.float32, torch.bfloat16} if bf16 else {torch.float32})

@@ -9,7 +9,8 @@ from torch import nn
 
 import l2c
 from l2c.errors import CacheStateError, ConfigError, ContractError
-from l2c.hosts import pipeline as pipelines
+from l2c.hosts.pipeline.components import transformers_of
+from l2c.hosts.pipeline.dry_run import dry_run
 from l2c.testing import TINY_PIPELINES, count_calls, tiny_call, tiny_pipeline
 from l2c.testing import tiny_interval as interval
 from l2c.testing import tiny_mixed as mixed
@@ -50,7 +51,7 @@ def test_computing_everything_is_bit_equal_and_disabling_restores(pipe, name):
 
 def test_reuse_is_counted_and_repeats_and_leaves_no_trace(pipe, name):
     bare, schedule = run(pipe, name), mixed(pipe, name)
-    models = pipelines.enable.transformers_of(pipe)
+    models = transformers_of(pipe)
     with count_calls(models["transformer"]) as calls, l2c.enable_cache(pipe, schedule):
         first = run(pipe, name)
         seen = l2c.summary(pipe)
@@ -98,12 +99,12 @@ def test_several_pictures_are_what_they_are_alone(pipe, name):
 def test_dry_run_uses_no_random_numbers_and_changes_nothing(pipe, name):
     generator, before = torch.Generator().manual_seed(3), methods(pipe)
     state, everywhere = generator.get_state(), torch.get_rng_state()
-    dry_run = pipelines.dry_run(pipe, **{**tiny_call(name, steps=STEPS), "generator": generator})
+    found = dry_run(pipe, **{**tiny_call(name, steps=STEPS), "generator": generator})
     assert torch.equal(generator.get_state(), state)
     assert torch.equal(torch.get_rng_state(), everywhere)
     assert methods(pipe) == before
-    assert sorted(i for seen in dry_run.evaluations.values() for i in seen) == list(range(STEPS))
-    assert all(table.sized for table in dry_run.tables.values())
+    assert sorted(i for seen in found.evaluations.values() for i in seen) == list(range(STEPS))
+    assert all(table.sized for table in found.tables.values())
 
 
 def test_guidance_in_two_calls_is_two_branches(flux):

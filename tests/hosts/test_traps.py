@@ -44,7 +44,7 @@ def test_state_shared_between_calls_without_names():
             y = scheduler.step(first, t, y).prev_sample
         return y
 
-    from l2c.hosts.pipeline import describe_run
+    from l2c.hosts.pipeline.runs import describe_run
     from l2c.layers import find_layers
     from l2c.schedule.contract import Contract
     from l2c.schedule.schedule import CacheSchedule

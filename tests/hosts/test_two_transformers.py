@@ -7,17 +7,18 @@ import pytest
 import torch
 
 import l2c
+from l2c import LearnSettings
 from l2c.errors import ConfigError, ContractError
-from l2c.hosts import pipeline as pipelines
-from l2c.hosts.pipeline.dry_run import DryRun
-from l2c.hosts.pipeline.settings import FitSettings
+from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.learning.coefficients import Coefficients
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_call, tiny_interval, tiny_pipeline, tiny_run
 
 STEPS, BEGINS = 8, 2
-SETTINGS = FitSettings(iterations=6, num_runs=2, num_held_out=1, trials=5, trial_runs=1, learning_rate=4e-3)
+SETTINGS = LearnSettings(
+    iterations=6, batch_size=1, num_examples=4, trials=5, trial_examples=1, reference_steps=None
+)
 CALL = {k: v for k, v in tiny_call("wan2.2", STEPS).items() if k not in ("generator", "output_type")}
 
 
@@ -29,7 +30,7 @@ def sample(pipe):
 def learned():
     pipe = tiny_pipeline("wan2.2")
     weights = [p.clone() for m in (pipe.transformer, pipe.transformer_2) for p in m.parameters()]
-    schedule = l2c.learn(pipe, [{}], budget=0.6, settings=SETTINGS, **CALL)
+    schedule = l2c.learn(pipe, budget=0.6, settings=SETTINGS, **CALL)
     after = [p for m in (pipe.transformer, pipe.transformer_2) for p in m.parameters()]
     assert all(torch.equal(*pair) for pair in zip(weights, after, strict=True))
     return schedule
@@ -62,11 +63,11 @@ def test_learning_lowers_the_loss_and_moves_the_forecasts_of_both(learned, wan22
     assert moved[:BEGINS].any()
     assert moved[BEGINS:].any()
     losses = []
-    few = replace(SETTINGS, num_runs=1)
-    pipelines.fit_predictor(
-        wan22, before, [{}], settings=few, on_progress=lambda report: losses.append(report.loss), **CALL
+    l2c.repair(
+        wan22, before, settings=SETTINGS, on_progress=lambda report: losses.append(report.loss), **CALL
     )
-    assert losses[-1] < losses[2]  # after two uncached runs, of the first iteration
+    first, last = losses[4:7], losses[7:]  # after four references: twice the same three examples
+    assert sum(last) < sum(first)
 
 
 def test_the_file_samples_the_same_elsewhere_and_disabling_restores(learned, wan22, tmp_path):
@@ -79,8 +80,9 @@ def test_the_file_samples_the_same_elsewhere_and_disabling_restores(learned, wan
         assert torch.equal(sample(other), here)
     assert not torch.equal(here, bare)
     assert torch.equal(sample(wan22), bare)
-    drift = l2c.check(wan22, CacheSchedule.load(path), seeds=[0], **CALL)
-    assert drift.error == pytest.approx(drift.reference, rel=1e-3)
+    held_out = l2c.host_of(wan22, **CALL).examples(SETTINGS.num_examples, SETTINGS.seed, "pictures").seeds[:1]
+    drift = l2c.check(wan22, CacheSchedule.load(path), seeds=held_out, **CALL)
+    assert drift.error == pytest.approx(drift.recorded, abs=1e-5)
     json.dumps(learned.summary())
 
 
@@ -94,23 +96,23 @@ def test_other_weights_of_either_are_refused(learned, wan22):
 def test_forecasts_alone_are_learned_for_both(wan22):
     interval = tiny_interval(wan22, "wan2.2", every=3, num_inference_steps=STEPS)
     assert not interval.compute[BEGINS].any()
-    schedule = pipelines.fit_predictor(wan22, interval, [{}], settings=SETTINGS, **CALL)
+    schedule = l2c.repair(wan22, interval, settings=SETTINGS, **CALL)
     assert schedule.compute[BEGINS].all()
     with l2c.enable_cache(wan22, schedule) as cache:
         sample(wan22)
         assert cache.summary().models["transformer_2"].unplanned == 0
-    again = pipelines.fit_predictor(wan22, schedule, [{}], settings=SETTINGS, **CALL)
+    again = l2c.repair(wan22, schedule, settings=SETTINGS, **CALL)
     assert torch.equal(again.compute, schedule.compute)
     assert again.provenance["held_out_error_before"] == schedule.provenance["held_out_error"]
 
 
 def test_transformers_that_differ_or_take_turns_are_refused(wan22):
-    found = pipelines.dry_run(wan22, **CALL)
+    found = dry_run(wan22, **CALL)
     assert (found.order, found.begins) == (["transformer", "transformer_2"], (0, BEGINS))
     turns = DryRun(found.run, found.tables, {"a": [0, 2], "b": [1, 3]}, {}, {})
     with pytest.raises(ConfigError, match="are called in turns"):
         _ = turns.begins
-    tables = {**found.tables, "transformer": pipelines.dry_run(tiny_pipeline("flux"), **_flux()).table}
+    tables = {**found.tables, "transformer": dry_run(tiny_pipeline("flux"), **_flux()).table}
     with pytest.raises(ConfigError, match="have different layers"):
         _ = DryRun(found.run, tables, found.evaluations, {}, {}).table
 

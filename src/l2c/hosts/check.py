@@ -11,6 +11,7 @@ import torch
 from l2c.errors import ConfigError, NumericsError
 from l2c.hosts.base import errors
 from l2c.hosts.targets import host_for
+from l2c.layers import find_layers
 from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
 
@@ -102,7 +103,8 @@ def check(
         raise ConfigError("the check takes a list of one seed or more, and makes the generators itself")
     chosen = load_schedule(schedule, budget)
     host = host_for(target, chosen, check, **run)
-    chosen.check_layers(host.table.with_sizes_of(chosen.layers))
+    for model in host.models.values():  # sizes in this call are not compared: a LoRA changes them
+        chosen.check_layers(find_layers(model).with_sizes_of(chosen.layers))
     settings = chosen.provenance.get("settings")
     steps = (
         settings.get("reference_steps", REFERENCE_STEPS) if isinstance(settings, dict) else REFERENCE_STEPS

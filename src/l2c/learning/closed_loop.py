@@ -109,10 +109,15 @@ class ClosedLoop:
 
     @torch.no_grad()
     def error(self, student: Student, references: References | None = None) -> float:
-        """Mean error of the held-out examples, or of others; for the unit see `Host`."""
+        """Mean error of the held-out examples, or of others; for the unit see `Host`.
+
+        Held-out examples are made in the precision that the schedule will be used in.
+        """
+        student.train(references is not None)
         references, size = references or self._held_out, round_size(self.trainer, self.host)
         with student.attached():
             made = list(self.trainer.processes.in_rounds(student, references.examples, size))
+        student.train()
         return errors(torch.cat(made), references.target, self.host.unit).mean().item()
 
     def kept_error(self, name: str, student: Student) -> float:

@@ -15,6 +15,7 @@ from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import check_class_host
 from l2c.hosts.targets import host_for, host_of
+from l2c.layers import find_layers
 from l2c.learning.arguments import amounts_of, checked, refuse
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.data import ImageData
@@ -321,7 +322,8 @@ def repair(
             "the schedule brings its own solver; learn it anew with l2c.learn(..., solver='auto')"
         )
     host = host_for(target, schedule, repair, **run)
-    schedule.check_layers(host.table.with_sizes_of(schedule.layers))
+    for model in host.models.values():  # sizes in this call are not compared: a LoRA changes them
+        schedule.check_layers(find_layers(model).with_sizes_of(schedule.layers))
     schedule.contract.check_run(host.run)
     compute = schedule.compute.clone()
     compute[list(host.segments)] = True

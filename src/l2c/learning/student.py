@@ -39,7 +39,7 @@ class Student(nn.Module):
         order: Of the polynomial; `history - 1` if not given.
         start: Weights (evaluations, layers, history) that forecasts begin with instead.
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
-        bf16: Run the network in bfloat16.
+        bf16: Run the network in bfloat16 in training mode; in evaluation mode, it runs in its own precision.
         recompute: Keep only the inputs of computed layers for the backward pass.
 
     Attributes:
@@ -105,7 +105,7 @@ class Student(nn.Module):
         assert self._handle is not None, "a student runs while it is attached"
         solver = self._solver()
         self._handle.use(self.forecasts.plan(None if solver is None else solver.log_snrs))
-        return self._host.sample(examples, bf16=self._bf16, solver=solver)
+        return self._host.sample(examples, bf16=self._bf16 and self.training, solver=solver)
 
     @torch.no_grad()
     def result(self) -> tuple[Run, Predictor]:

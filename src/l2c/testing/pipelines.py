@@ -67,6 +67,14 @@ def tiny_call(name: str, steps: int = 6, images: int = 1, seed: int = 0) -> dict
         return {**call, **text, "height": 16, "width": 16, "num_frames": 5}
     if name == "sd3":
         return {**call, **text, **pooled, "height": 16, "width": 16}
+    if name in ("qwen", "sana"):  # without an autoencoder, whose scale is 8 or 32 then
+        kind, size = ("prompt_embeds_mask", 64) if name == "qwen" else ("prompt_attention_mask", 256)
+        masks = {key: torch.ones(images, WORDS, dtype=torch.long) for key in (kind, f"negative_{kind}")}
+        more: dict[str, Any] = {"height": size, "width": size}
+        if name == "qwen":
+            del call["guidance_scale"]
+            return {**call, **text, **masks, **more, "true_cfg_scale": 2.0}
+        return {**call, **text, **masks, **more, "negative_prompt": None, "use_resolution_binning": False}
     return {**call, **text, **pooled, "height": 16, "width": 16, "true_cfg_scale": 2.0}
 
 
@@ -192,6 +200,22 @@ def _wan22(scheduler: Any, seed: int) -> Any:
     return _wan(scheduler, seed, second=True)
 
 
+def _qwen(scheduler: Any, seed: int) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+
+    clock = scheduler or FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    model = TINY["QwenImageTransformer2DModel"].build(seed)
+    return QwenImagePipeline(clock, vae=None, text_encoder=None, tokenizer=None, transformer=model)
+
+
+def _sana(scheduler: Any, seed: int) -> Any:
+    from diffusers import DPMSolverMultistepScheduler, SanaPipeline
+
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    model = TINY["SanaTransformer2DModel"].build(seed)
+    return SanaPipeline(None, None, None, model, scheduler or DPMSolverMultistepScheduler(**flow))
+
+
 _BUILDERS: dict[str, Callable[[Any, int], Any]] = {
     "dit": _dit,
     "pixart": _pixart,
@@ -199,6 +223,8 @@ _BUILDERS: dict[str, Callable[[Any, int], Any]] = {
     "flux": _flux,
     "wan": _wan,
     "wan2.2": _wan22,
+    "qwen": _qwen,
+    "sana": _sana,
 }
 TINY_PIPELINES = tuple(_BUILDERS)
 """Names of the pipelines; `wan2.2` has two transformers."""

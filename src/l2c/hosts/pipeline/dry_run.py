@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.patch import MethodPatch
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, L2CError
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import eagerly
 from l2c.hosts.pipeline.components import transformers_of
@@ -137,7 +137,8 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
         call: What it will be called with, by name.
 
     Raises:
-        ConfigError: If it is called for no steps, or calls no transformer under its scheduler.
+        ConfigError: If it is called for no steps, refuses what it is called with, or calls no transformer under its
+            scheduler.
     """
     call.pop("generator", None)
     steps = call.get("num_inference_steps")
@@ -161,7 +162,12 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
         resolution: dict[str, int] = {}
         if hasattr(pipe, "prepare_latents"):
             stack.callback(MethodPatch(pipe, "prepare_latents", _noting(resolution)).remove)
-        pipe(*args, **call)
+        try:
+            pipe(*args, **call)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, L2CError) or any(actor.evaluations for actor in actors.values()):
+                raise
+            raise ConfigError(f"{type(pipe).__name__} cannot be called like this: {error}") from error
         run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call))
     tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
     if not tables:

@@ -73,6 +73,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
+        *,  # diffusers takes what is given by place for a default, and would not save it
         log_snrs: Sequence[float] = (),
         weights: Sequence[Sequence[float]] = (),
         prediction_type: str = "epsilon",
@@ -83,10 +84,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
         use_dynamic_shifting: bool = False,
-        base_shift: float | None = None,
-        max_shift: float | None = None,
-        base_image_seq_len: int | None = None,
-        max_image_seq_len: int | None = None,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
         time_shift_type: str = "exponential",
     ) -> None:
         size = len(log_snrs) + 1
@@ -166,7 +167,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         levels, table = self._shifted(mu)
         self.num_inference_steps = count
         self._run_levels, self._run_table = levels.to(device), table.to(device, torch.float32)
-        alphas, noise = alphas_sigmas(levels.to(device), flow=self.flow)
+        alphas, noise = alphas_sigmas(
+            self._run_levels.detach(), flow=self.flow
+        )  # pipelines read numbers there
         sigmas_now = noise if self.flow else noise / alphas
         self.sigmas = torch.cat([sigmas_now, sigmas_now.new_zeros(1)]).float().detach()
         self.timesteps = self.timesteps_of(self._run_levels).float()
@@ -295,7 +298,9 @@ def learned_from(
     if isinstance(betas, np.ndarray):
         taken["trained_betas"] = betas.tolist()
     rows = [[float(weight) for weight in row] for row in weights]
-    made: LearnedScheduler = LearnedScheduler(levels, rows, kind, mu, **taken)
+    made: LearnedScheduler = LearnedScheduler(
+        log_snrs=levels, weights=rows, prediction_type=kind, mu=mu, **taken
+    )
     return made
 
 
