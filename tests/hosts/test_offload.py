@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
-from l2c.hosts.pipeline.settings import FitSettings
 
 import l2c
 from l2c import LearnSettings

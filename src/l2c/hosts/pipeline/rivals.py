@@ -36,12 +36,9 @@ def draws_noise(scheduler: Any) -> bool:
     )
 
 
-def _clips(scheduler: Any) -> bool:
-    return bool(scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"))
-
-
 def _has_betas(scheduler: Any) -> bool:
-    return not is_flow(scheduler) and hasattr(scheduler, "alphas_cumprod") and not _clips(scheduler)
+    clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
+    return not is_flow(scheduler) and hasattr(scheduler, "alphas_cumprod") and not clips
 
 
 def fine_scheduler(scheduler: Any, run: Run, steps: int) -> Any | Callable[[Run], Any] | None:
@@ -82,11 +79,6 @@ def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> Learne
     if scheduler.config.get("invert_sigmas"):
         raise ConfigError(
             f"{name} runs from picture to noise (invert_sigmas), for which no solver is learned"
-        )
-    if _clips(scheduler):
-        raise ConfigError(
-            f"{name} clips what is predicted, which no learned solver does; set it up with clip_sample=False and "
-            "thresholding=False"
         )
     if is_flow(scheduler):
         if len(set(run.log_snrs)) < len(run.log_snrs):
