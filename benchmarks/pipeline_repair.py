@@ -15,7 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ import torch
 
 import l2c
 from l2c.errors import L2CError
-from l2c.hosts.pipeline import FitSettings
 from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
 from l2c.records import RunRecord, describe_device
@@ -43,10 +42,10 @@ class Plan:
         steps: Evaluations of a run.
         budget: Fraction of the multiply-accumulates.
         iterations: Of learning.
-        runs: To learn on.
+        examples: To learn on; a quarter is held out.
         trials: Masks to judge.
         repair_iterations: Of the repair.
-        repair_runs: For the repair.
+        repair_examples: For the repair.
         rank: Of the LoRA.
         strength: Size of its change, in units of the weights that it changes.
     """
@@ -54,10 +53,10 @@ class Plan:
     steps: int = 8
     budget: float = 0.5
     iterations: int = 16
-    runs: int = 4
+    examples: int = 8
     trials: int = 6
     repair_iterations: int = 4
-    repair_runs: int = 2
+    repair_examples: int = 4
     rank: int = 4
     strength: float = 0.5
 
@@ -91,15 +90,20 @@ def measure(plan: Plan) -> RunRecord:
     pipe, call = build(plan)
     conditions = [{"class_labels": [label]} for label in LEARNED]
     judged = {"class_labels": list(JUDGED), **call}
-    settings = FitSettings(
-        iterations=plan.iterations, num_runs=plan.runs, num_held_out=1, trials=plan.trials, trial_runs=1
+    settings = l2c.LearnSettings(
+        iterations=plan.iterations,
+        batch_size=1,
+        num_examples=plan.examples,
+        trials=plan.trials,
+        trial_examples=1,
+        reference_steps=None,
     )
     took_s: dict[str, float] = {}
 
     def learn(name: str) -> CacheSchedule:
         began = time.process_time()
         schedule = l2c.learn(
-            pipe, conditions, budget=plan.budget, settings=settings, on_progress=_show, **call
+            pipe, conditions=conditions, budget=plan.budget, settings=settings, on_progress=_show, **call
         )
         took_s[name] = time.process_time() - began
         return schedule
@@ -114,12 +118,13 @@ def measure(plan: Plan) -> RunRecord:
     moved = _sample(pipe, judged) - bare
     errors["with the LoRA"] = error(learned)
     began = time.process_time()
-    few = FitSettings(
-        iterations=plan.repair_iterations, num_runs=plan.repair_runs, num_held_out=1, learning_rate=2e-3
+    few = replace(
+        settings,
+        iterations=plan.repair_iterations,
+        num_examples=plan.repair_examples,
+        learning_rate=2e-3,
     )
-    repaired = l2c.hosts.pipeline.fit_predictor(
-        pipe, learned, conditions, settings=few, on_progress=_show, **call
-    )
+    repaired = l2c.repair(pipe, learned, conditions=conditions, settings=few, on_progress=_show, **call)
     took_s["repaired"] = time.process_time() - began
     errors["repaired"] = error(repaired)
     errors["learned anew"] = error(learn("learned anew"))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import l2c
 from l2c.bench.timing import interleave
 from l2c.errors import L2CError
-from l2c.hosts.pipeline import describe_run
+from l2c.hosts.pipeline.runs import describe_run
 from l2c.layers import find_layers, measure_layers
 from l2c.records import RunRecord, describe_device
 from l2c.schedule.contract import Contract

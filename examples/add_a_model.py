@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 import l2c
-from l2c.hosts.pipeline import describe_run
+from l2c.hosts.pipeline.runs import describe_run
 from l2c.layers import find_layers, measure_layers, register_blocks
 from l2c.schedule.contract import Contract
 

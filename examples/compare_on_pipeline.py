@@ -22,7 +22,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 import l2c
-import l2c.hosts.pipeline
 from l2c.errors import L2CError
 
 
@@ -76,7 +75,7 @@ def _variants(
         variants[f"fewer steps, {fewer}"] = (fewer, None)
     for every in (2, 3):
         for predictor in ("copy", "taylor"):
-            schedule = l2c.hosts.pipeline.interval(pipe, every=every, predictor=predictor, **call)
+            schedule = l2c.methods.interval(pipe, every=every, predictor=predictor, **call)
             variants[f"every {every}, {predictor}"] = (steps, schedule)
     for path in options.schedule:
         variants[path.name] = (steps, l2c.CacheSchedule.from_pretrained(path))

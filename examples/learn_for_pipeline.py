@@ -1,10 +1,13 @@
 """Learn a schedule for a diffusers pipeline on your own prompts, or repair one for a LoRA, and keep it.
 
     python examples/learn_for_pipeline.py --pipeline ./pixart --prompts prompts.txt --budget 0.5 --out fast
+    python examples/learn_for_pipeline.py --pipeline ./pixart --prompts prompts.txt --evaluations 8 --out faster
     python examples/learn_for_pipeline.py --pipeline ./pixart --lora ./style --repair fast --prompts prompts.txt
 
-Writes the schedule with its card into the folder `--out`, and the first prompt's picture without and with it. Called
-again after it was killed, it goes on where it was. `l2c learn-pipeline` and `l2c repair` do the same without pictures.
+The first learns what to compute and how to continue the rest, for half of the work. The second learns the solver with
+it, for the work of eight whole evaluations. Writes the schedule with its card into the folder `--out`, and the first
+prompt's picture without and with it. Called again after it was killed, it goes on where it was. `l2c learn` and
+`l2c repair` do the same without pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -33,12 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
     if options.lora is not None:
         pipe.load_lora_weights(options.lora)
-    settings = l2c.hosts.pipeline.FitSettings(
-        iterations=options.iterations, trials=options.trials, num_runs=options.runs, recompute=True
+    settings = l2c.LearnSettings(
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        num_examples=options.examples,
+        trials=options.trials,
+        recompute=True,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "learning.pt"
-    how = {
+    how: dict[str, Any] = {
         "settings": settings,
         "session": l2c.Session(checkpoint=checkpoint, time_limit_s=options.time_limit),
         "on_progress": _show,
@@ -46,25 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         if options.prompts is None:
-            conditions = [{"class_labels": [label]} for label in options.labels]
+            how["conditions"] = [{"class_labels": [label]} for label in options.labels]
         else:
-            conditions = [{"prompt": prompt} for prompt in read_prompts(options.prompts)]
-        if options.repair is None:
-            schedule = l2c.learn(pipe, conditions, budget=options.budget, **how)
+            how["conditions"] = [{"prompt": prompt} for prompt in read_prompts(options.prompts)]
+        if options.repair is not None:
+            schedule = l2c.repair(pipe, l2c.CacheSchedule.from_pretrained(options.repair), **how)
+        elif options.evaluations is not None:
+            schedule = l2c.learn(pipe, solver="auto", evaluations=options.evaluations, **how)
         else:
-            schedule = l2c.CacheSchedule.from_pretrained(options.repair)
-            schedule = l2c.hosts.pipeline.fit_predictor(pipe, schedule, conditions, **how)
+            schedule = l2c.learn(pipe, budget=options.budget, **how)
         schedule.save_pretrained(options.out)
         checkpoint.unlink(missing_ok=True)
-        _sample(pipe, schedule, {**call, **conditions[0]}, options.out)
+        _sample(pipe, schedule, {**call, **how["conditions"][0]}, options.out)
     except L2CError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     made = schedule.provenance
     print(
-        f"{schedule.cost.fraction:.1%} of the multiply-accumulates; held-out error "
-        f"{made['held_out_error_before']:.4f} before and {made['held_out_error']:.4f} after learning, on "
-        f"{made['held_out_conditions']} prompts or labels that it has not seen"
+        f"the work of {schedule.cost.fraction * schedule.num_evaluations:.1f} evaluations, {schedule.cost.fraction:.1%} "
+        f"of all {schedule.num_evaluations}; {made['error_unit']} error {made['held_out_error_before']:.4f} before and "
+        f"{made['held_out_error']:.4f} after learning, on {settings.num_held_out} held-out examples"
     )
     return 0
 
@@ -93,10 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path, help="text file with a prompt in each line")
     parser.add_argument("--labels", type=int, nargs="+", default=[1], help="classes, if there are no prompts")
     parser.add_argument("--budget", type=float, default=0.5, help="fraction of the multiply-accumulates")
+    parser.add_argument(
+        "--evaluations", type=float, help="learn the solver, too, for the work of so many evaluations"
+    )
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=2, help="examples per iteration")
     parser.add_argument("--trials", type=int, default=24, help="masks to judge")
-    parser.add_argument("--runs", type=int, default=8, help="runs to learn on")
+    parser.add_argument("--examples", type=int, default=16, help="to learn on; a quarter is held out")
     parser.add_argument("--time-limit", type=float, help="seconds")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)

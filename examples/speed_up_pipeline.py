@@ -17,7 +17,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 import l2c
-import l2c.hosts.pipeline
 from l2c.errors import L2CError
 
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return picture, time.perf_counter() - begin
 
     try:
-        schedule = l2c.hosts.pipeline.interval(pipe, every=options.every, predictor=options.predictor, **call)
+        schedule = l2c.methods.interval(pipe, every=options.every, predictor=options.predictor, **call)
         bare, bare_s = sample()
         with l2c.enable_cache(pipe, schedule):  # from here on, the pipeline is called as before
             cached, cached_s = sample()

@@ -47,12 +47,24 @@ def test_learn_for_pipeline(tmp_path, capsys):
     tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
     example, out = load("learn_for_pipeline"), tmp_path / "fast"
     arguments = ["--pipeline", str(tmp_path / "pipe"), "--steps", "6", "--device", "cpu", "--out", str(out)]
-    arguments += ["--labels", "1", "2", "--iterations", "2", "--trials", "2", "--runs", "2"]
+    arguments += [
+        "--labels",
+        "1",
+        "2",
+        "--iterations",
+        "2",
+        "--trials",
+        "2",
+        "--examples",
+        "4",
+        "--batch-size",
+        "1",
+    ]
     assert example.main(arguments) == 0
     captured = capsys.readouterr()
     assert "learning: 2 of 2, error 0." in captured.err
-    assert "of the multiply-accumulates; held-out error" in captured.out
-    assert "on 1 prompts or labels that it has not seen" in captured.out
+    assert "of all 6; relative error 0." in captured.out
+    assert "after learning, on 1 held-out examples" in captured.out
     assert l2c.CacheSchedule.from_pretrained(out).cost.fraction <= 0.5
     assert {path.name for path in out.iterdir()} >= {"bare.png", "cached.png"}
     assert not (out / "learning.pt").exists()
@@ -61,6 +73,10 @@ def test_learn_for_pipeline(tmp_path, capsys):
     learned, repaired = map(l2c.CacheSchedule.from_pretrained, (out, tmp_path / "repaired"))
     assert learned.compute.equal(repaired.compute)
     assert repaired.provenance["held_out_error_before"] == learned.provenance["held_out_error"]
+    free = [*arguments, "--evaluations", "3", "--out", str(tmp_path / "free")]
+    assert example.main(free) == 0
+    assert "the work of 3.0 evaluations" in capsys.readouterr().out
+    assert l2c.CacheSchedule.from_pretrained(tmp_path / "free").contract.run.weights is not None
     assert example.main([*arguments, "--budget", "0"]) == 1
     assert "a fraction of the MACs" in capsys.readouterr().err
 
@@ -72,7 +88,7 @@ def test_compare_on_pipeline(tmp_path, capsys):
     pipe = tiny_pipeline("dit")
     pipe.save_pretrained(tmp_path / "pipe")
     call = {"class_labels": [1], "num_inference_steps": 6}
-    l2c.hosts.pipeline.interval(pipe, every=6, predictor="copy", **call).save_pretrained(tmp_path / "own")
+    l2c.methods.interval(pipe, every=6, predictor="copy", **call).save_pretrained(tmp_path / "own")
     arguments = [
         "--pipeline",
         str(tmp_path / "pipe"),

@@ -6,7 +6,14 @@ pytest.importorskip("transformers", reason="diffusers' pipelines need transforme
 
 from l2c.records import RunRecord
 
-SMALL = {"steps": 4, "iterations": 1, "runs": 1, "trials": 2, "repair_iterations": 1, "repair_runs": 1}
+SMALL = {
+    "steps": 4,
+    "iterations": 1,
+    "examples": 4,
+    "trials": 2,
+    "repair_iterations": 1,
+    "repair_examples": 4,
+}
 
 
 @pytest.mark.slow
