@@ -4,8 +4,8 @@
 
 The trained weights are sampled in two ways: by l2c, and as a `DiTTransformer2DModel` in a class-conditional diffusers
 pipeline. `l2c.learn` learns in both with the same settings, from the same noise and labels, towards the same fine-step
-solutions: a schedule for half of the work of DPM-Solver++(2M), and one that brings its own solver, for the cost of a few
-evaluations.
+solutions: a schedule for half of the work of DPM-Solver++(2M), and one that brings its own solver, for the cost of a
+few evaluations.
 
 All are judged by the same pictures, which nothing was learned on: a picture's error is its root mean square distance
 to a solution in fine steps from the same noise, after clamping. What was learned through the pipeline is sampled by the

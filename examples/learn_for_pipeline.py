@@ -69,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except L2CError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    made = schedule.provenance
+    made, count = schedule.provenance, schedule.num_evaluations
+    before, after = (f"{made[name]:.4f}" for name in ("held_out_error_before", "held_out_error"))
     print(
-        f"the work of {schedule.cost.fraction * schedule.num_evaluations:.1f} evaluations, {schedule.cost.fraction:.1%} "
-        f"of all {schedule.num_evaluations}; {made['error_unit']} error {made['held_out_error_before']:.4f} before and "
-        f"{made['held_out_error']:.4f} after learning, on {settings.num_held_out} held-out examples"
+        f"the work of {schedule.cost.fraction * count:.1f} evaluations, {schedule.cost.fraction:.1%} of all {count}; "
+        f"{made['error_unit']} error {before} before and {after} after learning, on {settings.num_held_out} held-out "
+        "examples"
     )
     return 0
 

@@ -78,7 +78,7 @@ def test_learn_for_pipeline(tmp_path, capsys):
     assert "the work of 3.0 evaluations" in capsys.readouterr().out
     assert l2c.CacheSchedule.from_pretrained(tmp_path / "free").contract.run.weights is not None
     assert example.main([*arguments, "--budget", "0"]) == 1
-    assert "a fraction of the MACs" in capsys.readouterr().err
+    assert "budgets are fractions of the MACs" in capsys.readouterr().err
 
 
 def test_compare_on_pipeline(tmp_path, capsys):
