@@ -277,7 +277,7 @@ def test_learning_for_a_budget_refuses_what_it_cannot_do(pixart, wan22, tmp_path
         l2c.learn(pixart, prompts=[], **call)
     with pytest.raises(ConfigError, match="is no text file with prompts"):
         l2c.learn(pixart, prompts=str(tmp_path / "none.txt"), **call)
-    with pytest.raises(ConfigError, match="a fraction of the MACs"):
+    with pytest.raises(ConfigError, match="budgets are fractions of the MACs"):
         l2c.learn(pixart, prompts=PROMPTS, budget=7, **call)
     with pytest.raises(ConfigError, match="cannot be met"):
         l2c.learn(pixart, prompts=PROMPTS, budget=0.01, **call)
