@@ -135,7 +135,7 @@ def test_another_run_is_refused_with_the_difference_by_name(pixart):
     pixart.scheduler = diffusers.DPMSolverMultistepScheduler(timestep_spacing="trailing")
     with (
         l2c.enable_cache(pixart, schedule),
-        pytest.raises(ContractError, match="evaluation 3 at timestep 500"),
+        pytest.raises(ContractError, match="evaluation 3 is at timestep 500"),
     ):
         run(pixart, "pixart")
     with l2c.enable_cache(pixart, schedule, any_run=True), pytest.warns(UserWarning, match="at timestep 500"):
