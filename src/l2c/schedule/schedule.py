@@ -107,6 +107,10 @@ class CacheSchedule:
             full_linear_macs=evaluations * round(float(linear.sum())) + rest,
         )
 
+    def with_any_weights(self) -> CacheSchedule:
+        """The schedule without the fingerprint of the weights that it was learned on."""
+        return replace(self, contract=replace(self.contract, fingerprint=()))
+
     def at_threshold(self, threshold: float) -> CacheSchedule:
         """The schedule that its router's scores give at another threshold; see `mask_of_scores`.
 
