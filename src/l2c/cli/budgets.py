@@ -1,150 +1,109 @@
-"""Budgets as the command line takes them."""
+"""Budgets as the command line takes them, one of several units."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from l2c.errors import ConfigError
+from l2c.schedule.budget import DEFAULT, parse_fractions, parse_macs
 
 if TYPE_CHECKING:
-    from l2c.sampling.sampler import Sampler
-    from l2c.schedule.cost import CostTable
-
-DEFAULT = 0.5
-_PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    from l2c.hosts.base import Host
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may cost.
+    """The options of `l2c learn` that say what a run may cost; None where they were not given."""
 
-    Attributes:
-        unit: `fraction` of the MACs, `MACs`, `ms`, or `evaluations` for a solver that is learned.
-        amounts: In that unit; several make a family.
-        batch_size: Pictures at a time, for milliseconds.
-        engine: What milliseconds are measured with.
-        costs_file: Where milliseconds are read from instead of being measured.
-    """
-
-    unit: str
-    amounts: tuple[float, ...]
-    batch_size: int = 1
-    engine: str = "auto"
-    costs_file: Path | None = None
+    budget: str | None = None
+    macs: str | None = None
+    latency_ms: float | None = None
+    budget_evals: float | None = None
+    latency_batch: int | None = None
+    engine: str | None = None
+    costs: Path | None = None
+    per_computed: int | None = None
 
     @classmethod
-    def parse(
-        cls,
-        budget: str | None,
-        macs: str | None,
-        latency_ms: float | None,
-        latency_batch: int | None,
-        budget_evals: float | None,
-        engine: str | None = None,
-        costs_file: Path | None = None,
-        *,
-        auto: bool,
-    ) -> Budget:
-        """From the options of `l2c learn`.
+    def of(cls, given: Mapping[str, Any]) -> Budget:
+        """From the options that a command was given."""
+        return cls(**{name: given[name] for name in BUDGETS})
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+    def check(self, *, auto: bool) -> None:
+        """Refuses options that do not go together, or not with the solver.
 
         Raises:
-            ConfigError: If several are given, one is malformed, or one does not go with the solver.
+            ConfigError: If there are some, or one is out of range.
         """
-        given = {
-            "--budget": budget,
-            "--macs": macs,
-            "--latency-ms": latency_ms,
-            "--budget-evals": budget_evals,
-        }
-        names = [name for name, value in given.items() if value is not None]
-        if len(names) > 1:
-            raise ConfigError(f"{' and '.join(names)} are budgets in different units; give one of them")
-        how = {"--latency-batch": latency_batch, "--engine": engine, "--costs": costs_file}
-        options = [name for name, value in how.items() if value is not None]
-        if options and latency_ms is None:
+        given = [f"--{name.replace('_', '-')}" for name in self.given]
+        units = [name for name in given if name in ("--budget", "--macs", "--latency-ms", "--budget-evals")]
+        if len(units) > 1:
+            raise ConfigError(f"{' and '.join(units)} are budgets in different units; give one of them")
+        how = [name for name in given if name in ("--latency-batch", "--engine", "--costs")]
+        if how and self.latency_ms is None:
+            raise ConfigError(f"{how[0]} is for --latency-ms; leave it out or give a budget in milliseconds")
+        if self.costs is not None and len(how) > 1:
             raise ConfigError(
-                f"{options[0]} is for --latency-ms; leave it out or give a budget in milliseconds"
+                f"{how[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
             )
-        if costs_file is not None and len(options) > 1:
+        if auto and self.budget_evals is None:
             raise ConfigError(
-                f"{options[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
+                "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model"
             )
-        if auto != (budget_evals is not None):
-            if auto:
-                raise ConfigError(
-                    "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model"
-                )
+        if not auto and self.budget_evals is not None:
             raise ConfigError("--budget-evals is for --solver auto; for a solver with a name give --budget")
-        if budget_evals is not None:
-            return cls("evaluations", (budget_evals,))
-        if latency_ms is not None:
-            if not latency_ms > 0:
-                raise ConfigError(f"--latency-ms must be more than 0, got {latency_ms:g}")
-            if latency_batch is not None and latency_batch < 1:
-                raise ConfigError(f"--latency-batch must be at least 1, got {latency_batch}")
-            return cls("ms", (latency_ms,), latency_batch or 1, engine or "auto", costs_file)
-        if macs is not None:
-            return cls("MACs", (_parse_macs(macs),))
-        return cls("fraction", parse_fractions(budget) if budget is not None else (DEFAULT,))
+        if not auto and self.per_computed is not None:
+            raise ConfigError("--per-computed is for --solver auto; leave it out")
+        if self.latency_ms is not None and not self.latency_ms > 0:
+            raise ConfigError(f"--latency-ms must be more than 0, got {self.latency_ms:g}")
+        if self.macs is not None:
+            parse_macs(self.macs)
+        if self.latency_batch is not None and self.latency_batch < 1:
+            raise ConfigError(f"--latency-batch must be at least 1, got {self.latency_batch}")
 
-    def costs(self, sampler: Sampler) -> CostTable | None:
-        """The table of costs that the amounts are in; None for fractions of the MACs.
+    @property
+    def count(self) -> int:
+        """How many schedules are learned."""
+        return 1 if self.budget is None else len(parse_fractions(self.budget))
+
+    def arguments(self, host: Host) -> dict[str, Any]:
+        """What `l2c.learn` is called with for the budget.
 
         Raises:
-            ConfigError: If a file of costs is of another model, or the engine does not fit.
+            ConfigError: If it is malformed, a file of costs is of another model, or the engine does not fit.
             DataError: If a file of costs cannot be read.
         """
-        if self.unit == "ms":
-            from l2c.bench.cost import measure_costs, read_costs
-            from l2c.hosts.native import ModelHost
-            from l2c.sampling.compiled import release_engines
+        from l2c.schedule.cost import CostTable
 
-            if self.costs_file is not None:
-                return read_costs(self.costs_file, ModelHost(sampler))
-            costs = measure_costs(ModelHost(sampler), batch_size=self.batch_size, engine=self.engine)
-            release_engines(sampler.denoiser.model)  # learning needs the memory
-            return costs
-        if self.unit == "MACs":
-            from l2c.layers import find_layers
-            from l2c.schedule.cost import CostTable
+        if self.budget_evals is not None:
+            return {"solver": "auto", "evaluations": self.budget_evals, "per_computed": self.per_computed}
+        if self.macs is not None:
+            return {"budget": parse_macs(self.macs), "costs": CostTable.macs(host.table)}
+        if self.latency_ms is not None:
+            return {"budget": self.latency_ms, "costs": self._milliseconds(host)}
+        fractions = (DEFAULT,) if self.budget is None else parse_fractions(self.budget)
+        return {"budget": fractions[0]} if len(fractions) == 1 else {"budgets": fractions}
 
-            return CostTable.macs(find_layers(sampler.denoiser.model))
-        return None
+    def _milliseconds(self, host: Host) -> Any:
+        from l2c.bench import cost
+        from l2c.hosts.native import check_class_host
+        from l2c.sampling.compiled import release_engines
 
-
-def parse_fractions(text: str) -> tuple[float, ...]:
-    """Fractions from a list with commas, or `curve`.
-
-    Raises:
-        ConfigError: If it is anything else.
-
-    >>> parse_fractions("0.7,0.5")
-    (0.7, 0.5)
-    """
-    if text == "curve":
-        from l2c.learning.learn import CURVE
-
-        return CURVE
-    try:
-        amounts = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        amounts = ()
-    if not amounts or not all(0 < amount <= 1 for amount in amounts):
-        raise ConfigError(
-            f"--budget takes fractions of the MACs, more than 0 and at most 1, such as 0.5 or 0.7,0.5,0.3, or curve; "
-            f"got '{text}'"
-        )
-    if len(set(amounts)) < len(amounts):
-        raise ConfigError(f"--budget names a fraction twice: '{text}'")
-    return amounts
+        sampler = check_class_host(host, "a budget in milliseconds").sampler
+        if self.costs is not None:
+            return cost.read_costs(self.costs, sampler)
+        costs = cost.measure_costs(sampler, self.latency_batch or 1, engine=self.engine or "auto")
+        release_engines(sampler.denoiser.model)  # learning needs the memory
+        return costs
 
 
-def _parse_macs(text: str) -> float:
-    """Multiply-accumulates from a number with a prefix: `16.6G`."""
-    match = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?) ?([KMGT]?)", text.strip(), re.IGNORECASE)
-    if match is None or not float(match[1]) > 0:
-        raise ConfigError(f"--macs takes a number such as 16.6G, 2.3T or 5e12, got '{text}'")
-    return float(match[1]) * _PREFIXES[match[2].upper()]
+BUDGETS = {field.name for field in fields(Budget)}
+"""Names of these options."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from l2c.cli.console import note, print_json
+from l2c.cli.console import macs, note, print_json, results, table
 from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_output, option
+from l2c.errors import L2CError, ScheduleError
+
+if TYPE_CHECKING:
+    from l2c.layers import LayerTable
 
 
 def inspect(
@@ -17,7 +21,8 @@ def inspect(
         typer.Argument(
             metavar="FILE|NAME",
             help="A schedule written by l2c (.safetensors), the name of one that comes with l2c, a folder or a "
-            "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth).",
+            "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth); "
+            "or a model or a diffusers pipeline, as for `l2c learn`.",
             show_default=False,
         ),
     ],
@@ -55,7 +60,7 @@ def inspect(
     ] = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Show what a schedule computes, what it costs, and what it was made for.
+    """Show what a schedule computes, what it costs, and what it was made for; or what layers a model has.
 
     Prints how many attention and MLP layers are computed, in all and at each evaluation; the
     multiply-accumulates (MACs) per picture with and without the schedule; and the model and sampling run that
@@ -66,6 +71,7 @@ def inspect(
     - `l2c inspect router.safetensors`
     - `l2c inspect DDIM50_router.pt --plot heatmap.png`
     - `l2c inspect router.safetensors --threshold 0.3 --save leaner.safetensors`
+    - `l2c inspect dit-mini-cifar10`
     """
     from l2c.cli.schedules import print_family, print_schedule
     from l2c.files import atomic_write
@@ -75,7 +81,14 @@ def inspect(
     check_output(plot, ".png", "--plot")
     check_output(save, ".safetensors", "--save")
     if all(choice is None for choice in (budget, threshold, plot, save)):
-        family = open_schedule(file, model=model)
+        try:
+            family = open_schedule(file, model=model)
+        except ScheduleError:
+            found = _layers_of(file)
+            if found is None:
+                raise
+            _show_layers(file, found, as_json=as_json)
+            return
         if isinstance(family, ScheduleFamily):
             if as_json:
                 print_json({"file": file, "schedules": [schedule.summary() for schedule in family]})
@@ -97,3 +110,37 @@ def inspect(
     for path in (plot, save):
         if path is not None:
             note(f"wrote {path}")
+
+
+def _layers_of(name: str) -> dict[str, LayerTable] | None:
+    """Layers of a model, or of the transformers of a pipeline by name; None if it is neither."""
+    from torch import nn
+
+    import l2c
+    from l2c.hosts.pipeline.components import transformers_of
+    from l2c.layers import find_layers
+
+    try:
+        target = l2c.load_target(name, quiet=True)
+    except L2CError:
+        return None
+    models = {"model": target} if isinstance(target, nn.Module) else transformers_of(target)
+    return {part: find_layers(model) for part, model in models.items()}
+
+
+def _show_layers(name: str, tables: dict[str, LayerTable], *, as_json: bool) -> None:
+    """Prints how many layers of each kind there are, and what they cost where that is known."""
+    found = {part: layers.summary() for part, layers in tables.items()}
+    if as_json:
+        print_json({"name": name, "models": found})
+        return
+    for part, one in found.items():
+        title = f"{name}: {part}, architecture {one['architecture']}, {one['layers']} layers"
+        shown = table("kind", "layers", "MACs per evaluation", title=title)
+        for kind, figures in one["kinds"].items():
+            shown.add_row(kind, str(figures["layers"]), macs(figures["macs"]) if one["sized"] else "")
+        if one["sized"]:
+            shown.add_row("rest", "", macs(one["rest_macs"]))
+        results().print(shown)
+        if not one["sized"]:
+            note("what the layers cost depends on how it is called; l2c learn and l2c profile measure it")

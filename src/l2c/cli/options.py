@@ -44,19 +44,15 @@ def option(metavar: str | None, text: str, panel: str | None, *names: str, **mor
 
 Model = Annotated[
     str,
-    option(
-        "NAME|PATH",
-        "A trained class-conditional diffusion transformer: the name of one that comes with l2c (dit-mini-cifar10, "
-        "uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or a folder saved by "
-        "diffusers. Its size is read from the file.",
-        MODEL,
-        "--model",
-        "-m",
+    typer.Argument(
+        metavar="MODEL",
+        help="A trained class-conditional diffusion transformer: the name of one that comes with l2c "
+        "(dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or "
+        "a folder saved by diffusers. Its size is read from the file.",
     ),
 ]
 Device = Annotated[
-    str,
-    option("NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.", MODEL),
+    str, option("NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.", MODEL)
 ]
 DType = Annotated[str, option("NAME", f"{_DTYPE_HELP}.", MODEL)]
 DTypeOrTF32 = Annotated[

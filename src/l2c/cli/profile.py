@@ -4,25 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from l2c.cli import options
 from l2c.cli.console import print_record, progress_bar, results, table
-from l2c.cli.options import (
-    MEASURING,
-    RUN,
-    BatchSize,
-    Device,
-    DTypeOrTF32,
-    Engine,
-    Guidance,
-    GuidanceMode,
-    JsonOutput,
-    Model,
-    RecordFile,
-    Solver,
-    Spacing,
-    Vae,
-    check_output,
-    option,
-)
+from l2c.cli.options import check_output, option
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,41 +14,43 @@ if TYPE_CHECKING:
 
 
 def profile(
-    model: Model = "dit-mini-cifar10",
-    solver: Solver = "ddim",
+    model: options.Model = "dit-mini-cifar10",
+    solver: options.Solver = "ddim",
     steps: Annotated[
         int | None,
         option(
             "N",
             "Evaluations of each run that is timed: 20 on CUDA devices and 8 elsewhere if not given. What is measured "
             "holds for any number.",
-            RUN,
+            options.RUN,
             min=1,
         ),
     ] = None,
-    spacing: Spacing = "linspace",
-    guidance: Guidance = 1.5,
-    guidance_mode: GuidanceMode = "batch",
-    batch_size: BatchSize = 1,
-    engine: Engine = "auto",
+    spacing: options.Spacing = "linspace",
+    guidance: options.Guidance = 1.5,
+    guidance_mode: options.GuidanceMode = "batch",
+    batch_size: options.BatchSize = 1,
+    engine: options.Engine = "auto",
     predictor: Annotated[
         str,
         option(
             "NAME",
             "Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
             "makes takes the time of taylor-2.",
-            MEASURING,
+            options.MEASURING,
         ),
     ] = "taylor-2",
     repetitions: Annotated[
         int,
-        option("N", "Runs of each kind, fewer if that takes more than three minutes.", MEASURING, min=1),
+        option(
+            "N", "Runs of each kind, fewer if that takes more than three minutes.", options.MEASURING, min=1
+        ),
     ] = 9,
-    vae: Vae = None,
-    device: Device = "auto",
-    dtype: DTypeOrTF32 = "float32",
-    out: RecordFile = None,
-    as_json: JsonOutput = False,
+    vae: options.Vae = None,
+    device: options.Device = "auto",
+    dtype: options.DTypeOrTF32 = "float32",
+    out: options.RecordFile = None,
+    as_json: options.JsonOutput = False,
 ) -> None:
     """Show where the time of sampling goes, layer by layer, on this device at this shape.
 
@@ -76,8 +62,8 @@ def profile(
 
     For example:
     - `l2c profile`
-    - `l2c profile -m DiT-XL-2-256x256.pt --dtype bfloat16 --batch-size 8 --out costs.json`
-    - `l2c learn -m DiT-XL-2-256x256.pt --latency-ms 400 --costs costs.json`
+    - `l2c profile DiT-XL-2-256x256.pt --dtype bfloat16 --batch-size 8 --out costs.json`
+    - `l2c learn DiT-XL-2-256x256.pt --latency-ms 400 --costs costs.json`
     """
     from l2c.bench.cost import measure_profile
     from l2c.devices import resolve_device, resolve_dtype
@@ -153,10 +139,7 @@ def _report(record: RunRecord) -> None:
     for check in found["checks"]:
         predicted, measured = check["predicted_ms"], check["measured_ms"]
         checks.add_row(
-            f"{check['fraction']:.1%}",
-            f"{predicted:.4g}",
-            f"{measured:.4g}",
-            f"{check['deviation']:+.1%}",
+            f"{check['fraction']:.1%}", f"{predicted:.4g}", f"{measured:.4g}", f"{check['deviation']:+.1%}"
         )
     console.print()
     console.print(checks)
