@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.text import Text
 
 from l2c.cli import options
 from l2c.cli.console import digits, print_record, progress_bar, results, say, table
 from l2c.cli.options import check_output, option, parse_numbers
-from l2c.errors import CheckpointError, ConfigError
+from l2c.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,7 @@ _MEMORY = ("peak\nGB", "of it\nstore")
 
 
 def bench(
+    context: typer.Context,
     model: options.Model = "dit-mini-cifar10",
     random_weights: Annotated[
         bool,
@@ -34,7 +36,7 @@ def bench(
             "--random-weights",
         ),
     ] = False,
-    schedule: Annotated[
+    schedules: Annotated[
         list[str] | None,
         option(
             "FILE|NAME",
@@ -91,42 +93,33 @@ def bench(
 
     check_output(out, ".json")
     sizes = parse_numbers(batch_sizes, "--batch-sizes")
-    schedules = load_schedules(schedule or [], budget, reserved=(EVERYTHING,))
+    found = load_schedules(schedules or [], budget, reserved=(EVERYTHING,))
     if random_weights:
-        schedules = {name: one.with_any_weights() for name, one in schedules.items()}
+        found = {name: one.with_any_weights() for name, one in found.items()}
     network = _load(model, device, dtype, random_weights)
+    shown = ("model", "random_weights", "budget", "dtype")
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
         record = measure_schedules(
             network,
-            schedules,
+            found,
             batch_sizes=sizes,
             engines=[name.strip() for name in engines.split(",")],
             repetitions=repetitions,
             any_weights=any_weights,
-            names={
-                "model": model,
-                "random_weights": random_weights,
-                "schedules": schedule or [],
-                "budget": budget,
-                "dtype": dtype,
-            },
+            names={"schedules": schedules or [], **{name: context.params[name] for name in shown}},
             note=lambda text: say("warning", text),
             on_progress=lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
             ),
-            solver=solver,
-            steps=steps,
-            spacing=spacing,
-            guidance=guidance,
-            guidance_mode=guidance_mode,
+            **options.sampling_of(context.params),
         )
     print_record(record, out, _report, as_json=as_json)
 
 
 def _load(name: str, device: str, dtype: str, random_weights: bool) -> nn.Module:
     from l2c.devices import resolve_device, resolve_dtype
-    from l2c.models import SIZES, build_model, load_model, resolve_name
+    from l2c.models import build_model, is_size, load_model
 
     device = resolve_device(device)
     weights = resolve_dtype(dtype, device)
@@ -135,11 +128,7 @@ def _load(name: str, device: str, dtype: str, random_weights: bool) -> nn.Module
     try:
         return load_model(name, dtype=weights, device=device)
     except CheckpointError as error:
-        try:
-            is_size = not Path(name).exists() and resolve_name(name) in SIZES
-        except ConfigError:
-            is_size = False
-        if not is_size:
+        if Path(name).exists() or not is_size(name):
             raise
         raise CheckpointError(
             f"{error}; or, since weights make no difference to time, add --random-weights"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from l2c.cli.console import macs, note, print_json, results, table
 from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_output, option
 from l2c.errors import L2CError, ScheduleError
-
-if TYPE_CHECKING:
-    from l2c.layers import LayerTable
 
 
 def inspect(
@@ -84,10 +81,8 @@ def inspect(
         try:
             family = open_schedule(file, model=model)
         except ScheduleError:
-            found = _layers_of(file)
-            if found is None:
+            if not _shows_layers(file, as_json=as_json):
                 raise
-            _show_layers(file, found, as_json=as_json)
             return
         if isinstance(family, ScheduleFamily):
             if as_json:
@@ -112,28 +107,17 @@ def inspect(
             note(f"wrote {path}")
 
 
-def _layers_of(name: str) -> dict[str, LayerTable] | None:
-    """Layers of a model, or of the transformers of a pipeline by name; None if it is neither."""
-    from torch import nn
-
-    import l2c
-    from l2c.hosts.pipeline.components import transformers_of
-    from l2c.layers import find_layers
+def _shows_layers(name: str, *, as_json: bool) -> bool:
+    """Prints how many layers a model has and what they cost, where that is known; False if it is no model."""
+    from l2c.hosts.loading import layers_of, load_target
 
     try:
-        target = l2c.load_target(name, quiet=True)
+        found = {part: layers.summary() for part, layers in layers_of(load_target(name, quiet=True)).items()}
     except L2CError:
-        return None
-    models = {"model": target} if isinstance(target, nn.Module) else transformers_of(target)
-    return {part: find_layers(model) for part, model in models.items()}
-
-
-def _show_layers(name: str, tables: dict[str, LayerTable], *, as_json: bool) -> None:
-    """Prints how many layers of each kind there are, and what they cost where that is known."""
-    found = {part: layers.summary() for part, layers in tables.items()}
+        return False
     if as_json:
         print_json({"name": name, "models": found})
-        return
+        return True
     for part, one in found.items():
         title = f"{name}: {part}, architecture {one['architecture']}, {one['layers']} layers"
         shown = table("kind", "layers", "MACs per evaluation", title=title)
@@ -144,3 +128,4 @@ def _show_layers(name: str, tables: dict[str, LayerTable], *, as_json: bool) -> 
         results().print(shown)
         if not one["sized"]:
             note("what the layers cost depends on how it is called; l2c learn and l2c profile measure it")
+    return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2c.cli import options, session, targets
-from l2c.cli.budgets import Budget
+from l2c.cli.budgets import budget_of, check_budget, fractions_of
 from l2c.cli.options import check_suffix, option
 from l2c.errors import ConfigError
 
@@ -209,19 +209,19 @@ def learn(
             if given[name] is not None:
                 raise ConfigError(f"--solver auto chooses --{name} itself; leave it out")
         given["solver"] = None
-    settings, allowed = session.settings_of(given, pattern), Budget.of(given)
-    allowed.check(auto=auto)
+    settings = session.settings_of(given, pattern)
+    check_budget(given, auto=auto)
 
     import l2c
     from l2c.cli.learning import LearnCommand
 
-    asked, run = allowed.count, targets.read_run(given)
+    asked, run = len(fractions_of(given)), targets.read_run(given)
 
     def work(target: Any, **how: Any) -> Any:
         host = l2c.host_of(target, **run)
         if pattern == "alternate":
             return l2c.learn(host, pattern=pattern, data=data, **how)
-        return l2c.learn(host, **allowed.arguments(host), **how)
+        return l2c.learn(host, **budget_of(given, host), **how)
 
     def tell(learned: list[CacheSchedule]) -> None:
         from l2c.cli.schedules import print_errors, print_family, print_schedule

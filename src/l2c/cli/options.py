@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,6 +124,12 @@ RecordFile = Annotated[
     ),
 ]
 JsonOutput = Annotated[bool, option(None, "Print the result as JSON instead of a table.", OUTPUT, "--json")]
+
+
+def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a command was given, how a model is sampled, by the names of `l2c.sample`."""
+    names = ("solver", "steps", "spacing", "guidance", "guidance_mode", "guidance_channels")
+    return {name: given[name] for name in names if name in given}
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

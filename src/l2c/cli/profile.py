@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from l2c.cli import options
 from l2c.cli.console import print_record, progress_bar, results, table
 from l2c.cli.options import check_output, option
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def profile(
+    context: typer.Context,
     model: options.Model = "dit-mini-cifar10",
     solver: options.Solver = "ddim",
     steps: Annotated[
@@ -95,19 +98,10 @@ def profile(
             decoder=decoder,
             on_run=lambda name, done: bar.update(task, description=name, completed=done, total=repetitions),
         )
-    record = measured.record(
-        device,
-        model=model,
-        dtype=dtype,
-        solver=solver,
-        spacing=spacing,
-        guidance=guidance,
-        guidance_mode=guidance_mode,
-        batch_size=batch_size,
-        predictor=predictor,
-        repetitions=repetitions,
-        vae=None if vae is None else str(vae),
-    )
+    names = ("model", "dtype", "batch_size", "predictor", "repetitions")
+    kept = {**{name: context.params[name] for name in names}, **options.sampling_of(context.params)}
+    del kept["steps"]
+    record = measured.record(device, vae=None if vae is None else str(vae), **kept)
     print_record(record, out, _report, as_json=as_json)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from l2c.cli import options
 from l2c.cli.console import facts, macs, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import option, parse_numbers
@@ -17,6 +19,7 @@ DEFAULT_COUNT = 8
 
 
 def sample(
+    context: typer.Context,
     model: options.Model = "dit-mini-cifar10",
     schedule: Annotated[
         str | None,
@@ -143,6 +146,7 @@ def sample(
     numbers = _seeds(seeds, seed, num, classes)
     device = own_device(device)
     weights = resolve_dtype(dtype, device)
+    decoded_by = None if vae is None else str(vae)
     with output_folder(out), progress_bar() as bar:
         task = bar.add_task("sampling", total=None)
         record = sample_set(
@@ -157,21 +161,10 @@ def sample(
             engine=engine,
             npz=npz,
             resume=resume,
-            names={
-                "model": model,
-                "schedule": schedule,
-                "budget": budget,
-                "dtype": dtype,
-                "vae": None if vae is None else str(vae),
-            },
+            names={"model": model, "schedule": schedule, "budget": budget, "dtype": dtype, "vae": decoded_by},
             note=note,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            solver=solver,
-            steps=steps,
-            spacing=spacing,
-            guidance=guidance,
-            guidance_mode=guidance_mode,
-            guidance_channels=guidance_channels,
+            **options.sampling_of(context.params),
         )
     part()
     if record is not None:  # as it is in the first process

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from l2c.errors import ConfigError
+from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.loading import load_pipeline
-from l2c.models import SIZES, load_model
+from l2c.layers import LayerTable, find_layers
+from l2c.models import is_size, load_model
 
 PIPELINE_FILE = "model_index.json"
 """What the folder of a diffusers pipeline has and that of a model has not."""
@@ -62,5 +65,14 @@ def is_pipeline(name: str | Path) -> bool:
         return False
     if str(name).startswith((".", "/", "~")):
         return True  # which says that there is no such folder
-    plain = str(name).lower().replace("/", "-")
-    return str(name).count("/") == 1 and not {plain, f"{plain}-256"} & set(SIZES)
+    return str(name).count("/") == 1 and not is_size(str(name))
+
+
+def layers_of(target: Any) -> dict[str, LayerTable]:
+    """The layers of a model, or of every transformer of a pipeline, by name; sized where that hangs on no call.
+
+    Raises:
+        ConfigError: If a pipeline has no transformer, or there is no adapter for a model.
+    """
+    models = {"model": target} if isinstance(target, nn.Module) else transformers_of(target)
+    return {name: find_layers(model) for name, model in models.items()}

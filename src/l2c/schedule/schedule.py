@@ -120,7 +120,7 @@ class CacheSchedule:
         if self.scores is None:
             raise ConfigError(
                 "the schedule has no router scores, so that a threshold has nothing to decide on; learn one with "
-                "l2c learn --pattern alternate"
+                "l2c learn MODEL --pattern alternate"
             )
         if self.predictor.kind == "linear":
             raise ConfigError("the forecasts were learned for this mask, so that no threshold can change it")
