@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
+from l2c.records import RunRecord
+from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_pipeline
@@ -103,6 +106,31 @@ def test_a_budget_in_macs(invoke, folder, tmp_path):
     schedule = CacheSchedule.load(out)
     assert schedule.provenance["budget_unit"] == "MACs"
     assert schedule.cost.macs <= 7e5
+
+
+def test_a_latency_is_met_that_a_profile_tells(invoke, folder, tmp_path):
+    costs, out = tmp_path / "costs.json", tmp_path / "fast.safetensors"
+    call = ("--prompt", "a cat", *SMALL, "--call", "clean_caption=false")
+    finished = invoke("profile", folder / "pipe", *call, "--steps", 5, "--repetitions", 1, "--out", costs)
+    assert finished.code == 0, finished.err
+    assert "cross-attention" in finished.out
+    record = RunRecord.load(costs)
+    measured = CostTable.from_json(record.results["costs"])
+    known = replace(measured, layers=(1.0,) * len(measured.layers), rest=0.5)  # as no clock would have it
+    replace(record, results={**record.results, "costs": known.to_json()}).save(costs)
+    budget = ("--latency-ms", 5 * known.full, "--costs", costs, "-o", out)
+    finished = invoke("learn", folder / "pipe", *call, "--steps", 6, *QUICK, *budget)
+    assert finished.code == 0, finished.err
+    made = CacheSchedule.load(out).provenance
+    assert (made["budget_unit"], made["budget_cost"] <= 5 * known.full) == ("ms", True)
+
+
+def test_a_pipeline_is_timed_with_the_schedule(invoke, folder, learned):
+    options = ("--prompt", "a cat", "-s", learned[0], "--batch-sizes", 1, "--repetitions", 1, "--json")
+    finished = invoke("bench", folder / "pipe", *options)
+    assert finished.code == 0, finished.err
+    rows = json.loads(finished.out)["results"]["rows"]
+    assert [row["schedule"] for row in rows] == ["everything computed", "learned"]
 
 
 def test_a_solver_is_learned_with_the_schedule(invoke, folder, tmp_path):

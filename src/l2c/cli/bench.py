@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from l2c.cli import options
+from l2c.cli import options, targets
 from l2c.cli.console import digits, print_record, progress_bar, results, say, table
 from l2c.cli.options import check_output, option, parse_numbers
 from l2c.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from l2c.records import RunRecord
 
 _COLUMNS = ("MACs", "first s", "s", "pictures\nper s", "speed-up", "of MAC\nratio")
@@ -25,7 +23,7 @@ _MEMORY = ("peak\nGB", "of it\nstore")
 
 def bench(
     context: typer.Context,
-    model: options.Model = "dit-mini-cifar10",
+    model: targets.Target = "dit-mini-cifar10",
     random_weights: Annotated[
         bool,
         option(
@@ -52,7 +50,13 @@ def bench(
     steps: options.StepsAsMade = None,
     spacing: options.SpacingAsMade = None,
     guidance: options.GuidanceAsMade = None,
-    guidance_mode: options.GuidanceMode = "batch",
+    guidance_mode: options.GuidanceMode = None,
+    prompt: targets.Prompt = None,
+    prompts: targets.Prompts = None,
+    labels: targets.Labels = None,
+    height: targets.Height = None,
+    width: targets.Width = None,
+    call: targets.Call = None,
     batch_sizes: Annotated[
         str,
         option(
@@ -70,6 +74,7 @@ def bench(
         ),
     ] = "auto",
     repetitions: Annotated[int, option("N", "Timed runs of each kind.", options.MEASURING, min=1)] = 5,
+    lora: targets.Lora = None,
     device: options.Device = "auto",
     dtype: options.DTypeOrTF32 = "float32",
     out: options.RecordFile = None,
@@ -86,6 +91,7 @@ def bench(
     For example:
     - `l2c bench -s dit-mini-cifar10-ddim-20 --budget 0.5 --batch-sizes 1,8`
     - `l2c bench DiT-XL-2-256x256.pt -s DDIM50_router.pt --dtype bfloat16 --engines graph,eager --out times.json`
+    - `l2c bench ./pixart -s fast.safetensors --prompt "a photo of a cat" --dtype bfloat16`
     - `l2c bench uvit-h-2-256 --random-weights --dtype bfloat16 --batch-sizes 1,4,16,64`
     """
     from l2c.bench.schedules import EVERYTHING, measure_schedules
@@ -96,12 +102,13 @@ def bench(
     found = load_schedules(schedules or [], budget, reserved=(EVERYTHING,))
     if random_weights:
         found = {name: one.with_any_weights() for name, one in found.items()}
-    network = _load(model, device, dtype, random_weights)
-    shown = ("model", "random_weights", "budget", "dtype")
+    run = targets.read_run(context.params)
+    target = _load(model, device, dtype, lora, random_weights)
+    shown = ("model", "lora", "random_weights", "budget", "dtype")
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
         record = measure_schedules(
-            network,
+            target,
             found,
             batch_sizes=sizes,
             engines=[name.strip() for name in engines.split(",")],
@@ -112,21 +119,22 @@ def bench(
             on_progress=lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
             ),
-            **options.sampling_of(context.params),
+            **run,
         )
     print_record(record, out, _report, as_json=as_json)
 
 
-def _load(name: str, device: str, dtype: str, random_weights: bool) -> nn.Module:
+def _load(name: str, device: str, dtype: str, lora: str | None, random_weights: bool) -> Any:
     from l2c.devices import resolve_device, resolve_dtype
-    from l2c.models import build_model, is_size, load_model
+    from l2c.hosts.loading import load_target
+    from l2c.models import build_model, is_size
 
     device = resolve_device(device)
     weights = resolve_dtype(dtype, device)
     if random_weights:
         return build_model(name, dtype=weights, device=device)
     try:
-        return load_model(name, dtype=weights, device=device)
+        return load_target(name, dtype=weights, device=device, lora=lora, quiet=True)
     except CheckpointError as error:
         if Path(name).exists() or not is_size(name):
             raise

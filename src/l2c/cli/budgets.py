@@ -77,12 +77,12 @@ def budget_of(given: Mapping[str, Any], host: Host) -> dict[str, Any]:
 
 def _milliseconds(given: Mapping[str, Any], host: Host) -> Any:
     from l2c.bench import cost
-    from l2c.hosts.native import check_class_host
     from l2c.sampling.compiled import release_engines
 
-    sampler = check_class_host(host, "a budget in milliseconds").sampler
     if given["costs"] is not None:
-        return cost.read_costs(given["costs"], sampler)
-    costs = cost.measure_costs(sampler, given["latency_batch"] or 1, engine=given["engine"] or "auto")
-    release_engines(sampler.denoiser.model)  # learning needs the memory
+        return cost.read_costs(given["costs"], host)
+    batch_size, engine = given["latency_batch"] or 1, given["engine"] or "auto"
+    costs = cost.measure_costs(host, batch_size=batch_size, engine=engine)
+    for model in host.models.values():
+        release_engines(model)  # learning needs the memory
     return costs

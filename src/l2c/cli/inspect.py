@@ -123,9 +123,8 @@ def _shows_layers(name: str, *, as_json: bool) -> bool:
         shown = table("kind", "layers", "MACs per evaluation", title=title)
         for kind, figures in one["kinds"].items():
             shown.add_row(kind, str(figures["layers"]), macs(figures["macs"]) if one["sized"] else "")
-        if one["sized"]:
-            shown.add_row("rest", "", macs(one["rest_macs"]))
+        shown.add_row("rest", "", macs(one["rest_macs"]) if one["sized"] else "")
         results().print(shown)
         if not one["sized"]:
-            note("what the layers cost depends on how it is called; l2c learn and l2c profile measure it")
+            note("what layers cost depends on how it is called; l2c profile measures it")
     return True

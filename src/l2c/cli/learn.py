@@ -36,17 +36,8 @@ def learn(
         int | None,
         option("N", f"{options.STEPS_HELP} [default: 50, or what a pipeline takes by itself]", options.RUN),
     ] = None,
-    spacing: Annotated[
-        str | None, option("NAME", f"{options.SPACING_HELP} [default: of a model, linspace]", options.RUN)
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        option(
-            "SCALE",
-            f"{options.GUIDANCE_HELP} [default: 1.5, or what a pipeline takes by itself]",
-            options.RUN,
-        ),
-    ] = None,
+    spacing: options.Spacing = None,
+    guidance: options.Guidance = None,
     prompt: targets.Prompt = None,
     prompts: targets.Prompts = None,
     labels: targets.Labels = None,

@@ -5,7 +5,6 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,10 +92,15 @@ FamilyBudget = Annotated[
     ),
 ]
 
-Solver = Annotated[str, option("NAME", SOLVER_HELP, RUN)]
-Steps = Annotated[int, option("N", STEPS_HELP, RUN)]
-Spacing = Annotated[str, option("NAME", SPACING_HELP, RUN)]
-Guidance = Annotated[float, option("SCALE", GUIDANCE_HELP, RUN)]
+Solver = Annotated[
+    str | None,
+    option("NAME", f"{SOLVER_HELP} A pipeline keeps its scheduler. [default: of a model, ddim]", RUN),
+]
+Spacing = Annotated[str | None, option("NAME", f"{SPACING_HELP} [default: of a model, linspace]", RUN)]
+Guidance = Annotated[
+    float | None,
+    option("SCALE", f"{GUIDANCE_HELP} [default: 1.5, or what a pipeline takes by itself]", RUN),
+]
 SolverAsMade = Annotated[str | None, option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)]
 StepsAsMade = Annotated[int | None, option("N", f"{STEPS_HELP} [default: the schedule's, or 50]", RUN)]
 SpacingAsMade = Annotated[
@@ -106,11 +110,11 @@ GuidanceAsMade = Annotated[
     float | None, option("SCALE", f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]", RUN)
 ]
 GuidanceMode = Annotated[
-    str,
+    str | None,
     option(
         "NAME",
-        "With guidance, evaluate with and without the label in one call of twice the size (batch) or in two calls "
-        "(split), which needs less memory.",
+        "Of a model with guidance: evaluate with and without the label in one call of twice the size (batch, if not "
+        "given) or in two calls (split), which needs less memory.",
         RUN,
     ),
 ]
@@ -124,12 +128,6 @@ RecordFile = Annotated[
     ),
 ]
 JsonOutput = Annotated[bool, option(None, "Print the result as JSON instead of a table.", OUTPUT, "--json")]
-
-
-def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what a command was given, how a model is sampled, by the names of `l2c.sample`."""
-    names = ("solver", "steps", "spacing", "guidance", "guidance_mode", "guidance_channels")
-    return {name: given[name] for name in names if name in given}
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

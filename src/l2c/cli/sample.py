@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from l2c.records import RunRecord
 
 DEFAULT_COUNT = 8
+_RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "guidance_channels")
 
 
 def sample(
@@ -71,7 +72,7 @@ def sample(
     steps: options.StepsAsMade = None,
     spacing: options.SpacingAsMade = None,
     guidance: options.GuidanceAsMade = None,
-    guidance_mode: options.GuidanceMode = "batch",
+    guidance_mode: options.GuidanceMode = None,
     guidance_channels: Annotated[
         int | None,
         option(
@@ -146,7 +147,7 @@ def sample(
     numbers = _seeds(seeds, seed, num, classes)
     device = own_device(device)
     weights = resolve_dtype(dtype, device)
-    decoded_by = None if vae is None else str(vae)
+    given, decoded_by = context.params, None if vae is None else str(vae)
     with output_folder(out), progress_bar() as bar:
         task = bar.add_task("sampling", total=None)
         record = sample_set(
@@ -164,7 +165,7 @@ def sample(
             names={"model": model, "schedule": schedule, "budget": budget, "dtype": dtype, "vae": decoded_by},
             note=note,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **options.sampling_of(context.params),
+            **{name: given[name] for name in _RUN if given[name] is not None},
         )
     part()
     if record is not None:  # as it is in the first process

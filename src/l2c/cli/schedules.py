@@ -89,8 +89,8 @@ def print_errors(provenance: Mapping[str, Any]) -> None:
     if "fewer_steps" in provenance:
         plain = sorted(provenance["fewer_steps"].items(), key=lambda item: item[1])
         listed = ", ".join(f"{name} {error:.4f}" for name, error in plain)
-        chosen = f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}"
-        results().print(chosen, soft_wrap=True)
+        line = f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}"
+        results().print(line, soft_wrap=True)
 
 
 def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ Call = Annotated[
 ]
 Lora = Annotated[str | None, option("NAME|PATH", "A LoRA to load into a pipeline first.", MODEL)]
 
-_RUN = ("solver", "steps", "spacing", "guidance", "height", "width")
+_RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "height", "width")
 
 
 def read_run(given: Mapping[str, Any]) -> dict[str, Any]:

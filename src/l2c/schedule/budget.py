@@ -50,4 +50,4 @@ def parse_macs(text: str) -> float:
     match = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?) ?([KMGT]?)", text.strip(), re.IGNORECASE)
     if match is None or not float(match[1]) > 0:
         raise ConfigError(f"a budget in MACs is a number such as 16.6G, 2.3T or 5e12, got '{text}'")
-    return float(match[1]) * _PREFIXES[match[2].upper()]
+    return float(round(float(match[1]) * _PREFIXES[match[2].upper()]))
