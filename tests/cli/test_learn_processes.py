@@ -120,6 +120,7 @@ import l2c
 from pathlib import Path
 from l2c.cli.main import run
 from l2c.errors import ConfigError
+from l2c.hosts.native import LabelledNoise
 from l2c.learning.settings import LearnSettings
 from l2c.learning.paper import RouterSettings
 from l2c.learning.processes import Processes
@@ -133,7 +134,8 @@ try:
     processes.agree(refuse)
 except ConfigError as error:
     refused = str(error)
-rounds = processes.in_rounds(lambda x, y: x + y[:, None], torch.ones(5, 2), torch.arange(5), 3)
+examples = LabelledNoise(torch.ones(5, 2), torch.arange(5))
+rounds = processes.in_rounds(lambda some: some.noise + some.labels[:, None], examples, 3)
 (folder / f"{processes.index}.json").write_text(json.dumps({
     "rows": [rows.start, rows.stop],
     "agreed": processes.agree(lambda: processes.index + 7),
