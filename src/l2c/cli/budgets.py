@@ -11,9 +11,9 @@ from l2c.schedule.budget import DEFAULT, parse_fractions, parse_macs
 if TYPE_CHECKING:
     from l2c.hosts.base import Host
 
-BUDGETS = {
+BUDGETS = (
     "budget", "macs", "latency_ms", "budget_evals", "latency_batch", "engine", "costs", "per_computed",
-}  # fmt: skip
+)  # fmt: skip
 """Names of the options that say what a run may cost."""
 
 
@@ -23,7 +23,7 @@ def check_budget(given: Mapping[str, Any], *, auto: bool) -> None:
     Raises:
         ConfigError: If there are some, or one is out of range.
     """
-    said = [f"--{name.replace('_', '-')}" for name in given if name in BUDGETS and given[name] is not None]
+    said = [f"--{name.replace('_', '-')}" for name in BUDGETS if given[name] is not None]
     units = [name for name in said if name in ("--budget", "--macs", "--latency-ms", "--budget-evals")]
     if len(units) > 1:
         raise ConfigError(f"{' and '.join(units)} are budgets in different units; give one of them")

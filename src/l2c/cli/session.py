@@ -111,7 +111,7 @@ def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> Learn
     if pattern not in kinds:
         raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(kinds)}")
     own = {name: {field.name for field in fields(kind)} for name, kind in kinds.items()}
-    belong = {"closed-loop": own["closed-loop"] | BUDGETS, "alternate": own["alternate"] | {"data"}}
+    belong = {"closed-loop": own["closed-loop"].union(BUDGETS), "alternate": own["alternate"] | {"data"}}
     (other,) = set(kinds) - {pattern}
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     for name in said:
