@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "models", "layers", "schedule", "cache"},
     "sampling": {"errors", "models", "layers", "schedule", "cache", "engine"},
     "digest": set(),
-    "hosts": {"errors", "digest", "layers", "schedule", "cache", "sampling"},
+    "hosts": {"errors", "digest", "models", "layers", "schedule", "cache", "sampling"},
     "learning": {"errors", "digest", "files", "models", "layers", "schedule", "cache", "sampling", "hosts"},
     "methods": {"errors", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
     "evaluation": {"errors", "files", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},

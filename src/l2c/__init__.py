@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from l2c.evaluation.registry import all_metrics, register_metric, score_pairs
     from l2c.hosts.check import Drift, check
     from l2c.hosts.enable import disable_cache, enable_cache, summary
+    from l2c.hosts.loading import load_target
     from l2c.hosts.pipeline.handle import PipelineCache
     from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
     from l2c.hosts.pipeline.loading import load_pipeline
@@ -94,6 +95,7 @@ _HOMES = {
     "load_model": "l2c.models",
     "load_pipeline": "l2c.hosts.pipeline.loading",
     "load_schedule": "l2c.schedule.open",
+    "load_target": "l2c.hosts.loading",
     "measure_costs": "l2c.bench.cost",
     "measure_schedules": "l2c.bench.schedules",
     "methods": "l2c.methods",
@@ -155,6 +157,7 @@ __all__ = [
     "load_model",
     "load_pipeline",
     "load_schedule",
+    "load_target",
     "measure_costs",
     "measure_schedules",
     "methods",

@@ -37,20 +37,30 @@ def test_check_measures_and_records_and_compares(invoke, folder, tmp_path):
     assert "beyond the limit of 0.5" in third.out
 
 
+def test_check_takes_models(invoke, tmp_path, checkpoint, other_checkpoint, schedule):
+    recorded = tmp_path / "recorded.safetensors"
+    finished = invoke("check", checkpoint, schedule, "--record", recorded, "--json")
+    assert finished.code == 0, finished.err
+    assert json.loads(finished.out)["unit"] == "absolute"
+    again = invoke("check", checkpoint, recorded, "--seeds", "0,1")
+    assert "1.00 times" in again.out
+    assert invoke("check", other_checkpoint, schedule).code == 1
+
+
 def test_check_says_what_is_wrong(invoke, folder, tmp_path):
     pipe, schedule = folder / "pipe", folder / "schedule"
     for arguments, code, said in (
-        ((pipe, schedule), 2, "give either prompts, with --prompt or --prompts, or --labels"),
-        ((pipe, schedule, "--labels", "1", "--set", "height"), 2, "--set takes KEY=VALUE"),
+        ((pipe, schedule), 2, "needs either prompts, with --prompt or --prompts, or --labels"),
+        ((pipe, schedule, "--labels", "1", "--call", "height"), 2, "--call takes NAME=VALUE"),
         ((pipe, schedule, "--labels", "1", "--limit", "0"), 2, "--limit must be positive"),
         ((pipe, schedule, "--prompts", tmp_path / "no"), 2, "is no text file with prompts"),
-        ((tmp_path, schedule, "--labels", "1"), 1, "cannot load the pipeline"),
+        ((tmp_path, schedule), 1, "is a folder without a model"),
         (
-            (pipe, schedule, "--labels", "1", "--set", "guidance=4"),
+            (pipe, schedule, "--labels", "1", "--call", "guidance=4"),
             2,
-            "takes no guidance; did you mean guidance_scale?",
+            "takes no argument 'guidance'; did you mean guidance_scale?",
         ),
-        ((pipe, schedule, "--labels", "1", "--set", "num_inference_steps=4"), 1, "covers 6 evaluations but"),
+        ((pipe, schedule, "--labels", "1", "--call", "num_inference_steps=4"), 1, "covers 6 evaluations but"),
     ):
         finished = invoke("check", *arguments)
         assert (finished.code, said in finished.err) == (code, True), finished.err

@@ -8,7 +8,7 @@ from PIL import Image
 import l2c
 from l2c.learning.paper import RouterSettings
 from l2c.schedule.schedule import CacheSchedule
-from l2c.testing import tiny_dit
+from l2c.testing import tiny_dit, tiny_pipeline
 
 
 def open_picture(path):
@@ -121,3 +121,23 @@ def test_plot_is_refused_before_anything_is_read(invoke, tmp_path):
     finished = invoke("inspect", "missing.safetensors", "--plot", tmp_path / "file" / "map.png")
     assert finished.code == 1
     assert "cannot write" in finished.err
+
+
+def test_inspect_shows_the_layers_of_a_model(invoke, checkpoint):
+    finished = invoke("inspect", checkpoint)
+    assert finished.code == 0, finished.err
+    assert "model, architecture dit, 6 layers" in " ".join(finished.out.split())
+    found = json.loads(invoke("inspect", checkpoint, "--json").out)["models"]["model"]
+    table = l2c.layers.find_layers(tiny_dit())
+    assert sum(kind["macs"] for kind in found["kinds"].values()) == table.layer_macs
+    assert {name: kind["layers"] for name, kind in found["kinds"].items()} == {"attention": 3, "mlp": 3}
+
+
+def test_inspect_shows_the_layers_of_a_pipeline(invoke, tmp_path):
+    pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
+    tiny_pipeline("pixart").save_pretrained(tmp_path)
+    finished = invoke("inspect", tmp_path)
+    assert finished.code == 0, finished.err
+    assert "transformer, architecture pixart" in " ".join(finished.out.split())
+    assert "cross-attention" in finished.out
+    assert "l2c profile measures it" in finished.err

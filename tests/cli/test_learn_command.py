@@ -16,25 +16,25 @@ from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
 SMALL = ("--pattern", "alternate", "--steps", 4, "--iterations", 3, "--batch-size", 1)
-QUICK = ("--pictures", 8, "--reference-steps", 6, "--trials", 3, "--batch-size", 2)
+QUICK = ("--examples", 8, "--reference-steps", 6, "--trials", 3, "--batch-size", 2)
 
 
 def test_a_published_kind_of_schedule_is_one_that_sample_takes(invoke, tmp_path, checkpoint):
     out = tmp_path / "new" / "router.safetensors"
-    finished = invoke("learn", "-m", checkpoint, *SMALL, "--lambda", "1e-4", "--out", out)
+    finished = invoke("learn", checkpoint, *SMALL, "--lambda", "1e-4", "--out", out)
     assert finished.code == 0, finished.err
     assert "ddim, 4 steps" in finished.out
     schedule = CacheSchedule.load(out)
     assert schedule.provenance["iterations"] == 3
     assert schedule.provenance["lambda"] == 1e-4
     assert schedule.contract.model == checkpoint.name
-    command = ("sample", "-m", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "pictures")
+    command = ("sample", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "pictures")
     assert invoke(*command).code == 0
 
 
 def test_learn_prints_json(invoke, tmp_path, checkpoint):
     out = tmp_path / "router.safetensors"
-    data = json.loads(invoke("learn", "-m", checkpoint, *SMALL, "--out", out, "--json").out)
+    data = json.loads(invoke("learn", checkpoint, *SMALL, "--out", out, "--json").out)
     assert data["file"] == str(out)
     assert data["evaluations"] == 4
     assert data["provenance"]["method"] == "l2c"
@@ -47,7 +47,7 @@ def test_learn_on_images(invoke, tmp_path, checkpoint):
         (tmp_path / "data" / label).mkdir(parents=True)
         Image.new("RGB", (8, 8), "teal").save(tmp_path / "data" / label / "0.png")
     out = tmp_path / "router.safetensors"
-    finished = invoke("learn", "-m", checkpoint, *SMALL, "--data", tmp_path / "data", "--out", out)
+    finished = invoke("learn", checkpoint, *SMALL, "--data", tmp_path / "data", "--out", out)
     assert finished.code == 0, finished.err
     assert CacheSchedule.load(out).provenance["inputs"] == "real images"
 
@@ -55,7 +55,7 @@ def test_learn_on_images(invoke, tmp_path, checkpoint):
 @pytest.fixture
 def interrupt_after(monkeypatch):
     """Presses Ctrl-C in a later iteration, counted over everything that is learned."""
-    from l2c.learning import end_to_end, paper
+    from l2c.learning import closed_loop, paper
 
     def arrange(iterations: int) -> None:
         count = 0
@@ -67,14 +67,14 @@ def interrupt_after(monkeypatch):
             count += 1
             return backward(task, iteration)
 
-        for task in (paper._RouterTask, end_to_end.StudentTask):
+        for task in (paper._RouterTask, closed_loop.StudentTask):
             monkeypatch.setattr(task, "backward", partialmethod(interrupted, backward=task.backward))
 
     return arrange
 
 
 both = pytest.mark.parametrize(
-    "options", [SMALL, ("--steps", 4, "--iterations", 3, *QUICK)], ids=["alternate", "any"]
+    "options", [SMALL, ("--steps", 4, "--iterations", 3, *QUICK)], ids=["alternate", "closed-loop"]
 )
 
 
@@ -82,7 +82,7 @@ both = pytest.mark.parametrize(
 def test_interrupt_keeps_what_was_learned(invoke, tmp_path, checkpoint, interrupt_after, options):
     interrupt_after(2)
     out = tmp_path / "router.safetensors"
-    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    finished = invoke("learn", checkpoint, *options, "--out", out)
     assert finished.code == 130
     assert "interrupted after 2 of 3 iterations" in finished.err
     provenance = CacheSchedule.load(out).provenance
@@ -96,13 +96,13 @@ def test_interrupt_before_anything_was_learned_leaves_the_old_file(
     interrupt_after(0)
     out = tmp_path / "router.safetensors"
     out.write_bytes(schedule.read_bytes())
-    assert invoke("learn", "-m", checkpoint, *options, "--out", out).code == 130
+    assert invoke("learn", checkpoint, *options, "--out", out).code == 130
     assert out.read_bytes() == schedule.read_bytes()
 
 
 def test_learn_for_a_budget_writes_a_schedule_that_sample_takes(invoke, tmp_path, checkpoint):
     out = tmp_path / "half.safetensors"
-    finished = invoke("learn", "-m", checkpoint, "--steps", 6, "--iterations", 2, *QUICK, "--out", out)
+    finished = invoke("learn", checkpoint, "--steps", 6, "--iterations", 2, *QUICK, "--out", out)
     assert finished.code == 0, finished.err
     assert "Error of pictures that were not learned on" in finished.out
     for line in ("fine-step solutions 8/8", "judging masks 2/3", "learning 2/2"):
@@ -115,7 +115,7 @@ def test_learn_for_a_budget_writes_a_schedule_that_sample_takes(invoke, tmp_path
     assert schedule.contract.model == checkpoint.name
     assert schedule.contract.run.guidance == 1.5
     assert list(tmp_path.iterdir()) == [out]
-    command = ("sample", "-m", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "pictures")
+    command = ("sample", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "pictures")
     assert invoke(*command).code == 0
 
 
@@ -125,7 +125,7 @@ def family(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("family") / "family.safetensors"
     options = ("--steps", 6, "--iterations", 1, *QUICK, "--budget", "0.5,0.75", "--json")
     with redirect_stdout(io.StringIO()) as printed:
-        assert run([str(word) for word in ("learn", "-m", checkpoint, *options, "--out", out)]) == 0
+        assert run([str(word) for word in ("learn", checkpoint, *options, "--out", out)]) == 0
     return out, json.loads(printed.getvalue())
 
 
@@ -155,7 +155,7 @@ def test_inspect_takes_one_schedule_of_a_family(invoke, family, tmp_path, budget
 def test_sample_takes_one_schedule_of_a_family(invoke, family, tmp_path, checkpoint):
     path, printed = family
     options = ("-s", path, "--num", 1, "--budget", 0.6)
-    finished = invoke("sample", "-m", checkpoint, *options, "--out", tmp_path / "out", "--json")
+    finished = invoke("sample", checkpoint, *options, "--out", tmp_path / "out", "--json")
     assert finished.code == 0, finished.err
     data = json.loads(finished.out)
     assert data["config"]["budget"] == 0.6
@@ -170,7 +170,7 @@ def test_sample_takes_one_schedule_of_a_family(invoke, family, tmp_path, checkpo
         (
             "sample",
             ("--budget", 0.3),
-            ("the cheapest schedule of the family takes", "l2c learn --budget 0.3"),
+            ("the cheapest schedule of the family takes", "l2c learn MODEL --budget 0.3"),
         ),
         ("inspect", ("--budget", 2), ("a budget is a fraction of the MACs",)),
         ("sample", ("--budget", "half"), ("--budget",)),
@@ -180,7 +180,7 @@ def test_what_a_family_does_not_have_is_one_sentence(
     invoke, family, tmp_path, checkpoint, command, options, words
 ):
     out = tmp_path / "out"
-    arguments = ("-m", checkpoint, "--out", out, "-s", family[0]) if command == "sample" else (family[0],)
+    arguments = (checkpoint, "--out", out, "-s", family[0]) if command == "sample" else (family[0],)
     options = tuple(tmp_path / o if o == "one.safetensors" else o for o in options)
     refused(invoke(command, *arguments, *options), *words)
     assert list(tmp_path.iterdir()) == []
@@ -203,7 +203,7 @@ def refused(finished, *words):
 def test_a_budget_in_macs(invoke, tmp_path, checkpoint):
     out = tmp_path / "out.safetensors"
     options = ("--steps", 6, "--iterations", 1, *QUICK, "--macs", "2M")
-    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    finished = invoke("learn", checkpoint, *options, "--out", out)
     assert finished.code == 0, finished.err
     schedule = CacheSchedule.load(out)
     assert (schedule.provenance["budget_unit"], schedule.provenance["budget"]) == ("MACs", 2e6)
@@ -212,7 +212,7 @@ def test_a_budget_in_macs(invoke, tmp_path, checkpoint):
 
 def test_a_latency_that_everything_meets(invoke, tmp_path, checkpoint):
     options = ("--steps", 6, "--latency-ms", "1e7", "--out", tmp_path / "out.safetensors")
-    finished = invoke("learn", "-m", checkpoint, *options)
+    finished = invoke("learn", checkpoint, *options)
     refused(finished, "a budget of 1e+07 ms is more than the", "no schedule is needed")
 
 
@@ -227,7 +227,7 @@ def test_a_latency_that_is_measured_here_is_met(invoke, tmp_path, checkpoint, mo
     out = tmp_path / "out.safetensors"
     options = ("--steps", 6, "--iterations", 1, *QUICK, "--latency-ms", 20, "--latency-batch", 3)
     options += ("--engine", "eager")
-    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    finished = invoke("learn", checkpoint, *options, "--out", out)
     assert finished.code == 0, finished.err
     schedule = CacheSchedule.load(out)
     assert batches == [(3, "eager")]
@@ -238,26 +238,29 @@ def test_a_latency_that_is_measured_here_is_met(invoke, tmp_path, checkpoint, mo
 def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
     out = tmp_path / "auto.safetensors"
     options = ("--solver", "auto", "--budget-evals", 3, "--iterations", 1, *QUICK)
-    finished = invoke("learn", "-m", checkpoint, *options, "--out", out)
+    finished = invoke("learn", checkpoint, *options, "--out", out)
     assert finished.code == 0, finished.err
     assert "Chosen: " in finished.out
     assert "Plain fewer steps at that cost: " in finished.out
     assert CacheSchedule.load(out).contract.run.weights is not None
     assert "learned" in invoke("inspect", out).out
-    finished = invoke("sample", "-m", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "out", "--json")
+    finished = invoke("sample", checkpoint, "-s", out, "--num", 1, "--out", tmp_path / "out", "--json")
     assert finished.code == 0, finished.err
     assert json.loads(finished.out)["config"]["solver"] == "learned"
-    named = ("sample", "-m", checkpoint, "-s", out, "--solver", "ddim", "--out", tmp_path / "other")
+    named = ("sample", checkpoint, "-s", out, "--solver", "ddim", "--out", tmp_path / "other")
     refused(invoke(*named), "name no solver, steps or spacing")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "any or alternate")),
-        (("--trials", 3, "--pattern", "alternate"), ("--trials belongs to --pattern any, not alternate",)),
-        (("--budget", 0.5, "--pattern", "alternate"), ("--budget belongs to --pattern any",)),
-        (("--lambda", 1), ("--lambda belongs to --pattern alternate, not any",)),
+        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "closed-loop or alternate")),
+        (
+            ("--trials", 3, "--pattern", "alternate"),
+            ("--trials belongs to --pattern closed-loop, not alternate",),
+        ),
+        (("--budget", 0.5, "--pattern", "alternate"), ("--budget belongs to --pattern closed-loop",)),
+        (("--lambda", 1), ("--lambda belongs to --pattern alternate, not closed-loop",)),
         (("--data", "x"), ("--data belongs to --pattern alternate",)),
         (("--budget", 0.5, "--macs", "1G"), ("--budget and --macs are budgets in different units",)),
         (("--latency-ms", 5, "--budget", 0.5), ("--budget and --latency-ms", "give one of them")),
@@ -282,8 +285,8 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
         (("--budget", "0.5,nan"), ("more than 0 and at most 1", "got '0.5,nan'")),
         (("--budget", "0.5,0.50"), ("names a fraction twice",)),
         (("--budget", 0.1), ("a budget of ", "cannot be met", "take more steps")),
-        (("--macs", "many"), ("--macs takes a number such as 16.6G", "got 'many'")),
-        (("--macs", 0), ("--macs takes a number",)),
+        (("--macs", "many"), ("a number such as 16.6G", "got 'many'")),
+        (("--macs", 0), ("a budget in MACs is a number",)),
         (("--macs", "1T"), ("a budget of 1000 GMACs is more than the", "no schedule is needed")),
         (("--latency-ms", 0), ("--latency-ms must be more than 0",)),
         (("--latency-ms", 5, "--latency-batch", 0), ("--latency-batch must be at least 1",)),
@@ -302,7 +305,7 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
 def test_options_that_do_not_go_together(invoke, tmp_path, checkpoint, options, words):
     out = tmp_path / "out.safetensors"
     steps = () if "auto" in options else ("--steps", 4)
-    finished = invoke("learn", "-m", checkpoint, *steps, *options, "--out", out)
+    finished = invoke("learn", checkpoint, *steps, *options, "--out", out)
     assert finished.code == 2
     assert len(finished.err.splitlines()) == 1
     assert all(word in finished.err for word in words)
@@ -311,7 +314,7 @@ def test_options_that_do_not_go_together(invoke, tmp_path, checkpoint, options, 
 
 def test_max_minutes_ends_with_what_was_learned(invoke, tmp_path, checkpoint):
     out = tmp_path / "router.safetensors"
-    options = ("-m", checkpoint, *SMALL, "--iterations", 2, "--out", out)
+    options = (checkpoint, *SMALL, "--iterations", 2, "--out", out)
     finished = invoke("learn", *options, "--max-minutes", 1e-6)
     assert finished.code == 0
     assert "the time was up after 1 of 2 iterations" in finished.err
@@ -328,7 +331,7 @@ def test_budgets_that_the_time_cut_short_are_named(invoke, tmp_path, checkpoint)
     options = ("--steps", 6, *QUICK, "--iterations", 2, "--budget", "0.75,0.5", "--out", out)
     seconds = 1e-6
     for _ in range(20):  # fine-step solutions come first, and what is done of them counts
-        finished = invoke("learn", "-m", checkpoint, *options, "--max-minutes", seconds)
+        finished = invoke("learn", checkpoint, *options, "--max-minutes", seconds)
         if finished.code == 0:
             break
     last = finished.err.strip().splitlines()[-1]
@@ -338,12 +341,12 @@ def test_budgets_that_the_time_cut_short_are_named(invoke, tmp_path, checkpoint)
 
 def test_a_checkpoint_with_other_settings_is_refused(invoke, tmp_path, checkpoint):
     out = tmp_path / "router.safetensors"
-    assert invoke("learn", "-m", checkpoint, *SMALL, "--max-minutes", 1e-6, "--out", out).code == 0
-    finished = invoke("learn", "-m", checkpoint, *SMALL, "--lambda", 1, "--out", out)
+    assert invoke("learn", checkpoint, *SMALL, "--max-minutes", 1e-6, "--out", out).code == 0
+    finished = invoke("learn", checkpoint, *SMALL, "--lambda", 1, "--out", out)
     assert finished.code == 2
     assert "lambda was 1e-05 and is now 1.0" in finished.err
     assert "--restart" in finished.err
-    finished = invoke("learn", "-m", checkpoint, *SMALL, "--lambda", 1, "--out", out, "--restart")
+    finished = invoke("learn", checkpoint, *SMALL, "--lambda", 1, "--out", out, "--restart")
     assert finished.code == 0, finished.err
     assert CacheSchedule.load(out).provenance["lambda"] == 1.0
 
@@ -359,12 +362,12 @@ def test_a_result_that_cannot_be_written_is_not_lost(invoke, tmp_path, checkpoin
             replace(source, target)
 
         patch.setattr(os, "replace", full)
-        finished = invoke("learn", "-m", checkpoint, *SMALL, "--out", out)
+        finished = invoke("learn", checkpoint, *SMALL, "--out", out)
     kept = tmp_path / "full" / "router.safetensors.checkpoint"
     assert finished.code == 1
     assert "No space left on device; choose another --out, and add --checkpoint" in finished.err
     assert list(out.parent.iterdir()) == [kept]
-    finished = invoke("learn", "-m", checkpoint, *SMALL, "--out", other, "--checkpoint", kept)
+    finished = invoke("learn", checkpoint, *SMALL, "--out", other, "--checkpoint", kept)
     assert finished.code == 0
     assert "learning 1/3" not in finished.err
     assert CacheSchedule.load(other).provenance["iterations"] == 3

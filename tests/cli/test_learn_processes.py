@@ -20,10 +20,10 @@ from l2c.cli.main import run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
-CLOSED = ("--batch-size", "2", "--pictures", "12", "--reference-steps", "8", "--trials", "3")
+CLOSED = ("--batch-size", "2", "--examples", "12", "--reference-steps", "8", "--trials", "3")
 PATTERNS = {
     "alternate": ("--batch-size", "2", "--pattern", "alternate"),
-    "any": CLOSED,
+    "closed-loop": CLOSED,
     "family": (*CLOSED, "--budget", "0.7,0.5"),
 }
 STAGES = ("", "at 0.7", "at 0.5")
@@ -36,7 +36,7 @@ def start(fork_server, checkpoint):
     started = []
 
     def begin(out: Path, pattern: str, *options: str, iterations: int = 25) -> multiprocessing.Process:
-        arguments = ["learn", "-m", str(checkpoint), "--steps", "6", "--save-every", "0", "--out", str(out)]
+        arguments = ["learn", str(checkpoint), "--steps", "6", "--save-every", "0", "--out", str(out)]
         arguments += ["--iterations", str(iterations), *PATTERNS[pattern], *options]
         process = fork_server.Process(target=run, args=(arguments,))
         process.start()
@@ -120,6 +120,7 @@ import l2c
 from pathlib import Path
 from l2c.cli.main import run
 from l2c.errors import ConfigError
+from l2c.hosts.native import LabelledNoise
 from l2c.learning.settings import LearnSettings
 from l2c.learning.paper import RouterSettings
 from l2c.learning.processes import Processes
@@ -133,7 +134,8 @@ try:
     processes.agree(refuse)
 except ConfigError as error:
     refused = str(error)
-rounds = processes.in_rounds(lambda x, y: x + y[:, None], torch.ones(5, 2), torch.arange(5), 3)
+examples = LabelledNoise(torch.ones(5, 2), torch.arange(5))
+rounds = processes.in_rounds(lambda some: some.noise + some.labels[:, None], examples, 3)
 (folder / f"{processes.index}.json").write_text(json.dumps({
     "rows": [rows.start, rows.stop],
     "agreed": processes.agree(lambda: processes.index + 7),
@@ -144,14 +146,14 @@ rounds = processes.in_rounds(lambda x, y: x + y[:, None], torch.ones(5, 2), torc
 model = load_model(checkpoint)
 mask = l2c.methods.interval(model, solver="ddim", steps=6)
 settings = LearnSettings(iterations=4, batch_size=4, num_examples=10, reference_steps=6)
-predictor = fit_predictor(model, mask, settings=settings)
+predictor = l2c.repair(model, mask, settings=settings)
 router = l2c.learn(model, pattern="alternate", solver="ddim", steps=6, settings=RouterSettings(iterations=12))
 if processes.is_main:
     predictor.save(folder / "predictor.safetensors")
     router.save(folder / "router.safetensors")
-options = ["--steps", "6", "--iterations", "3", "--batch-size", "4", "--pictures", "10", "--reference-steps", "6"]
+options = ["--steps", "6", "--iterations", "3", "--batch-size", "4", "--examples", "10", "--reference-steps", "6"]
 options += ["--trials", "4", "--budget", "0.7,0.5", "--save-every", "0"]
-sys.exit(run(["learn", "-m", checkpoint, *options, "--out", str(folder / "family.safetensors")]))
+sys.exit(run(["learn", checkpoint, *options, "--out", str(folder / "family.safetensors")]))
 """
 
 

@@ -15,7 +15,7 @@ QUICK = ("--steps", 5, "--repetitions", 1)
 
 def test_profile_shows_parts_and_checks_and_writes_them(invoke, tmp_path, checkpoint):
     out = tmp_path / "deep" / "costs.json"
-    finished = invoke("profile", "-m", checkpoint, *QUICK, "--batch-size", 2, "--out", out)
+    finished = invoke("profile", checkpoint, *QUICK, "--batch-size", 2, "--out", out)
     assert finished.code == 0, finished.err
     for words in (
         "2 pictures at a time, guidance 1.5, engine eager, on cpu",
@@ -43,7 +43,7 @@ def test_profile_shows_parts_and_checks_and_writes_them(invoke, tmp_path, checkp
 
 def test_profile_as_json(invoke, other_checkpoint):
     options = ("--predictor", "copy", "--guidance", 1, "--engine", "eager", "--json")
-    finished = invoke("profile", "-m", other_checkpoint, *QUICK, *options)
+    finished = invoke("profile", other_checkpoint, *QUICK, *options)
     assert finished.code == 0, finished.err
     found = json.loads(finished.out)
     assert found["file"] is None
@@ -64,7 +64,7 @@ def test_profile_as_json(invoke, other_checkpoint):
     ],
 )
 def test_wrong_usage(invoke, checkpoint, options, words):
-    finished = invoke("profile", "-m", checkpoint, *options)
+    finished = invoke("profile", checkpoint, *options)
     assert finished.code == 2
     assert finished.out == ""
     assert len(finished.err.splitlines()) == 1
@@ -82,9 +82,9 @@ def costs_file(tmp_path):
 
 def test_learning_for_a_latency_takes_a_written_table(invoke, tmp_path, checkpoint, costs_file):
     out = tmp_path / "out.safetensors"
-    options = ("--steps", 6, "--iterations", 1, "--pictures", 4, "--reference-steps", 8, "--trials", 2)
+    options = ("--steps", 6, "--iterations", 1, "--examples", 4, "--reference-steps", 8, "--trials", 2)
     budget = ("--batch-size", 1, "--latency-ms", 20, "--costs", costs_file)
-    finished = invoke("learn", "-m", checkpoint, *options, *budget, "--out", out)
+    finished = invoke("learn", checkpoint, *options, *budget, "--out", out)
     assert finished.code == 0, finished.err
     schedule = CacheSchedule.load(out)
     assert int(schedule.compute.sum()) == 17  # 6 evaluations of 0.5 ms, and 17 layers of 1 ms
@@ -93,9 +93,9 @@ def test_learning_for_a_latency_takes_a_written_table(invoke, tmp_path, checkpoi
 
 def test_learning_refuses_the_table_of_another_model(invoke, tmp_path, costs_file):
     options = ("--steps", 6, "--latency-ms", 20, "--costs", costs_file, "--out", tmp_path / "out.safetensors")
-    finished = invoke("learn", "-m", "dit-mini-cifar10", *options)
+    finished = invoke("learn", "dit-mini-cifar10", *options)
     assert finished.code == 2
     assert "the costs are those of 6 layers, but the model is a dit with 24 layers" in finished.err
-    finished = invoke("learn", "-m", "dit-mini-cifar10", *options[:4], "--costs", tmp_path / "no.json")
+    finished = invoke("learn", "dit-mini-cifar10", *options[:4], "--costs", tmp_path / "no.json")
     assert finished.code == 1
     assert "is not a record written by l2c" in finished.err

@@ -7,16 +7,18 @@ import sys
 import pytest
 
 import l2c
-from l2c.cli import learn, options
-from l2c.cli.budgets import DEFAULT
+from l2c.cli import learn, options, repair
 from l2c.cli.main import run
-from l2c.learning.learn import learn as learn_for_model
+from l2c.hosts.native import ModelHost
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import Session
 from l2c.learning.settings import LearnSettings
 from l2c.sampling import SPACINGS, solver_names
+from l2c.schedule.budget import DEFAULT
 
-COMMANDS = ("bench", "check", "compare", "demo", "inspect", "learn", "profile", "report", "sample")
+COMMANDS = (
+    "bench", "check", "compare", "demo", "inspect", "learn", "profile", "repair", "report", "sample",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,7 +55,7 @@ def test_only_the_first_of_several_processes_says_what_all_meet(invoke, monkeypa
     assert "no.safetensors" in invoke("inspect", "no.safetensors").err
 
 
-@pytest.mark.parametrize("arguments", [["--frames"], ["paint"], ["inspect"], ["sample", "extra"]])
+@pytest.mark.parametrize("arguments", [["--frames"], ["paint"], ["inspect"], ["sample", "one", "two"]])
 def test_usage_errors_are_one_sentence(invoke, arguments):
     finished = invoke(*arguments)
     assert finished.code == 2
@@ -77,31 +79,40 @@ def test_names_in_help_are_the_names_there_are():
     assert ", ".join(SPACINGS) == options.SPACING_NAMES
 
 
-def test_defaults_of_learn_are_the_librarys():
-    command = {name: p.default for name, p in inspect.signature(learn.learn).parameters.items()}
+@pytest.mark.parametrize("command", [learn.learn, repair.repair])
+def test_defaults_of_learning_are_the_librarys(command):
+    """What is None is left to the library."""
+    given = {name: p.default for name, p in inspect.signature(command).parameters.items()}
     closed, router, session = LearnSettings(), RouterSettings(), Session()
-    for name in ("batch_size", "seed", "bf16"):
-        assert command[name] == getattr(router, name) == getattr(closed, name), name
-    for name in ("threshold", "reduction"):
-        assert command[name] == getattr(router, name), name
-    assert command["price"] == router.lambda_
-    assert command["pictures"] == closed.num_pictures
-    for name in ("reference_steps", "trials", "recompute"):
-        assert command[name] == getattr(closed, name), name
-    assert command["save_every"] == session.save_every_s
-    for library in (learn_for_model, l2c.learn_family, l2c.learn_router):
-        parameters = inspect.signature(library).parameters
-        for name in ("solver", "steps", "spacing", "guidance"):
-            assert command[name] == parameters[name].default, name
+    for name in {*vars(closed), *vars(router)} & set(given):
+        wanted = {getattr(closed, name, None), getattr(router, name, None)}
+        assert given[name] is None or {given[name]} | {None} >= wanted, name
+    assert set(given) >= {*vars(closed)} - ({"trials"} if command is repair.repair else set()) - {
+        "trial_examples"
+    }
+    assert given["save_every"] == session.save_every_s
 
 
-def test_help_of_learn_tells_the_defaults_that_depend_on_the_pattern(invoke):
+def test_help_of_learn_tells_the_defaults(invoke):
     text = " ".join(invoke("learn", "--help").out.replace("│", " ").split())
+    closed, router = LearnSettings(), RouterSettings()
     for name, between in (("iterations", " for each budget"), ("learning_rate", "")):
-        closed, router = getattr(LearnSettings(), name), getattr(RouterSettings(), name)
-        assert f"{closed}{between}, or {router} with --pattern alternate" in text
+        one, other = getattr(closed, name), getattr(router, name)
+        assert f"{one}{between}, or {other} with --pattern alternate" in text
+    for value in (
+        closed.num_examples, closed.reference_steps, closed.history, closed.trials, router.lambda_, router.threshold,
+    ):  # fmt: skip
+        assert f"{value} if not given" in text
+    assert f"({router.reduction}, as the paper does for DiT, and if not given)" in text
     assert f"{DEFAULT} if no budget is given" in text
-    assert inspect.signature(learn_for_model).parameters["budget"].default == DEFAULT
+    own = {name: p.default for name, p in inspect.signature(ModelHost.of).parameters.items()}
+    for words in (
+        f"of a model, {own['solver']}",
+        f"{own['steps']}, or what",
+        f"of a model, {own['spacing']}",
+    ):
+        assert f"[default: {words}" in text
+    assert f"[default: {own['guidance']}, or what" in text
 
 
 def test_interrupt(monkeypatch, capsys, tmp_path):

@@ -28,7 +28,7 @@ def open_picture(path):
 
 def test_sample_writes_pictures_a_grid_and_a_record(invoke, tmp_path, checkpoint):
     out = tmp_path / "deep" / "out"
-    finished = invoke("sample", "-m", checkpoint, "--labels", "3,5", "--num", 3, "--steps", 2, "--out", out)
+    finished = invoke("sample", checkpoint, "--labels", "3,5", "--num", 3, "--steps", 2, "--out", out)
     assert finished.code == 0, finished.err
     assert "3 in " in finished.out
     names = ["seed000000-label003.png", "seed000001-label005.png", "seed000002-label003.png"]
@@ -45,7 +45,7 @@ def test_sample_writes_pictures_a_grid_and_a_record(invoke, tmp_path, checkpoint
 
 def test_pictures_are_those_of_the_library(invoke, tmp_path, checkpoint):
     options = ("--seeds", "7", "--labels", "2", "--steps", 2, "--solver", "euler", "--guidance", 2)
-    assert invoke("sample", "-m", checkpoint, *options, "--out", tmp_path).code == 0
+    assert invoke("sample", checkpoint, *options, "--out", tmp_path).code == 0
     images = l2c.sample(load_model(checkpoint), [2], [7], solver="euler", steps=2, guidance=2.0)
     written = open_picture(tmp_path / "seed000007-label002.png")
     assert written.tobytes() == to_pixels(images)[0].tobytes()
@@ -55,7 +55,6 @@ def test_a_picture_depends_on_its_seed_alone(invoke, tmp_path, checkpoint):
     for name, options in (("alone", ["--seeds", "4"]), ("among", ["--seeds", "2-6", "--batch-size", "2"])):
         command = (
             "sample",
-            "-m",
             checkpoint,
             "--labels",
             "1",
@@ -71,7 +70,7 @@ def test_a_picture_depends_on_its_seed_alone(invoke, tmp_path, checkpoint):
 
 
 def test_a_schedule_brings_its_run(invoke, tmp_path, checkpoint, schedule):
-    finished = invoke("sample", "-m", checkpoint, "-s", schedule, "--num", 2, "--out", tmp_path, "--json")
+    finished = invoke("sample", checkpoint, "-s", schedule, "--num", 2, "--out", tmp_path, "--json")
     assert finished.code == 0, finished.err
     assert "at most" in finished.err
     data = json.loads(finished.out)
@@ -89,7 +88,7 @@ def test_any_weights_warns(invoke, tmp_path, checkpoint):
     path = tmp_path / "router.safetensors"
     l2c.learn(tiny_dit(seed=1), pattern="alternate", solver="ddim", steps=2, settings=ONE).save(path)
     finished = invoke(
-        "sample", "-m", checkpoint, "-s", path, "--any-weights", "--num", 1, "--out", tmp_path / "out"
+        "sample", checkpoint, "-s", path, "--any-weights", "--num", 1, "--out", tmp_path / "out"
     )
     assert finished.code == 0, finished.err
     assert "l2c: warning: the schedule was learned on other weights" in finished.err
@@ -104,7 +103,7 @@ def latent_checkpoint(tmp_path):
 
 def test_latent_models_write_latents(invoke, tmp_path, latent_checkpoint):
     out = tmp_path / "out"
-    finished = invoke("sample", "-m", latent_checkpoint, "--num", 2, "--steps", 2, "--out", out)
+    finished = invoke("sample", latent_checkpoint, "--num", 2, "--steps", 2, "--out", out)
     assert finished.code == 0, finished.err
     assert "--vae" in finished.err
     assert "latents" in finished.out
@@ -134,7 +133,6 @@ def test_latents_are_decoded_by_an_autoencoder(invoke, tmp_path, latent_checkpoi
     out = tmp_path / "out"
     command = (
         "sample",
-        "-m",
         latent_checkpoint,
         "--num",
         2,
@@ -154,7 +152,7 @@ def test_latents_are_decoded_by_an_autoencoder(invoke, tmp_path, latent_checkpoi
 
 
 def test_an_autoencoder_is_refused_by_a_model_of_pictures(invoke, tmp_path, checkpoint, vae):
-    finished = invoke("sample", "-m", checkpoint, "--vae", vae, "--out", tmp_path / "out")
+    finished = invoke("sample", checkpoint, "--vae", vae, "--out", tmp_path / "out")
     assert finished.code == 2
     assert "nothing to decode" in finished.err
 
@@ -173,7 +171,7 @@ def test_engines_make_the_same_pictures_and_the_record_names_them(
     records = {}
     for engine in ("auto", "compile"):
         out = tmp_path / engine
-        finished = invoke("sample", "-m", checkpoint, *options, "--engine", engine, "--out", out)
+        finished = invoke("sample", checkpoint, *options, "--engine", engine, "--out", out)
         assert finished.code == 0, finished.err
         records[engine] = RunRecord.load(out / "record.json")
     assert "engine compile" in finished.out
@@ -201,7 +199,6 @@ def test_any_weights_is_for_every_engine(invoke, tmp_path, uncompiled):
     learned.save(mine)
     command = (
         "sample",
-        "-m",
         other,
         "-s",
         mine,
@@ -234,7 +231,7 @@ def test_another_guidance_than_the_schedules_is_said_by_every_engine(
         steps=2,
         settings=ONE,
     ).save(path)
-    command = ("sample", "-m", checkpoint, "-s", path, "--num", 1, "--engine", engine, "--out", tmp_path)
+    command = ("sample", checkpoint, "-s", path, "--num", 1, "--engine", engine, "--out", tmp_path)
     assert "warning" not in invoke(*command).err
     finished = invoke(*command, "--guidance", 4)
     assert finished.code == 0
@@ -247,7 +244,7 @@ def test_another_guidance_than_the_schedules_is_said_by_every_engine(
 )
 def test_an_engine_that_cannot_be_had(invoke, tmp_path, checkpoint, engine, words):
     out = tmp_path / "out"
-    finished = invoke("sample", "-m", checkpoint, "--steps", 2, "--engine", engine, "--out", out)
+    finished = invoke("sample", checkpoint, "--steps", 2, "--engine", engine, "--out", out)
     assert finished.code == 2
     assert words in finished.err
     assert len(finished.err.splitlines()) == 1

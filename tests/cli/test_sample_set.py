@@ -34,7 +34,7 @@ def arrays(folder: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, checkpoint) -> Path:
     folder = tmp_path_factory.mktemp("sets") / "whole"
-    assert run(["sample", "-m", str(checkpoint), "--num", "7", *COMMON, "--out", str(folder)]) == 0
+    assert run(["sample", str(checkpoint), "--num", "7", *COMMON, "--out", str(folder)]) == 0
     return folder
 
 
@@ -51,7 +51,7 @@ def test_npz_is_what_the_adm_evaluator_reads(whole):
 
 
 def test_set_has_the_pictures_of_a_plain_run(whole, invoke, tmp_path, checkpoint):
-    assert invoke("sample", "-m", checkpoint, "--num", 7, *COMMON[:4], "--out", tmp_path).code == 0
+    assert invoke("sample", checkpoint, "--num", 7, *COMMON[:4], "--out", tmp_path).code == 0
     plain = contents(tmp_path)
     assert {k: v for k, v in contents(whole).items() if k.startswith("seed")} == {
         k: v for k, v in plain.items() if k.startswith("seed")
@@ -59,7 +59,7 @@ def test_set_has_the_pictures_of_a_plain_run(whole, invoke, tmp_path, checkpoint
 
 
 def test_resume_makes_only_what_is_missing(whole, invoke, tmp_path, checkpoint):
-    command = ("sample", "-m", checkpoint, "--num", 7, *COMMON, "--out", tmp_path)
+    command = ("sample", checkpoint, "--num", 7, *COMMON, "--out", tmp_path)
     assert invoke(*command).code == 0
     missing, kept = tmp_path / "seed000003-label003.png", tmp_path / "seed000000-label000.png"
     missing.unlink()
@@ -79,7 +79,6 @@ def test_resume_makes_only_what_is_missing(whole, invoke, tmp_path, checkpoint):
 def test_killed_set_goes_on(fork_server, tmp_path, checkpoint):
     command = [
         "sample",
-        "-m",
         str(checkpoint),
         "--num",
         "300",
@@ -107,7 +106,7 @@ def test_killed_set_goes_on(fork_server, tmp_path, checkpoint):
 
 def test_two_processes_make_what_one_does(whole, tmp_path, checkpoint):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "l2c"]
-    command = ["sample", "-m", str(checkpoint), "-n", "7", *COMMON, "--out", str(tmp_path / "two")]
+    command = ["sample", str(checkpoint), "-n", "7", *COMMON, "--out", str(tmp_path / "two")]
     done = subprocess.run(
         [*launcher, *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -33,11 +33,11 @@ def out(tmp_path):
 
 
 def test_missing_checkpoint(invoke, out):
-    check(invoke("sample", "--model", "nowhere.safetensors", "--out", out), 1, "nowhere.safetensors", "exist")
+    check(invoke("sample", "nowhere.safetensors", "--out", out), 1, "nowhere.safetensors", "exist")
 
 
 def test_unknown_model_name(invoke, out):
-    check(invoke("sample", "--model", "dit-mini-cifar11", "--out", out), 2, "dit-mini-cifar10")
+    check(invoke("sample", "dit-mini-cifar11", "--out", out), 2, "dit-mini-cifar10")
 
 
 @pytest.mark.parametrize("command", ["sample", "learn"])
@@ -45,31 +45,29 @@ def test_truncated_checkpoint(invoke, tmp_path, checkpoint, command):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(checkpoint.read_bytes()[:1000])
     target = tmp_path / "out.safetensors"
-    check(invoke(command, "--model", broken, "--out", target), 1, "broken.safetensors")
+    check(invoke(command, broken, "--out", target), 1, "broken.safetensors")
     assert not target.exists()
 
 
 def test_truncated_schedule(invoke, out, tmp_path, checkpoint, schedule):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(schedule.read_bytes()[:-20])
-    check(invoke("sample", "-m", checkpoint, "-s", broken, "--out", out), 1, "not a whole schedule file")
+    check(invoke("sample", checkpoint, "-s", broken, "--out", out), 1, "not a whole schedule file")
     check(invoke("inspect", broken), 1, "not a whole schedule file")
 
 
 def test_missing_schedule(invoke, out, checkpoint):
-    check(invoke("sample", "-m", checkpoint, "-s", "no.safetensors", "--out", out), 1, "no.safetensors")
+    check(invoke("sample", checkpoint, "-s", "no.safetensors", "--out", out), 1, "no.safetensors")
     check(invoke("inspect", "no.pt"), 1, "no.pt")
 
 
 def test_schedule_of_another_architecture(invoke, out, other_checkpoint, schedule):
-    check(
-        invoke("sample", "-m", other_checkpoint, "-s", schedule, "--out", out), 1, "dit", "uvit", "l2c learn"
-    )
+    check(invoke("sample", other_checkpoint, "-s", schedule, "--out", out), 1, "dit", "uvit", "l2c learn")
 
 
 def test_published_router_of_another_model(invoke, out, checkpoint, shared):
     router = shared / "routers/DDIM50_router.pt"
-    check(invoke("sample", "-m", checkpoint, "-s", router, "--out", out), 1, "56 layers", "l2c learn")
+    check(invoke("sample", checkpoint, "-s", router, "--out", out), 1, "56 layers", "l2c learn")
 
 
 def test_schedule_of_other_weights(invoke, out, tmp_path, checkpoint):
@@ -78,31 +76,31 @@ def test_schedule_of_other_weights(invoke, out, tmp_path, checkpoint):
     l2c.learn(
         tiny_dit(seed=1), pattern="alternate", solver="ddim", steps=2, settings=settings, model_name="another"
     ).save(path)
-    check(invoke("sample", "-m", checkpoint, "-s", path, "--out", out), 1, "other weights", "--any-weights")
+    check(invoke("sample", checkpoint, "-s", path, "--out", out), 1, "other weights", "--any-weights")
 
 
 def test_schedule_for_fifty_evaluations_used_with_twenty(invoke, out, tmp_path, checkpoint):
     path = tmp_path / "fifty.safetensors"
     l2c.methods.interval(tiny_dit(), steps=50).save(path)
-    finished = invoke("sample", "-m", checkpoint, "-s", path, "--steps", 20, "--out", out)
+    finished = invoke("sample", checkpoint, "-s", path, "--steps", 20, "--out", out)
     check(finished, 1, "covers 50 evaluations", "makes 20", "--steps 20")
 
 
 @pytest.mark.parametrize("command", ["sample", "learn"])
 def test_unknown_solver(invoke, tmp_path, checkpoint, command):
     target = tmp_path / "out.safetensors"
-    finished = invoke(command, "-m", checkpoint, "--solver", "dpmsolver", "--out", target)
+    finished = invoke(command, checkpoint, "--solver", "dpmsolver", "--out", target)
     check(finished, 2, "unknown solver 'dpmsolver'", "did you mean 'dpmsolver++'")
     assert not target.exists()
 
 
 def test_unknown_spacing(invoke, out, checkpoint):
-    check(invoke("sample", "-m", checkpoint, "--spacing", "cosine", "--out", out), 2, "cosine", "karras")
+    check(invoke("sample", checkpoint, "--spacing", "cosine", "--out", out), 2, "cosine", "karras")
 
 
 @pytest.mark.parametrize("label", [10, 1000])  # 10 is the null class
 def test_class_label_out_of_range(invoke, out, checkpoint, label):
-    finished = invoke("sample", "-m", checkpoint, "--labels", f"3,{label}", "--out", out)
+    finished = invoke("sample", checkpoint, "--labels", f"3,{label}", "--out", out)
     check(finished, 2, f"class label {label} is out of range", "0 to 9")
 
 
@@ -127,11 +125,11 @@ def test_class_label_out_of_range(invoke, out, checkpoint, label):
 )
 def test_values_that_make_no_sense(invoke, out, checkpoint, option, value, word):
     code = 1 if option == "--vae" else 2
-    check(invoke("sample", "-m", checkpoint, "--out", out, option, value), code, word)
+    check(invoke("sample", checkpoint, "--out", out, option, value), code, word)
 
 
 def test_seeds_and_number_that_disagree(invoke, out, checkpoint):
-    check(invoke("sample", "-m", checkpoint, "--seeds", "1,2", "--num", 3, "--out", out), 2, "--num")
+    check(invoke("sample", checkpoint, "--seeds", "1,2", "--num", 3, "--out", out), 2, "--num")
 
 
 @pytest.mark.parametrize("command", ["sample", "learn", "demo"])
@@ -178,17 +176,17 @@ def dangerous(request, tmp_path):
 
 
 def test_checkpoint_that_would_execute_code(invoke, out, dangerous):
-    check(invoke("sample", "--model", dangerous, "--out", out), 1, "dangerous.pt")
+    check(invoke("sample", dangerous, "--out", out), 1, "dangerous.pt")
 
 
 def test_router_that_would_execute_code(invoke, out, checkpoint, dangerous):
-    check(invoke("sample", "-m", checkpoint, "-s", dangerous, "--out", out), 1, "dangerous.pt")
+    check(invoke("sample", checkpoint, "-s", dangerous, "--out", out), 1, "dangerous.pt")
     check(invoke("inspect", dangerous), 1, "dangerous.pt")
 
 
 def test_data_that_are_not_there(invoke, tmp_path, checkpoint):
     target = tmp_path / "router.safetensors"
-    command = ("learn", "-m", checkpoint, "--pattern", "alternate", "--data", tmp_path / "none")
+    command = ("learn", checkpoint, "--pattern", "alternate", "--data", tmp_path / "none")
     check(invoke(*command, "--out", target), 1, "none")
     assert not target.exists()
 
@@ -198,12 +196,12 @@ def test_data_for_a_model_without_pictures(invoke, tmp_path):
 
     latent = tmp_path / "latent.safetensors"
     save_model(tiny_uvit(in_channels=4), latent)
-    command = ("learn", "-m", latent, "--pattern", "alternate", "--data", tmp_path)
+    command = ("learn", latent, "--pattern", "alternate", "--data", tmp_path)
     check(invoke(*command, "--out", tmp_path / "router.safetensors"), 2, "latents")
 
 
 def test_an_existing_output_folder_survives_a_failure(invoke, tmp_path, checkpoint):
     kept = tmp_path / "kept"
     kept.mkdir()
-    check(invoke("sample", "-m", checkpoint, "--labels", 99, "--out", kept), 2, "99")
+    check(invoke("sample", checkpoint, "--labels", 99, "--out", kept), 2, "99")
     assert list(kept.iterdir()) == []

@@ -95,7 +95,7 @@ def test_another_number_of_evaluations_is_one_sentence_with_the_way_out(model, s
     assert str(error.value) == (
         "schedule covers 6 evaluations but ddim with 4 steps (linspace spacing) makes 4; sample with solver "
         "'ddim', 6 steps and 'linspace' spacing, or get a schedule for this run with: "
-        "l2c learn --steps 4 --solver ddim --spacing linspace"
+        "l2c learn MODEL --steps 4 --solver ddim --spacing linspace"
     )
 
 

@@ -2,92 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.text import Text
 
+from l2c.cli import options, targets
 from l2c.cli.console import digits, print_record, progress_bar, results, say, table
-from l2c.cli.options import (
-    ENGINE_HELP,
-    MEASURING,
-    MODEL,
-    SCHEDULE,
-    AnyWeights,
-    Device,
-    DTypeOrTF32,
-    FamilyBudget,
-    GuidanceAsMade,
-    GuidanceMode,
-    JsonOutput,
-    Model,
-    RecordFile,
-    SolverAsMade,
-    SpacingAsMade,
-    StepsAsMade,
-    check_output,
-    option,
-    parse_numbers,
-)
-from l2c.errors import CheckpointError, ConfigError
+from l2c.cli.options import check_output, option, parse_numbers
+from l2c.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from l2c.records import RunRecord
-    from l2c.schedule.schedule import CacheSchedule
 
 _COLUMNS = ("MACs", "first s", "s", "pictures\nper s", "speed-up", "of MAC\nratio")
 _MEMORY = ("peak\nGB", "of it\nstore")
 
 
 def bench(
-    model: Model = "dit-mini-cifar10",
+    context: typer.Context,
+    model: targets.Target = "dit-mini-cifar10",
     random_weights: Annotated[
         bool,
         option(
             None,
-            "Take a model of a published size with random weights, which take the same time: --model names the size, "
+            "Take a model of a published size with random weights, which take the same time: MODEL names the size, "
             "such as dit-xl-2-256. Schedules learned on other weights of that size are timed, too.",
-            MODEL,
+            options.MODEL,
             "--random-weights",
         ),
     ] = False,
-    schedule: Annotated[
+    schedules: Annotated[
         list[str] | None,
         option(
             "FILE|NAME",
             "What to time beside everything computed, as for `l2c sample`. Can be given several times.",
-            SCHEDULE,
+            options.SCHEDULE,
             "--schedule",
             "-s",
         ),
     ] = None,
-    budget: FamilyBudget = None,
-    any_weights: AnyWeights = False,
-    solver: SolverAsMade = None,
-    steps: StepsAsMade = None,
-    spacing: SpacingAsMade = None,
-    guidance: GuidanceAsMade = None,
-    guidance_mode: GuidanceMode = "batch",
+    budget: options.FamilyBudget = None,
+    any_weights: options.AnyWeights = False,
+    solver: options.SolverAsMade = None,
+    steps: options.StepsAsMade = None,
+    spacing: options.SpacingAsMade = None,
+    guidance: options.GuidanceAsMade = None,
+    guidance_mode: options.GuidanceMode = None,
+    prompt: targets.Prompt = None,
+    prompts: targets.Prompts = None,
+    labels: targets.Labels = None,
+    height: targets.Height = None,
+    width: targets.Width = None,
+    call: targets.Call = None,
     batch_sizes: Annotated[
         str,
         option(
             "LIST",
             "Pictures at a time, with commas: 1,8,64. One that does not fit into memory is left out.",
-            MEASURING,
+            options.MEASURING,
         ),
     ] = "1,8",
     engines: Annotated[
         str,
-        option("LIST", f"One or several, with commas: eager,compile,graph. {ENGINE_HELP}", MEASURING),
+        option(
+            "LIST",
+            f"One or several, with commas: eager,compile,graph. {options.ENGINE_HELP}",
+            options.MEASURING,
+        ),
     ] = "auto",
-    repetitions: Annotated[int, option("N", "Timed runs of each kind.", MEASURING, min=1)] = 5,
-    device: Device = "auto",
-    dtype: DTypeOrTF32 = "float32",
-    out: RecordFile = None,
-    as_json: JsonOutput = False,
+    repetitions: Annotated[int, option("N", "Timed runs of each kind.", options.MEASURING, min=1)] = 5,
+    lora: targets.Lora = None,
+    device: options.Device = "auto",
+    dtype: options.DTypeOrTF32 = "float32",
+    out: options.RecordFile = None,
+    as_json: options.JsonOutput = False,
 ) -> None:
     """Show how long sampling takes with schedules and without, on this device.
 
@@ -99,88 +90,53 @@ def bench(
 
     For example:
     - `l2c bench -s dit-mini-cifar10-ddim-20 --budget 0.5 --batch-sizes 1,8`
-    - `l2c bench -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --dtype bfloat16 --engines graph,eager --out times.json`
-    - `l2c bench -m uvit-h-2-256 --random-weights --dtype bfloat16 --batch-sizes 1,4,16,64`
+    - `l2c bench DiT-XL-2-256x256.pt -s DDIM50_router.pt --dtype bfloat16 --engines graph,eager --out times.json`
+    - `l2c bench ./pixart -s fast.safetensors --prompt "a photo of a cat" --dtype bfloat16`
+    - `l2c bench uvit-h-2-256 --random-weights --dtype bfloat16 --batch-sizes 1,4,16,64`
     """
-    from l2c.bench.schedules import measure_schedules
+    from l2c.bench.schedules import EVERYTHING, measure_schedules
+    from l2c.schedule.open import load_schedules
 
     check_output(out, ".json")
     sizes = parse_numbers(batch_sizes, "--batch-sizes")
-    schedules = _read_schedules(schedule or [], budget, random_weights)
-    network = _load(model, device, dtype, random_weights)
+    found = load_schedules(schedules or [], budget, reserved=(EVERYTHING,))
+    if random_weights:
+        found = {name: one.with_any_weights() for name, one in found.items()}
+    run = targets.read_run(context.params)
+    target = _load(model, device, dtype, lora, random_weights)
+    shown = ("model", "lora", "random_weights", "budget", "dtype")
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
         record = measure_schedules(
-            network,
-            schedules,
+            target,
+            found,
             batch_sizes=sizes,
             engines=[name.strip() for name in engines.split(",")],
             repetitions=repetitions,
             any_weights=any_weights,
-            names={
-                "model": model,
-                "random_weights": random_weights,
-                "schedules": schedule or [],
-                "budget": budget,
-                "dtype": dtype,
-            },
+            names={"schedules": schedules or [], **{name: context.params[name] for name in shown}},
             note=lambda text: say("warning", text),
             on_progress=lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
             ),
-            solver=solver,
-            steps=steps,
-            spacing=spacing,
-            guidance=guidance,
-            guidance_mode=guidance_mode,
+            **run,
         )
     print_record(record, out, _report, as_json=as_json)
 
 
-def _read_schedules(
-    sources: Sequence[str], budget: float | None, any_weights: bool
-) -> dict[str, CacheSchedule]:
-    """Schedules by the names that they are shown with: those of their files, in full where these are alike."""
-    from dataclasses import replace
-
-    from l2c.bench.schedules import EVERYTHING
-    from l2c.schedule.family import ScheduleFamily
-    from l2c.schedule.open import load_schedule, open_schedule
-
-    if len(set(sources)) < len(sources):
-        raise ConfigError("--schedule names a file twice; name each once")
-    opened = {source: open_schedule(source) for source in sources}
-    if budget is not None and not any(isinstance(one, ScheduleFamily) for one in opened.values()):
-        raise ConfigError(
-            "--budget chooses from families of schedules, and none is given; name the file of one with --schedule"
-        )
-    stems = [Path(source).stem if Path(source).suffix else Path(source).name for source in sources]
-    schedules = {}
-    for stem, source in zip(stems, sources, strict=True):
-        is_family = isinstance(opened[source], ScheduleFamily)
-        one = load_schedule(source, budget if is_family else None)
-        if any_weights:
-            one = replace(one, contract=replace(one.contract, fingerprint=()))
-        schedules[stem if stems.count(stem) == 1 and stem != EVERYTHING else source] = one
-    return schedules
-
-
-def _load(name: str, device: str, dtype: str, random_weights: bool) -> nn.Module:
+def _load(name: str, device: str, dtype: str, lora: str | None, random_weights: bool) -> Any:
     from l2c.devices import resolve_device, resolve_dtype
-    from l2c.models import SIZES, build_model, load_model, resolve_name
+    from l2c.hosts.loading import load_target
+    from l2c.models import build_model, is_size
 
     device = resolve_device(device)
     weights = resolve_dtype(dtype, device)
     if random_weights:
         return build_model(name, dtype=weights, device=device)
     try:
-        return load_model(name, dtype=weights, device=device)
+        return load_target(name, dtype=weights, device=device, lora=lora, quiet=True)
     except CheckpointError as error:
-        try:
-            is_size = not Path(name).exists() and resolve_name(name) in SIZES
-        except ConfigError:
-            is_size = False
-        if not is_size:
+        if Path(name).exists() or not is_size(name):
             raise
         raise CheckpointError(
             f"{error}; or, since weights make no difference to time, add --random-weights"

@@ -1,150 +1,88 @@
-"""Budgets as the command line takes them."""
+"""Budgets as `l2c learn` takes them, in one of several units."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from l2c.errors import ConfigError
+from l2c.schedule.budget import DEFAULT, parse_fractions, parse_macs
 
 if TYPE_CHECKING:
-    from l2c.sampling.sampler import Sampler
-    from l2c.schedule.cost import CostTable
+    from l2c.hosts.base import Host
 
-DEFAULT = 0.5
-_PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a run may cost.
-
-    Attributes:
-        unit: `fraction` of the MACs, `MACs`, `ms`, or `evaluations` for a solver that is learned.
-        amounts: In that unit; several make a family.
-        batch_size: Pictures at a time, for milliseconds.
-        engine: What milliseconds are measured with.
-        costs_file: Where milliseconds are read from instead of being measured.
-    """
-
-    unit: str
-    amounts: tuple[float, ...]
-    batch_size: int = 1
-    engine: str = "auto"
-    costs_file: Path | None = None
-
-    @classmethod
-    def parse(
-        cls,
-        budget: str | None,
-        macs: str | None,
-        latency_ms: float | None,
-        latency_batch: int | None,
-        budget_evals: float | None,
-        engine: str | None = None,
-        costs_file: Path | None = None,
-        *,
-        auto: bool,
-    ) -> Budget:
-        """From the options of `l2c learn`.
-
-        Raises:
-            ConfigError: If several are given, one is malformed, or one does not go with the solver.
-        """
-        given = {
-            "--budget": budget,
-            "--macs": macs,
-            "--latency-ms": latency_ms,
-            "--budget-evals": budget_evals,
-        }
-        names = [name for name, value in given.items() if value is not None]
-        if len(names) > 1:
-            raise ConfigError(f"{' and '.join(names)} are budgets in different units; give one of them")
-        how = {"--latency-batch": latency_batch, "--engine": engine, "--costs": costs_file}
-        options = [name for name, value in how.items() if value is not None]
-        if options and latency_ms is None:
-            raise ConfigError(
-                f"{options[0]} is for --latency-ms; leave it out or give a budget in milliseconds"
-            )
-        if costs_file is not None and len(options) > 1:
-            raise ConfigError(
-                f"{options[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
-            )
-        if auto != (budget_evals is not None):
-            if auto:
-                raise ConfigError(
-                    "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model"
-                )
-            raise ConfigError("--budget-evals is for --solver auto; for a solver with a name give --budget")
-        if budget_evals is not None:
-            return cls("evaluations", (budget_evals,))
-        if latency_ms is not None:
-            if not latency_ms > 0:
-                raise ConfigError(f"--latency-ms must be more than 0, got {latency_ms:g}")
-            if latency_batch is not None and latency_batch < 1:
-                raise ConfigError(f"--latency-batch must be at least 1, got {latency_batch}")
-            return cls("ms", (latency_ms,), latency_batch or 1, engine or "auto", costs_file)
-        if macs is not None:
-            return cls("MACs", (_parse_macs(macs),))
-        return cls("fraction", parse_fractions(budget) if budget is not None else (DEFAULT,))
-
-    def costs(self, sampler: Sampler) -> CostTable | None:
-        """The table of costs that the amounts are in; None for fractions of the MACs.
-
-        Raises:
-            ConfigError: If a file of costs is of another model, or the engine does not fit.
-            DataError: If a file of costs cannot be read.
-        """
-        if self.unit == "ms":
-            from l2c.bench.cost import measure_costs, read_costs
-            from l2c.hosts.native import ModelHost
-            from l2c.sampling.compiled import release_engines
-
-            if self.costs_file is not None:
-                return read_costs(self.costs_file, ModelHost(sampler))
-            costs = measure_costs(ModelHost(sampler), batch_size=self.batch_size, engine=self.engine)
-            release_engines(sampler.denoiser.model)  # learning needs the memory
-            return costs
-        if self.unit == "MACs":
-            from l2c.layers import find_layers
-            from l2c.schedule.cost import CostTable
-
-            return CostTable.macs(find_layers(sampler.denoiser.model))
-        return None
+BUDGETS = (
+    "budget", "macs", "latency_ms", "budget_evals", "latency_batch", "engine", "costs", "per_computed",
+)  # fmt: skip
+"""Names of the options that say what a run may cost."""
 
 
-def parse_fractions(text: str) -> tuple[float, ...]:
-    """Fractions from a list with commas, or `curve`.
+def check_budget(given: Mapping[str, Any], *, auto: bool) -> None:
+    """Refuses options that do not go together, or not with the solver.
 
     Raises:
-        ConfigError: If it is anything else.
-
-    >>> parse_fractions("0.7,0.5")
-    (0.7, 0.5)
+        ConfigError: If there are some, or one is out of range.
     """
-    if text == "curve":
-        from l2c.learning.learn import CURVE
-
-        return CURVE
-    try:
-        amounts = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        amounts = ()
-    if not amounts or not all(0 < amount <= 1 for amount in amounts):
+    said = [f"--{name.replace('_', '-')}" for name in BUDGETS if given[name] is not None]
+    units = [name for name in said if name in ("--budget", "--macs", "--latency-ms", "--budget-evals")]
+    if len(units) > 1:
+        raise ConfigError(f"{' and '.join(units)} are budgets in different units; give one of them")
+    how = [name for name in said if name in ("--latency-batch", "--engine", "--costs")]
+    if how and "--latency-ms" not in said:
+        raise ConfigError(f"{how[0]} is for --latency-ms; leave it out or give a budget in milliseconds")
+    if "--costs" in how and len(how) > 1:
         raise ConfigError(
-            f"--budget takes fractions of the MACs, more than 0 and at most 1, such as 0.5 or 0.7,0.5,0.3, or curve; "
-            f"got '{text}'"
+            f"{how[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
         )
-    if len(set(amounts)) < len(amounts):
-        raise ConfigError(f"--budget names a fraction twice: '{text}'")
-    return amounts
+    if auto and "--budget-evals" not in said:
+        raise ConfigError(
+            "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model"
+        )
+    if not auto and "--budget-evals" in said:
+        raise ConfigError("--budget-evals is for --solver auto; for a solver with a name give --budget")
+    if not auto and "--per-computed" in said:
+        raise ConfigError("--per-computed is for --solver auto; leave it out")
+    if "--latency-ms" in said and not given["latency_ms"] > 0:
+        raise ConfigError(f"--latency-ms must be more than 0, got {given['latency_ms']:g}")
+    if "--latency-batch" in said and given["latency_batch"] < 1:
+        raise ConfigError(f"--latency-batch must be at least 1, got {given['latency_batch']}")
+    if "--macs" in said:
+        parse_macs(given["macs"])
 
 
-def _parse_macs(text: str) -> float:
-    """Multiply-accumulates from a number with a prefix: `16.6G`."""
-    match = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?) ?([KMGT]?)", text.strip(), re.IGNORECASE)
-    if match is None or not float(match[1]) > 0:
-        raise ConfigError(f"--macs takes a number such as 16.6G, 2.3T or 5e12, got '{text}'")
-    return float(match[1]) * _PREFIXES[match[2].upper()]
+def fractions_of(given: Mapping[str, Any]) -> tuple[float, ...]:
+    """Shares of the MACs that schedules are learned for; where the budget has another unit, there is one."""
+    return (DEFAULT,) if given["budget"] is None else parse_fractions(given["budget"])
+
+
+def budget_of(given: Mapping[str, Any], host: Host) -> dict[str, Any]:
+    """What `l2c.learn` is called with for the budget.
+
+    Raises:
+        ConfigError: If a file of costs is of another model, or the engine does not fit.
+        DataError: If a file of costs cannot be read.
+    """
+    from l2c.schedule.cost import CostTable
+
+    if given["budget_evals"] is not None:
+        how = {"evaluations": given["budget_evals"], "per_computed": given["per_computed"]}
+        return {"solver": "auto", **how}
+    if given["macs"] is not None:
+        return {"budget": parse_macs(given["macs"]), "costs": CostTable.macs(host.table)}
+    if given["latency_ms"] is not None:
+        return {"budget": given["latency_ms"], "costs": _milliseconds(given, host)}
+    fractions = fractions_of(given)
+    return {"budget": fractions[0]} if len(fractions) == 1 else {"budgets": fractions}
+
+
+def _milliseconds(given: Mapping[str, Any], host: Host) -> Any:
+    from l2c.bench import cost
+    from l2c.sampling.compiled import release_engines
+
+    if given["costs"] is not None:
+        return cost.read_costs(given["costs"], host)
+    batch_size, engine = given["latency_batch"] or 1, given["engine"] or "auto"
+    costs = cost.measure_costs(host, batch_size=batch_size, engine=engine)
+    for model in host.models.values():
+        release_engines(model)  # learning needs the memory
+    return costs

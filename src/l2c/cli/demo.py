@@ -17,8 +17,7 @@ _NAMES = {"full": "everything", "cached": "just learned", "shipped": "shipped"}
 
 def demo(
     out: Annotated[
-        Path,
-        option("FOLDER", "Where the results go; open index.html in it.", OUTPUT, "--out", "-o"),
+        Path, option("FOLDER", "Where the results go; open index.html in it.", OUTPUT, "--out", "-o")
     ] = Path("l2c-demo"),
     quick: Annotated[
         bool,

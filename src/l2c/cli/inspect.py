@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from l2c.cli.console import note, print_json
+from l2c.cli.console import macs, note, print_json, results, table
 from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_output, option
+from l2c.errors import L2CError, ScheduleError
 
 
 def inspect(
@@ -17,7 +18,8 @@ def inspect(
         typer.Argument(
             metavar="FILE|NAME",
             help="A schedule written by l2c (.safetensors), the name of one that comes with l2c, a folder or a "
-            "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth).",
+            "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth); "
+            "or a model or a diffusers pipeline, as for `l2c learn`.",
             show_default=False,
         ),
     ],
@@ -55,7 +57,7 @@ def inspect(
     ] = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Show what a schedule computes, what it costs, and what it was made for.
+    """Show what a schedule computes, what it costs, and what it was made for; or what layers a model has.
 
     Prints how many attention and MLP layers are computed, in all and at each evaluation; the
     multiply-accumulates (MACs) per picture with and without the schedule; and the model and sampling run that
@@ -66,6 +68,7 @@ def inspect(
     - `l2c inspect router.safetensors`
     - `l2c inspect DDIM50_router.pt --plot heatmap.png`
     - `l2c inspect router.safetensors --threshold 0.3 --save leaner.safetensors`
+    - `l2c inspect dit-mini-cifar10`
     """
     from l2c.cli.schedules import print_family, print_schedule
     from l2c.files import atomic_write
@@ -75,7 +78,12 @@ def inspect(
     check_output(plot, ".png", "--plot")
     check_output(save, ".safetensors", "--save")
     if all(choice is None for choice in (budget, threshold, plot, save)):
-        family = open_schedule(file, model=model)
+        try:
+            family = open_schedule(file, model=model)
+        except ScheduleError:
+            if not _shows_layers(file, as_json=as_json):
+                raise
+            return
         if isinstance(family, ScheduleFamily):
             if as_json:
                 print_json({"file": file, "schedules": [schedule.summary() for schedule in family]})
@@ -97,3 +105,26 @@ def inspect(
     for path in (plot, save):
         if path is not None:
             note(f"wrote {path}")
+
+
+def _shows_layers(name: str, *, as_json: bool) -> bool:
+    """Prints how many layers a model has and what they cost, where that is known; False if it is no model."""
+    from l2c.hosts.loading import layers_of, load_target
+
+    try:
+        found = {part: layers.summary() for part, layers in layers_of(load_target(name, quiet=True)).items()}
+    except L2CError:
+        return False
+    if as_json:
+        print_json({"name": name, "models": found})
+        return True
+    for part, one in found.items():
+        title = f"{name}: {part}, architecture {one['architecture']}, {one['layers']} layers"
+        shown = table("kind", "layers", "MACs per evaluation", title=title)
+        for kind, figures in one["kinds"].items():
+            shown.add_row(kind, str(figures["layers"]), macs(figures["macs"]) if one["sized"] else "")
+        shown.add_row("rest", "", macs(one["rest_macs"]) if one["sized"] else "")
+        results().print(shown)
+        if not one["sized"]:
+            note("what layers cost depends on how it is called; l2c profile measures it")
+    return True

@@ -1,19 +1,152 @@
-"""What commands that learn do alike: show how far they are, and write what they have learned."""
+"""What commands that learn do: load, learn under a progress bar, write, print, and clear up."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rich.progress import Progress as Bar
 
-from l2c.cli.console import Interrupted, note, seconds
+from l2c.cli.console import Interrupted, note, print_json, progress_bar, seconds
+from l2c.cli.targets import name_of
+from l2c.devices import resolve_dtype
 from l2c.errors import OutputError
-from l2c.files import remove_partial
-from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress
-from l2c.processes import is_main
+from l2c.files import check_output_file, remove_partial
+from l2c.hosts.loading import load_target
+from l2c.learning.paper import RouterSettings
+from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
+from l2c.learning.settings import LearnSettings
+from l2c.processes import is_main, own_device, part
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
+
+Learn = Callable[..., CacheSchedule | ScheduleFamily]
+"""Called with the target, and with session, settings, name and progress as `l2c.learn` takes them."""
+
+
+@dataclass(frozen=True)
+class LearnCommand:
+    """What is learned on, how, and where the result goes, as on the command line."""
+
+    target: str
+    lora: str | None
+    device: str
+    dtype: str
+    settings: LearnSettings | RouterSettings
+    session: Session
+    out: Path
+    as_json: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], settings: LearnSettings | RouterSettings) -> LearnCommand:
+        """From the options that a command was given.
+
+        Raises:
+            ConfigError: If one is out of range.
+        """
+        out, minutes, checkpoint = given["out"], given["max_minutes"], given["checkpoint"]
+        session = Session(
+            checkpoint=checkpoint or out.with_name(f"{out.name}.checkpoint"),
+            save_every_s=given["save_every"],
+            restart=given["restart"],
+            time_limit_s=None if minutes is None else 60 * minutes,
+            log_dir=given["log_dir"],
+        )
+        where = (given["model"], given["lora"], given["device"], given["dtype"])
+        return cls(*where, settings, session, out, given["as_json"])
+
+    def run(
+        self, learn: Learn, tell: Callable[[list[CacheSchedule]], None], asked: int = 1, **more: Any
+    ) -> None:
+        """Learns, writes and prints; the checkpoint is removed when all is done.
+
+        Args:
+            learn: Learns.
+            tell: Prints what was learned, for people.
+            asked: How many schedules there are to be.
+            more: What else to print as JSON.
+
+        Raises:
+            Interrupted: If Ctrl-C ended it, with or without something learned.
+            L2CError: Whatever is wrong.
+        """
+        assert self.session.checkpoint is not None
+        for path in (self.out, self.session.checkpoint):
+            check_output_file(path)
+        dtype, device = resolve_dtype(self.dtype), own_device(self.device)
+        target = load_target(self.target, dtype=dtype, device=device, lora=self.lora, quiet=True)
+        began = perf_counter()
+        with progress_bar("figure", "computed") as bar:
+            learned = learn(
+                target,
+                settings=self.settings,
+                session=self.session,
+                model_name=name_of(self.target, self.lora),
+                on_progress=shower(bar, "loss" if isinstance(self.settings, RouterSettings) else "error"),
+            )
+        took_s = perf_counter() - began
+        schedules = list(learned) if isinstance(learned, ScheduleFamily) else [learned]
+        done = [int(schedule.provenance["iterations"]) for schedule in schedules]
+        finished = len(schedules) == asked and min(done) == self.settings.iterations
+        if not any(done):
+            raise Interrupted("interrupted before anything was learned")
+        if is_main():
+            self._write(learned if len(schedules) > 1 else schedules[0], finished=finished)
+            if self.as_json:
+                found = {"file": str(self.out), "seconds": round(took_s, 1), **more}
+                every = [schedule.summary() for schedule in schedules]
+                print_json({**found, **every[0]} if len(every) == 1 else {**found, "schedules": every})
+            else:
+                tell(schedules)
+                note(f"learned in {seconds(took_s)}")
+        part()
+        interrupted = any(one.provenance["interrupted"] for one in schedules) or len(schedules) < asked
+        self._tell_end(schedules, asked, interrupted=interrupted, finished=finished)
+
+    def _write(self, learned: ScheduleFamily | CacheSchedule, *, finished: bool) -> None:
+        """Writes the schedules, and only then removes the checkpoint."""
+        checkpoint = self.session.checkpoint
+        assert checkpoint is not None
+        try:
+            remove_partial(self.out)
+            learned.save(self.out)
+        except OutputError as error:
+            if not checkpoint.exists():
+                raise
+            raise OutputError(
+                f"{error}, and add --checkpoint {checkpoint}, which has what was learned"
+            ) from error
+        if finished:
+            checkpoint.unlink(missing_ok=True)
+
+    def _tell_end(
+        self, schedules: list[CacheSchedule], asked: int, *, interrupted: bool, finished: bool
+    ) -> None:
+        """Says that learning ended early, if it did.
+
+        Raises:
+            Interrupted: If by Ctrl-C.
+        """
+        total = self.settings.iterations
+        progress = f"{schedules[-1].provenance['iterations']} of {total} iterations"
+        if asked > 1:
+            progress = _progress_of_budgets(schedules, asked, total)
+        ending = f"after {progress}; {self.out} has what was learned, and the same command goes on from there"
+        if interrupted:
+            raise Interrupted(f"interrupted {ending}")
+        if not finished and is_main():
+            note(f"the time was up {ending}")
+
+
+def _progress_of_budgets(schedules: Iterable[CacheSchedule], asked: int, iterations: int) -> str:
+    """How many budgets of a family were learned to the end, and how far the others came."""
+    done = {schedule.provenance["budget"]: schedule.provenance["iterations"] for schedule in schedules}
+    short = [f"{budget:g} has {some} of {iterations}" for budget, some in done.items() if some < iterations]
+    told = f" ({', '.join(short)} iterations)" if short else ""
+    return f"{len(done) - len(short)} of {asked} budgets{told}"
 
 
 def shower(bar: Bar, name: str) -> OnProgress:
@@ -36,41 +169,3 @@ def shower(bar: Bar, name: str) -> OnProgress:
             note(" ".join(filter(None, (stage, f"{done}/{total}", figure, fields["computed"], left))))
 
     return show
-
-
-def write_learned(
-    schedules: ScheduleFamily | CacheSchedule, out: Path, checkpoint: Path, *, finished: bool
-) -> None:
-    """Writes the schedules, and only then removes the checkpoint."""
-    try:
-        remove_partial(out)
-        if isinstance(schedules, ScheduleFamily) and len(schedules) == 1:
-            schedules = next(iter(schedules))
-        schedules.save(out)
-    except OutputError as error:
-        if not checkpoint.exists():
-            raise
-        raise OutputError(
-            f"{error}, and add --checkpoint {checkpoint}, which has what was learned"
-        ) from error
-    if finished:
-        checkpoint.unlink(missing_ok=True)
-
-
-def tell_end(progress: str, out: Path, *, interrupted: bool, finished: bool) -> None:
-    """Says that learning ended early, if it did.
-
-    Args:
-        progress: How far it came.
-        out: The file that was written.
-        interrupted: Whether by Ctrl-C.
-        finished: Whether it did not.
-
-    Raises:
-        Interrupted: If by Ctrl-C.
-    """
-    ending = f"after {progress}; {out} has what was learned, and the same command goes on from there"
-    if interrupted:
-        raise Interrupted(f"interrupted {ending}")
-    if not finished and is_main():
-        note(f"the time was up {ending}")

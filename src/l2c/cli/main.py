@@ -18,8 +18,8 @@ from l2c.cli.console import Interrupted, say, warnings_as_sentences
 from l2c.cli.demo import demo
 from l2c.cli.inspect import inspect
 from l2c.cli.learn import learn
-from l2c.cli.learn_pipeline import learn_pipeline, repair
 from l2c.cli.profile import profile
+from l2c.cli.repair import repair
 from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    demo, learn, sample, inspect, bench, profile, learn_pipeline, check, repair, compare, report,
+    demo, learn, sample, check, repair, inspect, profile, bench, compare, report,
 ):  # fmt: skip
     app.command()(command)
 
@@ -63,8 +63,8 @@ def overview(
     small file, a *schedule*.
 
     Start with `l2c demo`, which shows the whole way on a small model in a few minutes. Then, for a model of
-    yours: `l2c learn` makes a schedule, `l2c sample --schedule` uses it, `l2c inspect` shows what is in it. For a
-    diffusers pipeline: `l2c learn-pipeline`, and `l2c check` and `l2c repair` when it has changed since.
+    yours or a diffusers pipeline: `l2c learn` makes a schedule, `l2c inspect` shows what is in it, and `l2c check`
+    and `l2c repair` are for when the model has changed since. `l2c sample --schedule` uses it on a model.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -44,19 +44,15 @@ def option(metavar: str | None, text: str, panel: str | None, *names: str, **mor
 
 Model = Annotated[
     str,
-    option(
-        "NAME|PATH",
-        "A trained class-conditional diffusion transformer: the name of one that comes with l2c (dit-mini-cifar10, "
-        "uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or a folder saved by "
-        "diffusers. Its size is read from the file.",
-        MODEL,
-        "--model",
-        "-m",
+    typer.Argument(
+        metavar="MODEL",
+        help="A trained class-conditional diffusion transformer: the name of one that comes with l2c "
+        "(dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or "
+        "a folder saved by diffusers. Its size is read from the file.",
     ),
 ]
 Device = Annotated[
-    str,
-    option("NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.", MODEL),
+    str, option("NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.", MODEL)
 ]
 DType = Annotated[str, option("NAME", f"{_DTYPE_HELP}.", MODEL)]
 DTypeOrTF32 = Annotated[
@@ -96,10 +92,15 @@ FamilyBudget = Annotated[
     ),
 ]
 
-Solver = Annotated[str, option("NAME", SOLVER_HELP, RUN)]
-Steps = Annotated[int, option("N", STEPS_HELP, RUN)]
-Spacing = Annotated[str, option("NAME", SPACING_HELP, RUN)]
-Guidance = Annotated[float, option("SCALE", GUIDANCE_HELP, RUN)]
+Solver = Annotated[
+    str | None,
+    option("NAME", f"{SOLVER_HELP} A pipeline keeps its scheduler. [default: of a model, ddim]", RUN),
+]
+Spacing = Annotated[str | None, option("NAME", f"{SPACING_HELP} [default: of a model, linspace]", RUN)]
+Guidance = Annotated[
+    float | None,
+    option("SCALE", f"{GUIDANCE_HELP} [default: 1.5, or what a pipeline takes by itself]", RUN),
+]
 SolverAsMade = Annotated[str | None, option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)]
 StepsAsMade = Annotated[int | None, option("N", f"{STEPS_HELP} [default: the schedule's, or 50]", RUN)]
 SpacingAsMade = Annotated[
@@ -109,11 +110,11 @@ GuidanceAsMade = Annotated[
     float | None, option("SCALE", f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]", RUN)
 ]
 GuidanceMode = Annotated[
-    str,
+    str | None,
     option(
         "NAME",
-        "With guidance, evaluate with and without the label in one call of twice the size (batch) or in two calls "
-        "(split), which needs less memory.",
+        "Of a model with guidance: evaluate with and without the label in one call of twice the size (batch, if not "
+        "given) or in two calls (split), which needs less memory.",
         RUN,
     ),
 ]

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from l2c.cli import options, targets
 from l2c.cli.console import print_record, progress_bar, results, table
-from l2c.cli.options import (
-    MEASURING,
-    RUN,
-    BatchSize,
-    Device,
-    DTypeOrTF32,
-    Engine,
-    Guidance,
-    GuidanceMode,
-    JsonOutput,
-    Model,
-    RecordFile,
-    Solver,
-    Spacing,
-    Vae,
-    check_output,
-    option,
-)
+from l2c.cli.options import check_output, option
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,41 +16,51 @@ if TYPE_CHECKING:
 
 
 def profile(
-    model: Model = "dit-mini-cifar10",
-    solver: Solver = "ddim",
+    context: typer.Context,
+    model: targets.Target = "dit-mini-cifar10",
+    solver: options.Solver = None,
     steps: Annotated[
         int | None,
         option(
             "N",
             "Evaluations of each run that is timed: 20 on CUDA devices and 8 elsewhere if not given. What is measured "
             "holds for any number.",
-            RUN,
+            options.RUN,
             min=1,
         ),
     ] = None,
-    spacing: Spacing = "linspace",
-    guidance: Guidance = 1.5,
-    guidance_mode: GuidanceMode = "batch",
-    batch_size: BatchSize = 1,
-    engine: Engine = "auto",
+    spacing: options.Spacing = None,
+    guidance: options.Guidance = None,
+    guidance_mode: options.GuidanceMode = None,
+    prompt: targets.Prompt = None,
+    prompts: targets.Prompts = None,
+    labels: targets.Labels = None,
+    height: targets.Height = None,
+    width: targets.Width = None,
+    call: targets.Call = None,
+    batch_size: options.BatchSize = 1,
+    engine: options.Engine = "auto",
     predictor: Annotated[
         str,
         option(
             "NAME",
             "Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
             "makes takes the time of taylor-2.",
-            MEASURING,
+            options.MEASURING,
         ),
     ] = "taylor-2",
     repetitions: Annotated[
         int,
-        option("N", "Runs of each kind, fewer if that takes more than three minutes.", MEASURING, min=1),
+        option(
+            "N", "Runs of each kind, fewer if that takes more than three minutes.", options.MEASURING, min=1
+        ),
     ] = 9,
-    vae: Vae = None,
-    device: Device = "auto",
-    dtype: DTypeOrTF32 = "float32",
-    out: RecordFile = None,
-    as_json: JsonOutput = False,
+    vae: options.Vae = None,
+    lora: targets.Lora = None,
+    device: options.Device = "auto",
+    dtype: options.DTypeOrTF32 = "float32",
+    out: options.RecordFile = None,
+    as_json: options.JsonOutput = False,
 ) -> None:
     """Show where the time of sampling goes, layer by layer, on this device at this shape.
 
@@ -76,31 +72,28 @@ def profile(
 
     For example:
     - `l2c profile`
-    - `l2c profile -m DiT-XL-2-256x256.pt --dtype bfloat16 --batch-size 8 --out costs.json`
-    - `l2c learn -m DiT-XL-2-256x256.pt --latency-ms 400 --costs costs.json`
+    - `l2c profile DiT-XL-2-256x256.pt --dtype bfloat16 --batch-size 8 --out costs.json`
+    - `l2c profile ./pixart --prompt "a photo of a cat" --dtype bfloat16 --out costs.json`
+    - `l2c learn DiT-XL-2-256x256.pt --latency-ms 400 --costs costs.json`
     """
+    import l2c
     from l2c.bench.cost import measure_profile
     from l2c.devices import resolve_device, resolve_dtype
-    from l2c.hosts.native import ModelHost
-    from l2c.models import load_model
     from l2c.sampling.decoding import LatentDecoder
-    from l2c.sampling.denoiser import Denoiser
-    from l2c.sampling.guidance import Guidance as GuidanceSettings
-    from l2c.sampling.sampler import Sampler
-    from l2c.schedule.forecast import Predictor
 
     check_output(out, ".json")
-    forecasts, guided = Predictor.parse(predictor), GuidanceSettings(guidance, guidance_mode)
-    device = resolve_device(device)
+    forecasts, device = l2c.Predictor.parse(predictor), resolve_device(device)
+    run = targets.read_run({**context.params, "steps": None})  # of a run that is timed, not of the target's
     weights = resolve_dtype(dtype, device)
     decoder = None if vae is None else LatentDecoder(vae, device)
-    denoiser = Denoiser.of(load_model(model, dtype=weights, device=device))
-    if decoder is not None and not denoiser.latent:
+    target = l2c.load_target(model, dtype=weights, device=device, lora=lora, quiet=True)
+    host = l2c.host_of(target, **run)
+    if decoder is not None and host.unit == "absolute":
         raise ConfigError(f"{model} makes pictures, not latents, so --vae has nothing to decode")
     with progress_bar() as bar:
         task = bar.add_task("warming up", total=None)
         measured = measure_profile(
-            ModelHost(Sampler(denoiser, solver, spacing=spacing, guidance=guided)),
+            host,
             batch_size=batch_size,
             repetitions=repetitions,
             engine=engine,
@@ -109,19 +102,10 @@ def profile(
             decoder=decoder,
             on_run=lambda name, done: bar.update(task, description=name, completed=done, total=repetitions),
         )
-    record = measured.record(
-        device,
-        model=model,
-        dtype=dtype,
-        solver=solver,
-        spacing=spacing,
-        guidance=guidance,
-        guidance_mode=guidance_mode,
-        batch_size=batch_size,
-        predictor=predictor,
-        repetitions=repetitions,
-        vae=None if vae is None else str(vae),
-    )
+    names = ("model", "lora", "dtype", "guidance_mode", "batch_size", "predictor", "repetitions")
+    kept = {name: context.params[name] for name in names}
+    kept |= {"solver": host.run.solver, "spacing": host.run.spacing, "vae": None if vae is None else str(vae)}
+    record = measured.record(device, **kept)
     print_record(record, out, _report, as_json=as_json)
 
 
@@ -129,7 +113,8 @@ def _report(record: RunRecord) -> None:
     """One evaluation, part by part, and predictions against measurements."""
     config, found, console = record.config, record.results, results()
     pictures = "1 picture" if config["batch_size"] == 1 else f"{config['batch_size']} pictures"
-    guided = "without guidance" if config["guidance"] == 1 else f"guidance {config['guidance']:g}"
+    scale = config["guidance"]
+    guided = "without guidance" if scale in (None, 1) else f"guidance {scale:g}"
     console.print(
         f"{config['model']}, {config['dtype']}, {pictures} at a time, {guided}, engine {config['engine']}, on "
         f"{record.device['device']} ({record.device['name']})\n",
@@ -142,7 +127,8 @@ def _report(record: RunRecord) -> None:
         count, each = group["layers"], group["ms_per_layer"]
         parts.add_row(name, str(count), f"{each:.4g}", f"{count * each:.4g}", f"{count * each / full:.1%}")
     parts.add_row("rest, with forecasts", "", "", f"{rest:.4g}", f"{rest / full:.1%}")
-    parts.add_row("  of it solver", "", "", f"{solver:.4g}", f"{solver / full:.1%}", style="dim")
+    if solver is not None:
+        parts.add_row("  of it solver", "", "", f"{solver:.4g}", f"{solver / full:.1%}", style="dim")
     parts.add_section()
     parts.add_row("everything computed", "", "", f"{full:.4g}", "100.0%")
     console.print(parts)
@@ -153,10 +139,7 @@ def _report(record: RunRecord) -> None:
     for check in found["checks"]:
         predicted, measured = check["predicted_ms"], check["measured_ms"]
         checks.add_row(
-            f"{check['fraction']:.1%}",
-            f"{predicted:.4g}",
-            f"{measured:.4g}",
-            f"{check['deviation']:+.1%}",
+            f"{check['fraction']:.1%}", f"{predicted:.4g}", f"{measured:.4g}", f"{check['deviation']:+.1%}"
         )
     console.print()
     console.print(checks)

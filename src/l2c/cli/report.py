@@ -18,11 +18,7 @@ def report(
     out: Annotated[
         Path | None,
         option(
-            "FILE.html",
-            "Where the page goes. [default: report.html in the folder]",
-            OUTPUT,
-            "--out",
-            "-o",
+            "FILE.html", "Where the page goes. [default: report.html in the folder]", OUTPUT, "--out", "-o"
         ),
     ] = None,
     as_json: JsonOutput = False,

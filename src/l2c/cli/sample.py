@@ -5,39 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from l2c.cli import options
 from l2c.cli.console import facts, macs, note, print_json, progress_bar, results, seconds
-from l2c.cli.options import (
-    OUTPUT,
-    PICTURES,
-    RUN,
-    SCHEDULE,
-    AnyWeights,
-    BatchSize,
-    Device,
-    DTypeOrTF32,
-    Engine,
-    FamilyBudget,
-    GuidanceAsMade,
-    GuidanceMode,
-    JsonOutput,
-    Model,
-    SolverAsMade,
-    SpacingAsMade,
-    StepsAsMade,
-    Vae,
-    option,
-    parse_numbers,
-)
+from l2c.cli.options import option, parse_numbers
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
     from l2c.records import RunRecord
 
 DEFAULT_COUNT = 8
+_RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "guidance_channels")
 
 
 def sample(
-    model: Model = "dit-mini-cifar10",
+    context: typer.Context,
+    model: options.Model = "dit-mini-cifar10",
     schedule: Annotated[
         str | None,
         option(
@@ -45,19 +29,19 @@ def sample(
             "Which layers to compute at which evaluation: a file from `l2c learn`, the name of a schedule that comes "
             "with l2c, a repository on the hub, or a router file published with the Learning-to-Cache paper (.pt, "
             ".pth). Without it, everything is computed.",
-            SCHEDULE,
+            options.SCHEDULE,
             "--schedule",
             "-s",
         ),
     ] = None,
-    budget: FamilyBudget = None,
-    any_weights: AnyWeights = False,
+    budget: options.FamilyBudget = None,
+    any_weights: options.AnyWeights = False,
     labels: Annotated[
         str | None,
         option(
             "LIST",
             "Class numbers, in turn, with commas and ranges: 207,360 or 0-9. By default 0, 1, 2, ...",
-            PICTURES,
+            options.PICTURES,
         ),
     ] = None,
     num: Annotated[
@@ -65,7 +49,7 @@ def sample(
         option(
             "N",
             f"How many pictures. By default one per label or seed that is listed, or else {DEFAULT_COUNT}.",
-            PICTURES,
+            options.PICTURES,
             "--num",
             "-n",
             min=1,
@@ -77,39 +61,38 @@ def sample(
             "N",
             "Seed of the first picture; the next ones count up. A seed always gives the same noise, whatever else is "
             "sampled with it.",
-            PICTURES,
+            options.PICTURES,
             min=0,
         ),
     ] = 0,
     seeds: Annotated[
-        str | None,
-        option("LIST", "Seed of each picture, instead of --seed: 3,17,40-43.", PICTURES),
+        str | None, option("LIST", "Seed of each picture, instead of --seed: 3,17,40-43.", options.PICTURES)
     ] = None,
-    solver: SolverAsMade = None,
-    steps: StepsAsMade = None,
-    spacing: SpacingAsMade = None,
-    guidance: GuidanceAsMade = None,
-    guidance_mode: GuidanceMode = "batch",
+    solver: options.SolverAsMade = None,
+    steps: options.StepsAsMade = None,
+    spacing: options.SpacingAsMade = None,
+    guidance: options.GuidanceAsMade = None,
+    guidance_mode: options.GuidanceMode = None,
     guidance_channels: Annotated[
         int | None,
         option(
             "N",
             "Guide only the first N channels; the samples published for DiT guide 3 of 4. By default all.",
-            RUN,
+            options.RUN,
         ),
     ] = None,
-    batch_size: BatchSize = 8,
-    engine: Engine = "auto",
-    vae: Vae = None,
-    device: Device = "auto",
-    dtype: DTypeOrTF32 = "float32",
+    batch_size: options.BatchSize = 8,
+    engine: options.Engine = "auto",
+    vae: options.Vae = None,
+    device: options.Device = "auto",
+    dtype: options.DTypeOrTF32 = "float32",
     out: Annotated[
         Path,
         option(
             "FOLDER",
             "Where the pictures go: one PNG for each, named by seed and label; grid.png with all of them; record.json "
             "with every setting, version and timing.",
-            OUTPUT,
+            options.OUTPUT,
             "--out",
             "-o",
         ),
@@ -120,7 +103,7 @@ def sample(
             None,
             "Also write samples.npz with all pictures as `arr_0` (uint8, N x H x W x 3), as the evaluation script of "
             "ADM reads it.",
-            OUTPUT,
+            options.OUTPUT,
             "--npz",
         ),
     ] = False,
@@ -130,11 +113,11 @@ def sample(
             None,
             "Go on where a run with the same settings was interrupted: pictures that are in the folder are not made "
             "again.",
-            OUTPUT,
+            options.OUTPUT,
             "--resume",
         ),
     ] = False,
-    as_json: JsonOutput = False,
+    as_json: options.JsonOutput = False,
 ) -> None:
     """Sample pictures, with or without a schedule.
 
@@ -148,7 +131,7 @@ def sample(
     - `l2c sample --labels 3,5 --num 8`
     - `l2c sample --schedule router.safetensors --labels 0-9 --out faster`
     - `accelerate launch -m l2c sample --num 50000 --batch-size 64 --npz --resume --out large`
-    - `l2c sample -m DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`
+    - `l2c sample DiT-XL-2-256x256.pt -s DDIM50_router.pt --labels 207,360 --vae sd-vae-ft-mse`
     """
     from l2c.devices import resolve_dtype
     from l2c.files import output_folder
@@ -164,6 +147,7 @@ def sample(
     numbers = _seeds(seeds, seed, num, classes)
     device = own_device(device)
     weights = resolve_dtype(dtype, device)
+    given, decoded_by = context.params, None if vae is None else str(vae)
     with output_folder(out), progress_bar() as bar:
         task = bar.add_task("sampling", total=None)
         record = sample_set(
@@ -178,21 +162,10 @@ def sample(
             engine=engine,
             npz=npz,
             resume=resume,
-            names={
-                "model": model,
-                "schedule": schedule,
-                "budget": budget,
-                "dtype": dtype,
-                "vae": None if vae is None else str(vae),
-            },
+            names={"model": model, "schedule": schedule, "budget": budget, "dtype": dtype, "vae": decoded_by},
             note=note,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            solver=solver,
-            steps=steps,
-            spacing=spacing,
-            guidance=guidance,
-            guidance_mode=guidance_mode,
-            guidance_channels=guidance_channels,
+            **{name: given[name] for name in _RUN if given[name] is not None},
         )
     part()
     if record is not None:  # as it is in the first process

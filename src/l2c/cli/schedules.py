@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from l2c.cli.console import bar, facts, macs, results, table
 
 if TYPE_CHECKING:
-    from l2c.schedule.family import ScheduleFamily
+    from l2c.schedule.schedule import CacheSchedule
 
 _BAR_WIDTH = 20
 _FORECASTS = {
@@ -18,7 +19,7 @@ _FORECASTS = {
 _ERRORS = ("held_out_error", "held_out_error_before", "held_out_error_of_everything")
 
 
-def print_family(family: ScheduleFamily, title: str) -> None:
+def print_family(family: Iterable[CacheSchedule], title: str) -> None:
     """Prints the run that a family is for, and a line per schedule."""
     console = results()
     schedules = list(family)
@@ -73,6 +74,23 @@ def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) ->
                 str(row["evaluation"]), f"{row['timestep']:.4g}", *computed, f"{share:.0%}", drawn
             )
         console.print(evaluations)
+
+
+def print_errors(provenance: Mapping[str, Any]) -> None:
+    """Prints how close the pictures come, where learning measured that."""
+    if "held_out_error" not in provenance:
+        return
+    line = f"\nError of pictures that were not learned on: {provenance['held_out_error']:.4f}"
+    line += f" ({provenance['error_unit']})" if "error_unit" in provenance else ""
+    if "held_out_error_of_everything" in provenance:
+        line += f"; with everything computed {provenance['held_out_error_of_everything']:.4f}"
+    line += f"; before learning, with the same mask, {provenance['held_out_error_before']:.4f}"
+    results().print(line, soft_wrap=True)
+    if "fewer_steps" in provenance:
+        plain = sorted(provenance["fewer_steps"].items(), key=lambda item: item[1])
+        listed = ", ".join(f"{name} {error:.4f}" for name, error in plain)
+        line = f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}"
+        results().print(line, soft_wrap=True)
 
 
 def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:

@@ -1,98 +1,126 @@
-"""Options of commands that learn for long, and what they share while they run."""
+"""Options of commands that learn: how, for how long, and where the result goes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from l2c.cli.options import OUTPUT
+from l2c.cli.budgets import BUDGETS
+from l2c.cli.options import LEARNING, OUTPUT, SESSION, option
+from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
-    from l2c.learning.session import Session
+    from l2c.learning.paper import RouterSettings
+    from l2c.learning.settings import LearnSettings
 
-LEARNING = "Learning"
-SESSION = "Long runs"
+CLOSED = "Only with --pattern closed-loop"
 
-BF16 = Annotated[
-    bool,
-    typer.Option(
-        "--bf16",
-        help="Run the network in bfloat16, faster on a GPU. What is learned stays in float32.",
-        rich_help_panel=LEARNING,
+Iterations = Annotated[
+    int | None,
+    option(
+        "N",
+        "Optimizer steps: 30 for each budget, or 60 with --pattern alternate, if not given. One goes through a whole "
+        "sampling run, or, with --data, through one evaluation drawn at random, so take some thousands then.",
+        LEARNING,
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of noise and labels.", rich_help_panel=LEARNING)]
+BatchSize = Annotated[
+    int, option("N", "Pictures per optimizer step. Several processes share them.", LEARNING)
+]
+LearningRate = Annotated[
+    float | None,
+    option(
+        "RATE",
+        "Of the optimizer: 0.004, or 0.2 with --pattern alternate, if not given. The paper takes 0.001 over many "
+        "thousand steps.",
+        LEARNING,
+        "--learning-rate",
+        "--lr",
+    ),
+]
+BF16 = Annotated[
+    bool,
+    option(
+        None,
+        "Run the network in bfloat16, faster on a GPU. What is learned stays in float32.",
+        LEARNING,
+        "--bf16",
+    ),
+]
+Seed = Annotated[int, option("N", "Seed of noise, labels and prompts.", LEARNING)]
+NumExamples = Annotated[
+    int | None,
+    option(
+        "N",
+        "How many different pictures to learn on, 32 if not given; prompts take turns. Each is first sampled in fine "
+        "steps, as what to come close to; a quarter of them is not learned on and tells how good the result is.",
+        CLOSED,
+        "--examples",
+    ),
+]
+ReferenceSteps = Annotated[
+    int | None, option("N", "Evaluations of that sampling in fine steps, 40 if not given.", CLOSED)
+]
+History = Annotated[
+    int | None, option("N", "How many computed values a forecast reads at most, 3 if not given.", CLOSED)
+]
+Recompute = Annotated[
+    bool,
+    option(
+        None,
+        "Need far less memory for a third more time: compute layers again for the gradient instead of keeping what "
+        "they worked out.",
+        CLOSED,
+        "--recompute",
+    ),
+]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(
-        metavar="MINUTES",
-        help="End before this time is over, with what has been learned by then.",
-        rich_help_panel=SESSION,
-        show_default=False,
-    ),
+    option("MINUTES", "End before this time is over, with what has been learned by then.", SESSION),
 ]
 CheckpointFile = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Where to save, now and then, what is needed to go on: by default beside --out, with "
-        ".checkpoint after its name. It is removed when learning is done.",
-        rich_help_panel=SESSION,
-        show_default=False,
+    option(
+        "FILE",
+        "Where to save, now and then, what is needed to go on: by default beside --out, with .checkpoint after its "
+        "name. It is removed when learning is done.",
+        SESSION,
+        "--checkpoint",
     ),
 ]
-SaveEvery = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS", help="Least time between two saves of the checkpoint.", rich_help_panel=SESSION
-    ),
-]
-Restart = Annotated[
-    bool,
-    typer.Option("--restart", help="Begin anew, whatever checkpoint there is.", rich_help_panel=SESSION),
-]
+SaveEvery = Annotated[float, option("SECONDS", "Least time between two saves of the checkpoint.", SESSION)]
+Restart = Annotated[bool, option(None, "Begin anew, whatever checkpoint there is.", SESSION, "--restart")]
 LogDir = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Write a log of loss, error and work for TensorBoard.",
-        rich_help_panel=SESSION,
-        show_default=False,
-    ),
+    Path | None, option("FOLDER", "Write a log of loss, error and work for TensorBoard.", SESSION)
 ]
-Out = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="FILE",
-        help="The schedule file to write (.safetensors).",
-        rich_help_panel=OUTPUT,
-    ),
-]
+Out = Annotated[Path, option("FILE", "The schedule file to write (.safetensors).", OUTPUT, "--out", "-o")]
 
 
-def session_of(
-    out: Path,
-    checkpoint: Path | None,
-    save_every: float,
-    restart: bool,
-    max_minutes: float | None,
-    log_dir: Path | None,
-) -> Session:
-    """The session that the options ask for.
+def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> LearnSettings | RouterSettings:
+    """The settings that a command was given, by the names of their fields; None leaves them as they are.
 
     Raises:
-        ConfigError: If one is out of range.
+        ConfigError: If the pattern is unknown, or one is out of range or belongs to the other pattern.
     """
-    from l2c.learning.session import Session
+    from l2c.learning.paper import RouterSettings
+    from l2c.learning.settings import LearnSettings
 
-    return Session(
-        checkpoint=out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint,
-        save_every_s=save_every,
-        restart=restart,
-        time_limit_s=None if max_minutes is None else 60 * max_minutes,
-        log_dir=log_dir,
+    kinds = {"closed-loop": LearnSettings, "alternate": RouterSettings}
+    if pattern not in kinds:
+        raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(kinds)}")
+    own = {name: {field.name for field in fields(kind)} for name, kind in kinds.items()}
+    belong = {"closed-loop": own["closed-loop"].union(BUDGETS), "alternate": own["alternate"] | {"data"}}
+    (other,) = set(kinds) - {pattern}
+    said = {name: value for name, value in given.items() if value is not None and value is not False}
+    for name in said:
+        if name in belong[other] - belong[pattern]:
+            shown = name.removeprefix("num_").rstrip("_").replace("_", "-")
+            raise ConfigError(
+                f"--{shown} belongs to --pattern {other}, not {pattern}; leave one of the two out"
+            )
+    chosen: LearnSettings | RouterSettings = kinds[pattern](
+        **{name: value for name, value in said.items() if name in own[pattern]}
     )
+    return chosen

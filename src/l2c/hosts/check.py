@@ -126,14 +126,15 @@ def check(
         error=each.mean().item(),
         unit=host.unit,
         worst=each.max().item(),
-        recorded=_recorded(chosen),
+        recorded=recorded_error(chosen),
         limit=limit,
         runs=len(seeds),
         fraction=chosen.cost.fraction if chosen.layers.sized else None,
     )
 
 
-def _recorded(schedule: CacheSchedule) -> float | None:
+def recorded_error(schedule: CacheSchedule) -> float | None:
+    """The error that was recorded with a schedule, by a check or when it was learned; None if there is none."""
     drift = schedule.provenance.get("drift")
     found = drift.get("error") if isinstance(drift, dict) else schedule.provenance.get("held_out_error")
     return float(found) if isinstance(found, (int, float)) else None

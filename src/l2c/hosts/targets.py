@@ -89,6 +89,8 @@ def host_for(
         return ModelHost(resolve_sampler(Denoiser.of(target), schedule, **run))
     if isinstance(target, (ModelHost, PipelineHost)):
         return host_of(target, verb, **run)
-    recorded = schedule.provenance.get("call")
-    call = {**recorded, **run} if isinstance(recorded, dict) else run
-    return host_of(target, verb, **call)
+    made, recorded = schedule.contract.run, schedule.provenance.get("call")
+    takes = inspect.signature(type(target).__call__).parameters
+    known = {"num_inference_steps": made.steps, "guidance_scale": made.guidance}
+    call = {name: value for name, value in known.items() if name in takes and value is not None}
+    return host_of(target, verb, **{**call, **(recorded if isinstance(recorded, dict) else {}), **run})

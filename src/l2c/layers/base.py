@@ -97,6 +97,22 @@ class LayerTable:
         """Whether the sizes are known."""
         return bool(self.sample_shape)
 
+    def summary(self) -> dict[str, Any]:
+        """How many layers of each kind there are and what they cost, as plain data; MACs are 0 where unknown."""
+        kinds: dict[str, dict[str, int]] = {}
+        for layer in self.layers:
+            kind = kinds.setdefault(layer.kind, {"layers": 0, "macs": 0})
+            kind["layers"] += 1
+            kind["macs"] += layer.macs
+        return {
+            "architecture": self.architecture,
+            "layers": len(self),
+            "sized": self.sized,
+            "sample_shape": list(self.sample_shape),
+            "kinds": kinds,
+            "rest_macs": self.rest_macs,
+        }
+
     def with_sizes_of(self, other: LayerTable) -> LayerTable:
         """This table, where it has no sizes of its own, with those of a table of the same layers."""
         if self.sized or (self.architecture, self.names) != (other.architecture, other.names):

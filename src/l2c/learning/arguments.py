@@ -7,9 +7,7 @@ from typing import Any, TypeVar
 
 from l2c.errors import ConfigError
 from l2c.learning.task import TaskSettings
-
-HALF = 0.5
-"""The budget where none is given."""
+from l2c.schedule.budget import DEFAULT
 
 _Settings = TypeVar("_Settings", bound=TaskSettings)
 
@@ -48,7 +46,7 @@ def amounts_of(
         ConfigError: If they are none, or there is one budget besides several.
     """
     if budgets is None:
-        asked: Any = (HALF if budget is None else budget,)
+        asked: Any = (DEFAULT if budget is None else budget,)
     else:
         refuse("where there are budgets=", budget=budget)
         asked = curve if budgets == "curve" else budgets

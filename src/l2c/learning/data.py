@@ -23,6 +23,8 @@ from l2c.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pyarrow
 
+    from l2c.sampling.denoiser import Denoiser
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 _PIL_MODES = {1: "L", 3: "RGB"}
@@ -102,6 +104,23 @@ class ImageData:
         indices = torch.randint(len(self), (size,), generator=generator)[rows]
         images = torch.stack([self.image(index) for index in indices.tolist()])
         return images, None if self.labels is None else self.labels[indices]
+
+
+def images_for(denoiser: Denoiser, data: ImageData | str | Path) -> ImageData:
+    """Images of a model's size, from a folder or file unless they have been found already.
+
+    Raises:
+        ConfigError: If the model works on latents.
+        DataError: See `load_images`.
+    """
+    if denoiser.latent:
+        raise ConfigError(
+            "images are data for a model that makes pictures, and this works on latents; leave data out"
+        )
+    if isinstance(data, ImageData):
+        return data
+    channels, height, _ = denoiser.sample_shape
+    return load_images(data, height, channels, num_classes=denoiser.num_classes)
 
 
 def load_images(

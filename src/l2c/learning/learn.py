@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 from l2c.digest import digest
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
-from l2c.hosts.native import check_class_host
 from l2c.hosts.targets import host_for, host_of
 from l2c.layers import find_layers
 from l2c.learning.arguments import amounts_of, checked, refuse
@@ -27,13 +27,12 @@ from l2c.learning.session import OnProgress, Session
 from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import learn_with_solver
 from l2c.learning.trainer import Trainer
+from l2c.schedule.budget import CURVE
 from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
 
-CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25)
-"""Budgets of a family, as fractions of the MACs."""
 NEAR_SHARE = 0.25
 """Share of the trials that begin at the mask of another budget."""
 PATTERNS = ("closed-loop", "alternate")
@@ -49,7 +48,7 @@ def learn(
     evaluations: float | None = None,
     per_computed: int | None = None,
     pattern: str = "closed-loop",
-    data: ImageData | None = None,
+    data: ImageData | str | Path | None = None,
     costs: CostTable | None = None,
     settings: LearnSettings | RouterSettings | None = None,
     session: Session | None = None,
@@ -83,7 +82,7 @@ def learn(
     evaluations: float | None = None,
     per_computed: int | None = None,
     pattern: str = "closed-loop",
-    data: ImageData | None = None,
+    data: ImageData | str | Path | None = None,
     costs: CostTable | None = None,
     settings: LearnSettings | RouterSettings | None = None,
     session: Session | None = None,
@@ -109,7 +108,7 @@ def learn(
         per_computed: With `auto`: evaluations for each that is computed; None tries several. 1 reuses nothing and
             learns the solver alone.
         pattern: `closed-loop`, or `alternate`: Learning-to-Cache as published, a router for every second evaluation.
-        data: With `alternate` on a model: real images to noise, as in the paper.
+        data: With `alternate` on a model: real images to noise, as in the paper, or where they are, see `load_images`.
         costs: Cost of every layer; multiply-accumulates by default, milliseconds from `l2c.measure_costs`.
         settings: Everything else that decides the result: `LearnSettings`, or `RouterSettings` with `alternate`.
         session: Checkpoint, time limit and log.
@@ -176,8 +175,6 @@ def learn(
     how = (session, model_name, on_progress)
     with host.prepared():
         if isinstance(chosen, RouterSettings):
-            if data is not None:
-                host = check_class_host(host, "learning on images")
             return learn_router(host, chosen, data, *how)
         if evaluations is not None:
             return learn_with_solver(host, evaluations, per_computed, chosen, *how)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from l2c.cache.policy import MixingPolicy
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import check_class_host
-from l2c.learning.data import ImageData
+from l2c.learning.data import ImageData, images_for
 from l2c.learning.objective import REDUCTIONS, router_loss
 from l2c.learning.router import Router, alternating
 from l2c.learning.session import OnProgress, Session
@@ -28,7 +29,7 @@ from l2c.sampling.draw import draw
 from l2c.sampling.loop import run_loop
 from l2c.sampling.solvers import evaluations_per_step
 from l2c.schedule.forecast import Predictor
-from l2c.schedule.schedule import CacheSchedule
+from l2c.schedule.schedule import CacheSchedule, mask_of_scores
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class RouterSettings(TaskSettings):
 def learn_router(
     host: Host,
     settings: RouterSettings,
-    data: ImageData | None = None,
+    data: ImageData | str | Path | None = None,
     session: Session | None = None,
     model_name: str = "",
     on_progress: OnProgress | None = None,
@@ -81,6 +82,8 @@ def learn_router(
 
     Source: arXiv 2406.01733, section 3.3.
     """
+    if data is not None:
+        data = images_for(check_class_host(host, "learning on images").sampler.denoiser, data)
     images = None if data is None else f"{data.source.name} ({len(data)} images)"
     trainer = Trainer("router", host, settings, session, on_progress, data=images)
     task = _RouterTask(host, settings, data, trainer.rows)
@@ -248,7 +251,7 @@ class _RouterTask:
         """The schedule that the scores say now."""
         scores = self._router.score_table(len(self._run.timesteps))
         return CacheSchedule(
-            compute=scores.isnan() | (scores > self._settings.threshold),
+            compute=mask_of_scores(scores, self._settings.threshold),
             layers=self._host.table,
             contract=replace(self._contract, model=model_name),
             scores=scores,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from l2c.errors import ConfigError
@@ -102,20 +102,11 @@ def l2c_paper(
             "a schedule without router scores cannot be thresholded anew; learn one with l2c.learn"
         )
 
-    def at(limit: float) -> CacheSchedule:
-        return replace(
-            learned,
-            compute=scores.isnan() | (scores > limit),
-            provenance={**learned.provenance, "threshold": limit},
-        )
-
     if budget is not None:
-        return threshold_for(at, [0.0, *scores[scores.isfinite()].tolist()], budget)
+        return threshold_for(learned.at_threshold, [0.0, *scores[scores.isfinite()].tolist()], budget)
     if threshold is None:
         threshold = 0.1 if release is None else find_release(release)["threshold"]
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"l2c needs a threshold from 0 to 1, or a budget, got {threshold}")
-    return at(threshold)
+    return learned.at_threshold(threshold)
 
 
 METHOD = Method(

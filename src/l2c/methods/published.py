@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import CheckpointError, ConfigError, ScheduleError
+from l2c.errors import CheckpointError, ScheduleError
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle
 from l2c.models.sizes import model_config, new_model, resolve_name
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
 from l2c.schedule.contract import Contract
-from l2c.schedule.schedule import CacheSchedule
+from l2c.schedule.schedule import CacheSchedule, mask_of_scores
 
-ROUTER_SUFFIXES = (".pt", ".pth")
 _ROW_KEY = re.compile(r"(\d+)\.prob")
 
 
@@ -65,8 +64,6 @@ def import_router(
     rows = _rows(path, content.get("routers", content))
     release = _dit_release(path, args, model) if "routers" in content else _uvit_release(path, rows, model)
     threshold = release.threshold if threshold is None else threshold
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
     with torch.device("meta"):
         network = new_model(model_config(release.model))
     table = find_layers(network)
@@ -79,7 +76,7 @@ def import_router(
     scores = _evaluation_scores(rows.sigmoid(), release.solver)
     run = replace(sampler.run, guidance=None)
     return CacheSchedule(
-        compute=scores.isnan() | (scores > threshold),
+        compute=mask_of_scores(scores, threshold),
         layers=table,
         contract=Contract(run, model=release.model),
         scores=scores,

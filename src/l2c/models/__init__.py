@@ -14,7 +14,7 @@ from l2c.models.config import ModelConfig
 from l2c.models.conversion import from_diffusers, match_public_embeddings, to_diffusers
 from l2c.models.dit import DiT, DiTConfig
 from l2c.models.loading import CIFAR10_CLASSES, EMBEDDED_MODELS, load_model, save_model
-from l2c.models.sizes import SIZES, build_model, model_config, new_model, random_model, resolve_name
+from l2c.models.sizes import SIZES, build_model, is_size, model_config, new_model, random_model, resolve_name
 from l2c.models.uvit import UViT, UViTConfig
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "UViTConfig",
     "build_model",
     "from_diffusers",
+    "is_size",
     "load_model",
     "match_public_embeddings",
     "model_config",

@@ -126,6 +126,16 @@ def resolve_name(name: str) -> str:
     raise ConfigError(f"there is no model called {name!r}; {hint}")
 
 
+def is_size(name: str) -> bool:
+    """Whether a published size is called that, in one of the spellings of `resolve_name`.
+
+    >>> is_size("DiT-XL/2"), is_size("someone/model")
+    (True, False)
+    """
+    plain = name.lower().replace("/", "-")
+    return bool({plain, f"{plain}-256"} & set(SIZES))
+
+
 def model_config(name: str) -> DiTConfig | UViTConfig:
     """Look a published size up.
 

@@ -142,7 +142,7 @@ def _details(record: Mapping[str, Any]) -> str:
         **machine_facts(record["device"], record["versions"]),
         "Made": record["created"],
     }
-    again = f"l2c sample --model {config['model']} --schedule schedule.safetensors --labels 0-9"
+    again = f"l2c sample {config['model']} --schedule schedule.safetensors --labels 0-9"
     return f"""<section aria-labelledby="how">
 <h2 id="how">How it was made</h2>
 {facts_table(facts)}

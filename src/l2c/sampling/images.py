@@ -182,7 +182,7 @@ def resolve_sampler(
         raise ContractError(
             f"the schedule was made with a solver of its own for {len(made_for.timesteps)} evaluations; "
             "name no solver, steps or spacing, since the schedule brings its own solver, or get one for another "
-            f"with: l2c learn --solver {solver or 'NAME'}"
+            f"with: l2c learn MODEL --solver {solver or 'NAME'}"
         )
     return Sampler(
         denoiser,

@@ -69,9 +69,9 @@ class Run:
     def how_to_learn(self) -> str:
         """The command that learns a schedule for this run."""
         if self.weights is not None:
-            return "l2c learn --solver auto"
+            return "l2c learn MODEL --solver auto"
         named = "" if self.by_scheduler else f" --solver {self.solver} --spacing {self.spacing}"
-        return f"l2c learn --steps {self.steps}{named}"
+        return f"l2c learn MODEL --steps {self.steps}{named}"
 
     @property
     def about_shifts(self) -> str:

@@ -63,7 +63,7 @@ class ScheduleFamily:
         least = self._schedules[-1].cost.fraction
         raise ConfigError(
             f"the cheapest schedule of the family takes {least:.1%} of the MACs, more than the budget of "
-            f"{budget:.1%}; ask for {least:.3f} or more, or learn one with l2c learn --budget {budget:g}"
+            f"{budget:.1%}; ask for {least:.3f} or more, or learn one with l2c learn MODEL --budget {budget:g}"
         )
 
     def save(self, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import l2c
@@ -72,6 +73,38 @@ def load_schedule(
     elif budget is not None:
         raise ConfigError(f"{name} is not a family of schedules, so that a budget has nothing to choose from")
     return found if threshold is None else found.at_threshold(threshold)
+
+
+def load_schedules(
+    sources: Sequence[str | Path], budget: float | None = None, reserved: Sequence[str] = ()
+) -> dict[str, CacheSchedule]:
+    """Reads several schedules, by names to show them with: those of their files, in full where these are alike.
+
+    Args:
+        sources: See `load_schedule`.
+        budget: Of those that are families.
+        reserved: Names that stand for something else.
+
+    Raises:
+        ConfigError: If one is named twice, or there is a budget and no family.
+        ScheduleError: See `load_schedule`.
+    """
+    if len(set(sources)) < len(sources):
+        raise ConfigError("a schedule is named twice; name each once")
+    opened = {str(source): open_schedule(source) for source in sources}
+    families = {name for name, one in opened.items() if isinstance(one, ScheduleFamily)}
+    if budget is not None and not families:
+        raise ConfigError(
+            "a budget chooses from families of schedules, and none is given; name the file of one"
+        )
+    stems = {name: Path(name).stem if Path(name).suffix else Path(name).name for name in opened}
+    taken = [*stems.values(), *reserved]
+    return {
+        stems[name] if taken.count(stems[name]) == 1 else name: load_schedule(
+            name if name in families else one, budget if name in families else None
+        )
+        for name, one in opened.items()
+    }
 
 
 def _is_repository(path: Path) -> bool:

@@ -107,6 +107,10 @@ class CacheSchedule:
             full_linear_macs=evaluations * round(float(linear.sum())) + rest,
         )
 
+    def with_any_weights(self) -> CacheSchedule:
+        """The schedule without the fingerprint of the weights that it was learned on."""
+        return replace(self, contract=replace(self.contract, fingerprint=()))
+
     def at_threshold(self, threshold: float) -> CacheSchedule:
         """The schedule that its router's scores give at another threshold; see `mask_of_scores`.
 
@@ -116,7 +120,7 @@ class CacheSchedule:
         if self.scores is None:
             raise ConfigError(
                 "the schedule has no router scores, so that a threshold has nothing to decide on; learn one with "
-                "l2c learn --pattern alternate"
+                "l2c learn MODEL --pattern alternate"
             )
         if self.predictor.kind == "linear":
             raise ConfigError("the forecasts were learned for this mask, so that no threshold can change it")

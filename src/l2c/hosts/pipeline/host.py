@@ -25,6 +25,7 @@ from l2c.hosts.pipeline.conditions import (
     choose,
     conditions_of,
     plain,
+    refusals_as_sentences,
     repeated,
 )
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
@@ -113,7 +114,7 @@ class PipelineHost:
     @cached_property
     def dry(self) -> DryRun:
         """What a call of the pipeline does."""
-        with self._driven():
+        with self._driven(), refusals_as_sentences(self.target):
             return dry_run(self.target, **{**self.call, **self.conditions[0]})
 
     @property
@@ -230,9 +231,9 @@ class PipelineHost:
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         models = dict(self.models)
-        if isinstance(policy, CacheSchedule):
-            policy = replace(policy, contract=replace(policy.contract, fingerprint=()))
-        reuse = dict.fromkeys(models, policy) if isinstance(policy, CacheSchedule) else policy
+        reuse: Mapping[str, CacheSchedule] | ReusePolicy = (
+            dict.fromkeys(models, policy.with_any_weights()) if isinstance(policy, CacheSchedule) else policy
+        )
         around = around or compute_once
         with (
             self._driven(),

@@ -45,7 +45,7 @@ def load_pipeline(
             pipe = DiffusionPipeline.from_pretrained(folder if folder.is_dir() else name, torch_dtype=dtype)
             if lora is not None:
                 pipe.load_lora_weights(lora)
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, ImportError) as error:
         said = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         with_lora = f" with the LoRA {lora}" if lora else ""
         raise CheckpointError(f"cannot load the pipeline {name}{with_lora}: {said}") from error

@@ -1,0 +1,113 @@
+"""Models and diffusers pipelines on the command line: which one, and how it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from l2c.cli.options import MODEL, RUN, option, parse_numbers
+from l2c.errors import ConfigError
+
+_TARGET_HELP = (
+    "A model of l2c: the name of one that comes with it (dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors "
+    "checkpoint in the public DiT or U-ViT layout, or a folder with such a transformer. Or a diffusers pipeline: a "
+    "folder that save_pretrained wrote, or the name of a repository on the hub."
+)
+Target = Annotated[str, typer.Argument(metavar="MODEL", help=_TARGET_HELP)]
+NamedTarget = Annotated[str, typer.Argument(metavar="MODEL", help=_TARGET_HELP, show_default=False)]
+Schedule = Annotated[
+    str,
+    typer.Argument(
+        metavar="SCHEDULE",
+        help="A schedule file (.safetensors), the name of one that comes with l2c, a folder with one, or the name of a "
+        "repository on the hub.",
+        show_default=False,
+    ),
+]
+Prompt = Annotated[
+    list[str] | None, option("TEXT", "Of a pipeline, a prompt; may be given several times.", RUN)
+]
+Prompts = Annotated[
+    Path | None, option("FILE", "Of a pipeline, a text file with a prompt in each line.", RUN)
+]
+Labels = Annotated[
+    str | None, option("LIST", "Of a class-conditional pipeline, labels instead of prompts: 0,7,2-4.", RUN)
+]
+Height = Annotated[int | None, option("PIXELS", "Of a pipeline that is called for a size.", RUN)]
+Width = Annotated[int | None, option("PIXELS", "Likewise.", RUN)]
+Call = Annotated[
+    list[str] | None,
+    option(
+        "NAME=VALUE",
+        "Anything else that a pipeline is called with, such as max_sequence_length=128; may be given several times.",
+        RUN,
+    ),
+]
+Lora = Annotated[str | None, option("NAME|PATH", "A LoRA to load into a pipeline first.", MODEL)]
+
+_RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "height", "width")
+
+
+def read_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """How a target is run, as `l2c.host_of` takes it, from what a command was given: only what was said.
+
+    Raises:
+        ConfigError: If a pipeline has no prompts and no labels, or both; a model has any; or one cannot be read.
+    """
+    from l2c.hosts.loading import is_pipeline
+    from l2c.hosts.pipeline.conditions import read_prompts
+
+    name, labels, file = given["model"], given["labels"], given["prompts"]
+    pipeline = is_pipeline(name)
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"} if pipeline else {}
+    run = {names.get(key, key): given.get(key) for key in _RUN}
+    found = {key: value for key, value in run.items() if value is not None} | read_call(given["call"])
+    texts = [*(given["prompt"] or ()), *(read_prompts(file) if file is not None else ())]
+    if not pipeline:
+        if texts or labels is not None:
+            raise ConfigError(
+                f"prompts and labels are for diffusers pipelines, and {name} is a model, which draws its labels; leave "
+                "them out"
+            )
+        return found
+    if bool(texts) == (labels is not None):
+        raise ConfigError("a pipeline needs either prompts, with --prompt or --prompts, or --labels")
+    if labels is None:
+        return {**found, "conditions": [{"prompt": text} for text in texts]}
+    classes = parse_numbers(labels, "--labels")
+    return {**found, "conditions": [{"class_labels": [label]} for label in classes]}
+
+
+def read_call(settings: Sequence[str] | None) -> dict[str, Any]:
+    """What `--call` says, values as JSON where they are, and else as text.
+
+    Raises:
+        ConfigError: If one is no NAME=VALUE.
+
+    >>> read_call(["height=512", "negative_prompt=blurry"])
+    {'height': 512, 'negative_prompt': 'blurry'}
+    """
+    call: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, text = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--call takes NAME=VALUE such as height=512, got '{setting}'")
+        try:
+            call[name] = json.loads(text)
+        except json.JSONDecodeError:
+            call[name] = text
+    return call
+
+
+def name_of(target: str, lora: str | None) -> str:
+    """Of a target, for people: without the folders that it is in on this machine.
+
+    >>> name_of("someone/pixart", "someone/style")
+    'someone/pixart with someone/style'
+    """
+    names = [Path(one).name if Path(one).exists() else one for one in (target, lora) if one]
+    return " with ".join(names)

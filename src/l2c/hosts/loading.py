@@ -1,0 +1,78 @@
+"""`load_target`: the one place that decides whether a name is that of a model or of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2c.errors import ConfigError
+from l2c.hosts.pipeline.components import transformers_of
+from l2c.hosts.pipeline.loading import load_pipeline
+from l2c.layers import LayerTable, find_layers
+from l2c.models import is_size, load_model
+
+PIPELINE_FILE = "model_index.json"
+"""What the folder of a diffusers pipeline has and that of a model has not."""
+
+
+def load_target(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    lora: str | None = None,
+    quiet: bool = False,
+) -> Any:
+    """What a schedule is learned for and used with: a model of l2c, or a diffusers pipeline.
+
+    Args:
+        name: Of a pipeline: a folder that `save_pretrained` wrote, or a repository on a hub (`user/name`). Anything
+            else is what `load_model` takes.
+        dtype: Number format of the weights.
+        device: Where to compute.
+        lora: Name or path of a LoRA to load into a pipeline.
+        quiet: See `load_pipeline`.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+        ConfigError: If no model has that name, or there is a LoRA for a model.
+
+    Example:
+        >>> import l2c
+        >>> type(l2c.load_target("dit-mini-cifar10")).__name__
+        'DiT'
+    """
+    if is_pipeline(name):
+        return load_pipeline(name, dtype=dtype, device=device, lora=lora, quiet=quiet)
+    if lora is not None:
+        raise ConfigError(f"a LoRA is loaded into a diffusers pipeline, and {name} is a model; leave it out")
+    return load_model(str(name), dtype=dtype, device=device)
+
+
+def is_pipeline(name: str | Path) -> bool:
+    """Whether a name can only be that of a diffusers pipeline.
+
+    >>> is_pipeline("dit-mini-cifar10"), is_pipeline("DiT-XL/2"), is_pipeline("someone/pixart")
+    (False, False, True)
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return (path / PIPELINE_FILE).is_file()
+    if path.exists() or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
+        return False
+    if str(name).startswith((".", "/", "~")):
+        return True  # which says that there is no such folder
+    return str(name).count("/") == 1 and not is_size(str(name))
+
+
+def layers_of(target: Any) -> dict[str, LayerTable]:
+    """The layers of a model, or of every transformer of a pipeline, by name; sized where that hangs on no call.
+
+    Raises:
+        ConfigError: If a pipeline has no transformer, or there is no adapter for a model.
+    """
+    models = {"model": target} if isinstance(target, nn.Module) else transformers_of(target)
+    return {name: find_layers(model) for name, model in models.items()}
