@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-WIDTH, TEXT, WORDS = 16, 16, 5
+from l2c.testing import inputs
+from l2c.testing.inputs import TEXT, WIDTH, WORDS
+
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 
 
@@ -48,92 +49,6 @@ class TinyTransformer:
         return torch.stack(output) if isinstance(output, list) else output
 
 
-def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def _text(batch: int) -> dict[str, Any]:
-    return {"encoder_hidden_states": _random(1, WORDS, TEXT).repeat(batch, 1, 1)}
-
-
-def _masked(batch: int) -> dict[str, Any]:
-    return {**_text(batch), "encoder_attention_mask": torch.ones(batch, WORDS, dtype=torch.bool)}
-
-
-def _pooled(batch: int) -> dict[str, Any]:
-    return {**_text(batch), "pooled_projections": _random(1, TEXT).repeat(batch, 1)}
-
-
-def _flux(batch: int) -> dict[str, Any]:
-    return {
-        **_pooled(batch),
-        "img_ids": torch.zeros(16, 3),
-        "txt_ids": torch.zeros(WORDS, 3),
-        "guidance": torch.ones(batch),
-    }
-
-
-def _chroma(batch: int) -> dict[str, Any]:
-    return {**_text(batch), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(WORDS, 3)}
-
-
-def _lumina(batch: int) -> dict[str, Any]:
-    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
-
-    return {
-        **_text(batch),
-        "encoder_mask": torch.ones(batch, WORDS),
-        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 384, 384),
-        "cross_attention_kwargs": {},
-    }
-
-
-def _hunyuan_dit(batch: int) -> dict[str, Any]:
-    from diffusers.models.embeddings import get_2d_rotary_pos_embed
-
-    grid = get_2d_rotary_pos_embed(8, ((0, 0), (4, 4)), (4, 4), output_type="pt")
-    return {
-        **_text(batch),
-        "text_embedding_mask": torch.ones(batch, WORDS),
-        "encoder_hidden_states_t5": _random(1, WORDS, TEXT).repeat(batch, 1, 1),
-        "text_embedding_mask_t5": torch.ones(batch, WORDS),
-        "image_meta_size": torch.full((batch, 6), 64.0),
-        "style": torch.zeros(batch, dtype=torch.long),
-        "image_rotary_emb": grid,
-    }
-
-
-def _qwen(batch: int) -> dict[str, Any]:
-    release = tuple(map(int, version("diffusers").split(".")[:2]))
-    lengths = (
-        {"txt_seq_lens": [WORDS] * batch} if release < (0, 37) else {}
-    )  # later ones take them from the mask
-    return {
-        **_text(batch),
-        "encoder_hidden_states_mask": torch.ones(batch, WORDS, dtype=torch.long),
-        "img_shapes": [[(1, 4, 4)]] * batch,
-        **lengths,
-    }
-
-
-def _hunyuan_video(batch: int) -> dict[str, Any]:
-    return {**_pooled(batch), **_masked(batch), "guidance": torch.full((batch,), 6000.0)}
-
-
-def _ltx(batch: int) -> dict[str, Any]:
-    return {**_masked(batch), "num_frames": 2, "height": 4, "width": 4}
-
-
-def _stable_audio(batch: int) -> dict[str, Any]:
-    from diffusers.models.embeddings import get_1d_rotary_pos_embed
-
-    return {
-        **_text(batch),
-        "global_hidden_states": _random(1, 1, TEXT).repeat(batch, 1, 1),
-        "rotary_embedding": get_1d_rotary_pos_embed(4, 9, use_real=True, repeat_interleave_real=False),
-    }
-
-
 TINY: dict[str, TinyTransformer] = {
     tiny.class_name: tiny
     for tiny in (
@@ -154,7 +69,10 @@ TINY: dict[str, TinyTransformer] = {
                 "use_additional_conditions": False,
             },
             (4, 8, 8),
-            lambda batch: {**_text(batch), "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
+            lambda batch: {
+                **inputs.text(batch),
+                "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+            },
         ),
         TinyTransformer(
             "SD3Transformer2DModel",
@@ -172,7 +90,7 @@ TINY: dict[str, TinyTransformer] = {
                 "qk_norm": "rms_norm",
             },
             (4, 8, 8),
-            _pooled,
+            inputs.pooled,
         ),
         TinyTransformer(
             "FluxTransformer2DModel",
@@ -187,7 +105,7 @@ TINY: dict[str, TinyTransformer] = {
                 "axes_dims_rope": (2, 2, 4),
             },
             (16, 4),
-            _flux,
+            inputs.flux,
         ),
         TinyTransformer(
             "ChromaTransformer2DModel",
@@ -203,7 +121,7 @@ TINY: dict[str, TinyTransformer] = {
                 "approximator_layers": 1,
             },
             (16, 4),
-            _chroma,
+            inputs.chroma,
         ),
         TinyTransformer(
             "AuraFlowTransformer2DModel",
@@ -217,7 +135,7 @@ TINY: dict[str, TinyTransformer] = {
                 "pos_embed_max_size": 16,
             },
             (4, 8, 8),
-            _text,
+            inputs.text,
         ),
         TinyTransformer(
             "SanaTransformer2DModel",
@@ -233,7 +151,7 @@ TINY: dict[str, TinyTransformer] = {
                 "sample_size": 8,
             },
             (4, 8, 8),
-            _text,
+            inputs.text,
         ),
         TinyTransformer(
             "LuminaNextDiT2DModel",
@@ -248,7 +166,7 @@ TINY: dict[str, TinyTransformer] = {
                 "learn_sigma": False,
             },
             (4, 8, 8),
-            _lumina,
+            inputs.lumina,
         ),
         TinyTransformer(
             "Lumina2Transformer2DModel",
@@ -266,7 +184,7 @@ TINY: dict[str, TinyTransformer] = {
                 "cap_feat_dim": TEXT,
             },
             (4, 8, 8),
-            _masked,
+            inputs.masked,
         ),
         TinyTransformer(
             "HunyuanDiT2DModel",
@@ -285,7 +203,7 @@ TINY: dict[str, TinyTransformer] = {
                 "text_len_t5": WORDS,
             },
             (4, 8, 8),
-            _hunyuan_dit,
+            inputs.hunyuan_dit,
         ),
         TinyTransformer(
             "QwenImageTransformer2DModel",
@@ -298,7 +216,7 @@ TINY: dict[str, TinyTransformer] = {
                 "axes_dims_rope": (2, 2, 4),
             },
             (16, 16),
-            _qwen,
+            inputs.qwen,
         ),
         TinyTransformer(
             "WanTransformer3DModel",
@@ -314,7 +232,7 @@ TINY: dict[str, TinyTransformer] = {
                 "rope_max_seq_len": 16,
             },
             (4, 2, 8, 8),
-            _text,
+            inputs.text,
         ),
         TinyTransformer(
             "HunyuanVideoTransformer3DModel",
@@ -330,7 +248,7 @@ TINY: dict[str, TinyTransformer] = {
                 "rope_axes_dim": (2, 2, 4),
             },
             (4, 2, 8, 8),
-            _hunyuan_video,
+            inputs.hunyuan_video,
         ),
         TinyTransformer(
             "LTXVideoTransformer3DModel",
@@ -343,7 +261,7 @@ TINY: dict[str, TinyTransformer] = {
                 "caption_channels": TEXT,
             },
             (32, 4),
-            _ltx,
+            inputs.ltx,
         ),
         TinyTransformer(
             "MochiTransformer3DModel",
@@ -357,7 +275,7 @@ TINY: dict[str, TinyTransformer] = {
                 "max_sequence_length": WORDS,
             },
             (4, 2, 8, 8),
-            _masked,
+            inputs.masked,
         ),
         TinyTransformer(
             "CogVideoXTransformer3DModel",
@@ -374,7 +292,7 @@ TINY: dict[str, TinyTransformer] = {
                 "max_text_seq_length": WORDS,
             },
             (2, 4, 8, 8),
-            _text,
+            inputs.text,
         ),
         TinyTransformer(
             "StableAudioDiTModel",
@@ -391,7 +309,7 @@ TINY: dict[str, TinyTransformer] = {
                 "cross_attention_input_dim": TEXT,
             },
             (4, 8),
-            _stable_audio,
+            inputs.stable_audio,
         ),
     )
 }

@@ -1,0 +1,109 @@
+"""What tiny transformers are called with besides samples and timesteps."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WIDTH, TEXT, WORDS = 16, 16, 5
+
+
+def random(*shape: int) -> Tensor:
+    """Numbers of a shape, the same at every call."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def text(batch: int) -> dict[str, Any]:
+    """Text embeddings."""
+    return {"encoder_hidden_states": random(1, WORDS, TEXT).repeat(batch, 1, 1)}
+
+
+def masked(batch: int) -> dict[str, Any]:
+    """Text embeddings with a mask."""
+    return {**text(batch), "encoder_attention_mask": torch.ones(batch, WORDS, dtype=torch.bool)}
+
+
+def pooled(batch: int) -> dict[str, Any]:
+    """Text embeddings with pooled ones."""
+    return {**text(batch), "pooled_projections": random(1, TEXT).repeat(batch, 1)}
+
+
+def flux(batch: int) -> dict[str, Any]:
+    """Those of FLUX."""
+    return {
+        **pooled(batch),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(WORDS, 3),
+        "guidance": torch.ones(batch),
+    }
+
+
+def chroma(batch: int) -> dict[str, Any]:
+    """Those of Chroma."""
+    return {**text(batch), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(WORDS, 3)}
+
+
+def lumina(batch: int) -> dict[str, Any]:
+    """Those of Lumina Next."""
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    return {
+        **text(batch),
+        "encoder_mask": torch.ones(batch, WORDS),
+        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 384, 384),
+        "cross_attention_kwargs": {},
+    }
+
+
+def hunyuan_dit(batch: int) -> dict[str, Any]:
+    """Those of HunyuanDiT."""
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed
+
+    grid = get_2d_rotary_pos_embed(8, ((0, 0), (4, 4)), (4, 4), output_type="pt")
+    return {
+        **text(batch),
+        "text_embedding_mask": torch.ones(batch, WORDS),
+        "encoder_hidden_states_t5": random(1, WORDS, TEXT).repeat(batch, 1, 1),
+        "text_embedding_mask_t5": torch.ones(batch, WORDS),
+        "image_meta_size": torch.full((batch, 6), 64.0),
+        "style": torch.zeros(batch, dtype=torch.long),
+        "image_rotary_emb": grid,
+    }
+
+
+def qwen(batch: int) -> dict[str, Any]:
+    """Those of Qwen-Image."""
+    release = tuple(map(int, version("diffusers").split(".")[:2]))
+    lengths = (
+        {"txt_seq_lens": [WORDS] * batch} if release < (0, 37) else {}
+    )  # later ones take them from the mask
+    return {
+        **text(batch),
+        "encoder_hidden_states_mask": torch.ones(batch, WORDS, dtype=torch.long),
+        "img_shapes": [[(1, 4, 4)]] * batch,
+        **lengths,
+    }
+
+
+def hunyuan_video(batch: int) -> dict[str, Any]:
+    """Those of HunyuanVideo."""
+    return {**pooled(batch), **masked(batch), "guidance": torch.full((batch,), 6000.0)}
+
+
+def ltx(batch: int) -> dict[str, Any]:
+    """Those of LTX-Video."""
+    return {**masked(batch), "num_frames": 2, "height": 4, "width": 4}
+
+
+def stable_audio(batch: int) -> dict[str, Any]:
+    """Those of Stable Audio."""
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    return {
+        **text(batch),
+        "global_hidden_states": random(1, 1, TEXT).repeat(batch, 1, 1),
+        "rotary_embedding": get_1d_rotary_pos_embed(4, 9, use_real=True, repeat_interleave_real=False),
+    }
