@@ -110,12 +110,13 @@ def test_a_family_is_learned_for_several_budgets(host):
 
 
 def test_a_solver_is_learned_with_the_schedule(host):
-    schedule = l2c.learn(host.target, solver="auto", evaluations=3, settings=QUICK, **host.run)
+    how = {key: value for key, value in host.run.items() if key != "steps"}
+    schedule = l2c.learn(host.target, solver="auto", evaluations=3, settings=QUICK, **how)
     run = schedule.contract.run
     assert run.weights is not None
     assert schedule.cost.fraction * len(run.timesteps) <= 3 * (1 + 1e-6)
     assert schedule.provenance["fewer_steps"]
-    error = l2c.check(host.target, schedule, seeds=[0], **host.run).error
+    error = l2c.check(host.target, schedule, seeds=[0], **how).error
     assert 0 < error < float("inf")
 
 
