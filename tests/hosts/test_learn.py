@@ -267,7 +267,7 @@ def test_learning_for_a_budget_refuses_what_it_cannot_do(pixart, wan22, tmp_path
     call = call_of("pixart")
     with pytest.raises(ConfigError, match="either prompts or conditions"):
         l2c.learn(pixart, prompts=PROMPTS, conditions=[{}], **call)
-    with pytest.raises(ConfigError, match="PixArtAlphaPipeline cannot be called like this"):
+    with pytest.raises(ConfigError, match="PixArtAlphaPipeline refuses the call"):
         l2c.learn(pixart, **call)
     with pytest.raises(ConfigError, match="takes no argument 'promt'; did you mean prompt"):
         l2c.learn(pixart, promt="a cat", **call)

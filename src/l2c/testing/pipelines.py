@@ -11,7 +11,8 @@ from torch import nn
 
 from l2c.methods.interval import interval
 from l2c.schedule.schedule import CacheSchedule
-from l2c.testing.transformers import TEXT, TINY, WORDS
+from l2c.testing.inputs import TEXT, WORDS
+from l2c.testing.transformers import TINY
 
 _WORDS = ("a", "an", "and", "bird", "boat", "cat", "dog", "green", "house", "of", "painting", "photo", "the")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2c.digest import digest
-from l2c.errors import ConfigError, L2CError
+from l2c.errors import ConfigError
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -139,22 +138,6 @@ def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> No
             near = [_OF_MODELS[name]] if name in _OF_MODELS else near
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{type(pipe).__name__} takes no argument '{name}'{hint}")
-
-
-@contextmanager
-def refusals_as_sentences(pipe: Any) -> Iterator[None]:
-    """Says in one sentence what a pipeline says to a call that it does not take.
-
-    Raises:
-        ConfigError: If it refuses a value.
-    """
-    try:
-        yield
-    except L2CError:
-        raise
-    except (ValueError, ArithmeticError) as error:
-        said = " ".join(str(error).split("\n")[0].split()).rstrip(".")
-        raise ConfigError(f"{type(pipe).__name__} refuses the call: {said}") from error
 
 
 def plain(value: Any) -> Any:

@@ -164,10 +164,11 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
             stack.callback(MethodPatch(pipe, "prepare_latents", _noting(resolution)).remove)
         try:
             pipe(*args, **call)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             if isinstance(error, L2CError) or any(actor.evaluations for actor in actors.values()):
                 raise
-            raise ConfigError(f"{type(pipe).__name__} cannot be called like this: {error}") from error
+            said = " ".join(str(error).split("\n")[0].split()).rstrip(".")
+            raise ConfigError(f"{type(pipe).__name__} refuses the call: {said}") from error
         run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call))
     tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
     if not tables:

@@ -25,7 +25,6 @@ from l2c.hosts.pipeline.conditions import (
     choose,
     conditions_of,
     plain,
-    refusals_as_sentences,
     repeated,
 )
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
@@ -114,7 +113,7 @@ class PipelineHost:
     @cached_property
     def dry(self) -> DryRun:
         """What a call of the pipeline does."""
-        with self._driven(), refusals_as_sentences(self.target):
+        with self._driven():
             return dry_run(self.target, **{**self.call, **self.conditions[0]})
 
     @property
