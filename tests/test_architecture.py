@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "allocator": set(),
     "bootstrap": {"errors"},
     "records": {"errors", "files", "l2c"},
+    "scenes": {"errors"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
     "cache": {"errors", "files", "layers", "report"},
