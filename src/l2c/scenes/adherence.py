@@ -19,7 +19,8 @@ from l2c.scenes.renderer import draw_pictures
 from l2c.scenes.vocabulary import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 _NUM_EXAMPLES = 48  # drawn objects per shape and size from which the checker learns what shapes look like
-_FARTHEST = 40.0  # squared Mahalanobis distance of a region that still counts as a shape
+_LEAST_DEVIATION = 0.03  # of a feature
+_FARTHEST = 60.0  # squared Mahalanobis distance of a region that still counts as a shape
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,13 @@ def _shape_models() -> tuple[_ShapeModel, ...]:
         scenes = [
             Scene((SceneObject(next(colours), shape, size),), next(grounds)) for _ in range(_NUM_EXAMPLES)
         ]
-        regions = [found[0] for found in find_regions(draw_pictures(scenes, seed=7)) if found]
+        pictures = draw_pictures(scenes, seed=7)
+        pictures[1::2] = _blur(pictures[1::2])  # generated pictures are less sharp than drawn ones
+        regions = [found[0] for found in find_regions(pictures) if found]
         features = torch.stack([region.features for region in regions]).double()
-        # A floor on deviations: a generated star may be a little less exact than drawn ones.
-        covariance = features.T.cov() + 0.02**2 * torch.eye(features.shape[1], dtype=torch.float64)
+        covariance = features.T.cov() + _LEAST_DEVIATION**2 * torch.eye(
+            features.shape[1], dtype=torch.float64
+        )
         middle = sum(SIZES[size]) / 2
         area = sum(region.area for region in regions) / len(regions)
         models.append(
@@ -160,6 +164,14 @@ def _shape_models() -> tuple[_ShapeModel, ...]:
             )
         )
     return tuple(models)
+
+
+def _blur(pictures: Tensor) -> Tensor:
+    """Pictures whose pixels are mixed with those around them, by the weights 1, 2, 1 in each direction."""
+    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
+    padded = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    weight = torch.outer(kernel, kernel).expand(3, 1, 3, 3)
+    return torch.nn.functional.conv2d(padded, weight, groups=3)
 
 
 def _recognise(region: Region) -> FoundObject:

@@ -121,26 +121,36 @@ def _regions(picture: Tensor, chroma: Tensor, ground: Tensor, labels: Tensor) ->
     areas = labels.flatten().bincount()
     areas[0] = 0  # of what is in no region
     for number in (areas >= _LEAST_AREA).nonzero().flatten().tolist():
-        inside = labels == number
-        offset = chroma - ground
+        mask = _grow(labels == number)
+        top, bottom = _extent(mask.any(1))
+        left, right = _extent(mask.any(0))
+        box = (..., slice(top, bottom), slice(left, right))
+        offset, inside = (chroma - ground)[box], (labels == number)[box]
         strength = offset.norm(dim=0)
         core = inside & (strength >= strength[inside].median())
         typical = offset[:, core].mean(1)
         # How much of a pixel is the object: exact where colours are blended, and shadows do not matter.
         coverage = (offset * typical[:, None, None]).sum(0) / typical.square().sum()
-        weights = ((coverage / 0.85).clamp(0, 1) * _grow(inside)).double()
+        weights = ((coverage / 0.85).clamp(0, 1) * mask[box]).double()
         area = float(weights.sum())
         if area < _LEAST_AREA:
             continue
-        axis = torch.arange(picture.shape[-1], dtype=torch.float64) + 0.5
-        x, y = float((weights.sum(0) * axis).sum() / area), float((weights.sum(1) * axis).sum() / area)
-        features = shape_features(weights, axis[None, :] - x, axis[:, None] - y, area)
-        yield Region(_nearest_colour(picture[:, core].mean(1)), x, y, area, features)
+        columns = torch.arange(left, right, dtype=torch.float64) + 0.5
+        rows = torch.arange(top, bottom, dtype=torch.float64) + 0.5
+        x, y = float((weights.sum(0) * columns).sum() / area), float((weights.sum(1) * rows).sum() / area)
+        features = shape_features(weights, columns[None, :] - x, rows[:, None] - y, area)
+        yield Region(_nearest_colour(picture[box][:, core].mean(1)), x, y, area, features)
+
+
+def _extent(used: Tensor) -> tuple[int, int]:
+    """The first place where a vector is true, and the one after the last."""
+    places = used.nonzero().flatten()
+    return int(places[0]), int(places[-1]) + 1
 
 
 def _grow(mask: Tensor) -> Tensor:
     """A mask and the pixels beside it."""
-    return torch.nn.functional.max_pool2d(mask[None].float(), 3, stride=1, padding=1)[0]
+    return torch.nn.functional.max_pool2d(mask[None].float(), 3, stride=1, padding=1)[0] > 0
 
 
 def _nearest_colour(rgb: Tensor) -> str:
