@@ -13,7 +13,8 @@ tokenizer_3=None)` loads: nothing in it but classes of diffusers and transformer
 
 Every stage goes on from what the work folder holds, so a run may be as short as one likes; `--finish` lets the
 learning rate fall to 0 over the run, which makes the model as good as it gets for what it has seen. A finished
-transformer is kept beside the state that training at the full rate goes on from. Latents may be added at any time.
+transformer is kept beside the state that training at the full rate goes on from. Latents may be added at any time;
+once there are any, `autoencoder` trains the decoder alone.
 
 Recipe: a tokenizer with one token a word; an autoencoder (absolute error and its edges, KL term); flow matching
 in its latents with times drawn from a logit-normal distribution (arXiv 2403.03206), prompts dropped with

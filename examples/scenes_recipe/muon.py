@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal, which needs about half of the pictures that AdamW needs."""
+"""Muon: for the matrices of a transformer's blocks, momentum that is made orthogonal before it is applied."""
 
 from __future__ import annotations
 

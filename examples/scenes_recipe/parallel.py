@@ -1,4 +1,4 @@
-"""Data-parallel training in processes of one thread each, which on a CPU outruns one process of many threads."""
+"""Data-parallel training in processes of one thread each: small operations do not wait for each other's threads."""
 
 from __future__ import annotations
 

@@ -16,14 +16,13 @@ from l2c.files import atomic_write
 
 logger = logging.getLogger("pretrain_scenes")
 
+SAVE_EVERY_S = 90.0
+LOG_EVERY_S = 20.0
+
 
 def log_to_stderr() -> None:
     """Show progress; every process of a run calls it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-
-
-SAVE_EVERY_S = 90.0
-LOG_EVERY_S = 20.0
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 from transformers import CLIPTokenizer
 
@@ -53,8 +52,3 @@ def new_tokenizer() -> CLIPTokenizer:
     tokens = [*characters, *(c + _END for c in characters), *dict.fromkeys(a + b for a, b in merges)]
     vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
-
-
-def save_tokenizer(work: Path) -> None:
-    """Write the tokenizer to the work folder."""
-    new_tokenizer().save_pretrained(work / "tokenizer")
