@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "processes": {"errors", "devices"},
     "bootstrap": {"errors"},
     "records": {"errors", "files", "l2c"},
+    "scenes": {"errors"},
     "models": {"errors", "files"},
     "layers": {"errors", "models"},
     "schedule": {"errors", "files", "layers", "report", "l2c"},

@@ -1,0 +1,83 @@
+"""The pipeline of diffusers as a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from transformers import CLIPTokenizer
+
+from l2c.errors import CheckpointError
+from scenes_recipe.autoencoder import load_autoencoder
+from scenes_recipe.networks import TextToLatents
+from scenes_recipe.state import read_state
+from scenes_recipe.tokenizer import new_tokenizer
+from scenes_recipe.transformer import FILE, FINISHED_FILE
+
+SHIFT = 1.0
+"""Shift of the noise levels: none, since latents are small."""
+
+
+def load_weights(work: Path) -> TextToLatents:
+    """The averaged weights: of the finished model, or of training at the full rate where none is finished."""
+    path = work / FINISHED_FILE
+    state = read_state(path if path.exists() else work / FILE, "transformer")
+    model = TextToLatents()
+    model.load_state_dict(state["average"])
+    return model.eval()
+
+
+def assemble_pipeline(work: Path) -> StableDiffusion3Pipeline:
+    """The pipeline of everything in a work folder, in float32."""
+    weights = load_weights(work)
+    pipeline = StableDiffusion3Pipeline(
+        transformer=weights.transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=load_autoencoder(work),
+        text_encoder=weights.text_encoder,
+        tokenizer=new_tokenizer(),
+        text_encoder_2=weights.text_encoder_2,
+        tokenizer_2=new_tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def export_pipeline(work: Path, out: Path) -> None:
+    """Write the pipeline in float16 as a folder for `StableDiffusion3Pipeline.from_pretrained`."""
+    assemble_pipeline(work).to(torch.float16).save_pretrained(out)
+    for name in ("tokenizer", "tokenizer_2"):
+        write_vocabulary(out / name, new_tokenizer())
+
+
+def write_vocabulary(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Write `vocab.json` and `merges.txt`, which transformers 4 reads in place of `tokenizer.json`."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    lines = [
+        "#version: 0.2",
+        *(" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]),
+    ]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
+    """The pipeline of a folder.
+
+    Raises:
+        CheckpointError: The folder does not hold one.
+    """
+    try:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            folder, text_encoder_3=None, tokenizer_3=None, torch_dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} holds no pipeline ({error}); run the stage 'export' first"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
