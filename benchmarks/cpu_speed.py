@@ -33,7 +33,7 @@ import l2c
 from l2c.allocator import keep_freed_memory
 from l2c.bench.timing import Timing, interleave
 from l2c.errors import L2CError
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.schedule.schedule import CacheSchedule
 
 MODEL = "dit-mini-cifar10"
@@ -64,7 +64,7 @@ def variants_of(model: torch.nn.Module, steps: int) -> dict[str, tuple[CacheSche
     }
 
 
-def measure(images: int, steps: int, repetitions: int) -> RunRecord:
+def measure(images: int, steps: int, repetitions: int) -> Record:
     """Times all of them against each other."""
     model = l2c.load_model(MODEL)
     variants = variants_of(model, steps)
@@ -77,7 +77,7 @@ def measure(images: int, steps: int, repetitions: int) -> RunRecord:
         )
 
     timings = interleave({name: lambda name=name: run(name) for name in variants}, repetitions)
-    return RunRecord(
+    return Record(
         command="benchmarks/cpu_speed.py",
         config={"model": MODEL, "solver": SOLVER, "steps": steps, "guidance": 1.5, "images": images},
         seeds=tuple(range(images)),

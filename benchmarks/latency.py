@@ -42,7 +42,7 @@ from l2c.errors import L2CError
 from l2c.hosts.native import ModelHost
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.schedule.schedule import CacheSchedule
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.show or options.out.exists():
             record = scaling.read_record(options.out, COMMAND)
         else:
-            record = RunRecord(COMMAND, {"steps": STEPS, "dtype": "bfloat16"})
+            record = Record(COMMAND, {"steps": STEPS, "dtype": "bfloat16"})
         if not options.show:
             options.device = resolve_device(options.device)
             for part in options.part or PARTS:
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(record: RunRecord, part: str, options: argparse.Namespace) -> RunRecord:
+def measured(record: Record, part: str, options: argparse.Namespace) -> Record:
     """The record with one more part."""
     device, repetitions = options.device, options.repetitions
     found = {
@@ -328,7 +328,7 @@ def measured(record: RunRecord, part: str, options: argparse.Namespace) -> RunRe
         "start": lambda: start(options.routers, device),
     }[part]()
     found["device"] = describe_device(device)
-    fresh = RunRecord(record.command, record.config)
+    fresh = Record(record.command, record.config)
     return replace(fresh, results={**record.results, part: found}, device=found["device"])
 
 

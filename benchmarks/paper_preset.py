@@ -24,7 +24,7 @@ from l2c.errors import L2CError
 from l2c.files import atomic_write
 from l2c.methods import import_router
 from l2c.methods.published import ROUTER_SUFFIXES
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.report.figures import figure_png
 from l2c.schedule.schedule import CacheSchedule
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {name: shares(schedule) for name, schedule in schedules.items()}
     for place in next(iter(results.values())):
         print(f"{place:22}" + "".join(f"{name:>24} {found[place]:6.1%}" for name, found in results.items()))
-    RunRecord(
+    Record(
         command="benchmarks/paper_preset.py",
         config={"files": [path.name for path in options.files]},
         results=results,

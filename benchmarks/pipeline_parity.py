@@ -40,7 +40,7 @@ from l2c.hosts.pipeline.conditions import SeededConditions
 from l2c.hosts.pipeline.host import PipelineHost
 from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.sampling import seeded_noise
 from l2c.schedule.schedule import CacheSchedule
 
@@ -191,7 +191,7 @@ class Benchmark:
 _SHAPE = ("in_channels", "sample_size", "sample_size")
 
 
-def measure(plan: Plan, learning_seeds: Sequence[int], work: Path) -> RunRecord:
+def measure(plan: Plan, learning_seeds: Sequence[int], work: Path) -> Record:
     """Learns, samples and compares."""
     benchmark = Benchmark(plan, work)
     native, piped = benchmark.hosts()
@@ -213,7 +213,7 @@ def measure(plan: Plan, learning_seeds: Sequence[int], work: Path) -> RunRecord:
         name: np.mean([rows[name] for rows in by_seed.values()], axis=0).tolist()
         for name in next(iter(by_seed.values()))
     }
-    return RunRecord(
+    return Record(
         command="benchmarks/pipeline_parity.py",
         config={
             "model": MODEL,

@@ -25,7 +25,7 @@ import l2c
 from l2c.errors import L2CError
 from l2c.learning.session import Progress
 from l2c.models.conversion import to_diffusers
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.schedule.schedule import CacheSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,7 @@ def fuse_lora(transformer: Any, plan: Plan) -> None:
             weight.add_(change, alpha=(plan.strength * weight.norm() / change.norm()).item())
 
 
-def measure(plan: Plan) -> RunRecord:
+def measure(plan: Plan) -> Record:
     """Learns, changes the pipeline, repairs, and judges."""
     pipe, call = build(plan)
     conditions = [{"class_labels": [label]} for label in LEARNED]
@@ -128,7 +128,7 @@ def measure(plan: Plan) -> RunRecord:
     took_s["repaired"] = time.process_time() - began
     errors["repaired"] = error(repaired)
     errors["learned anew"] = error(learn("learned anew"))
-    return RunRecord(
+    return Record(
         command="benchmarks/pipeline_repair.py",
         config={
             "model": MODEL,

@@ -28,7 +28,7 @@ from l2c.bench.timing import interleave
 from l2c.errors import L2CError
 from l2c.hosts.pipeline.runs import describe_run
 from l2c.layers import find_layers, measure_layers
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.schedule.contract import Contract
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
@@ -156,7 +156,7 @@ class Loop:
 
 def measure(
     name: str, steps: int, repetitions: int, device: str, dtype: torch.dtype, compiled: str | None
-) -> RunRecord:
+) -> Record:
     """Times both ways of sampling against each other; `compiled` is `blocks`, `whole` or None."""
     loop = Loop(SIZES[name], steps, device, dtype)
     if compiled == "blocks":
@@ -169,7 +169,7 @@ def measure(
     peaks = {variant: peak_bytes(run, device) for variant, run in variants.items()}
     timings = interleave(variants, repetitions)
     ratios = [a / b for a, b in zip(timings["uncached"].seconds, timings["cached"].seconds, strict=True)]
-    return RunRecord(
+    return Record(
         command="benchmarks/pipelines.py",
         config={"model": name, "steps": steps, "dtype": str(dtype), "compiled": compiled},
         timings={variant: list(timing.seconds) for variant, timing in timings.items()},

@@ -35,7 +35,7 @@ from l2c.digest import digest
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
@@ -179,7 +179,7 @@ class Benchmark:
             self._save()
 
     def _save(self) -> None:
-        RunRecord(
+        Record(
             command="benchmarks/quality.py",
             config=self.config,
             seeds=self.seeds,
@@ -190,7 +190,7 @@ class Benchmark:
     def _read(self) -> None:
         """What the record has by now, also from another process that measures other parts."""
         if self.out.is_file():
-            record = RunRecord.load(self.out)
+            record = Record.load(self.out)
             self.points = record.results["points"] if record.config == self.config else []
 
     def _solution(self, model: str) -> torch.Tensor:

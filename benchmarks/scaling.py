@@ -32,7 +32,7 @@ from l2c.files import atomic_write
 from l2c.hosts.native import ModelHost
 from l2c.layers import find_layers
 from l2c.models import DiTConfig, model_config, random_model
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.report.figures import figure_png
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
@@ -214,13 +214,13 @@ def plot(drawn: Sequence[Panel], path: Path) -> None:
     atomic_write(path, figure_png(figure, 150))
 
 
-def read_record(path: Path, command: str) -> RunRecord:
+def read_record(path: Path, command: str) -> Record:
     """The record that a benchmark wrote.
 
     Raises:
         DataError: If it cannot be read or is of another command.
     """
-    record = RunRecord.load(path)
+    record = Record.load(path)
     if record.command != command:
         raise DataError(f"{path} is a record of {record.command}; give one that {command} has written")
     return record
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record = read_record(options.out, COMMAND)
         else:
             device = resolve_device(options.device)
-            record = RunRecord(
+            record = Record(
                 COMMAND,
                 {"repetitions": options.repetitions},
                 results=measure(device, options.repetitions),

@@ -9,7 +9,7 @@ import pytest
 
 import l2c
 from l2c.layers.diffusers import TRANSFORMERS
-from l2c.records import RunRecord
+from l2c.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(l2c.__file__).parent
@@ -114,7 +114,7 @@ def test_readme_has_one_line_for_the_demo_and_one_for_the_tests():
 
 def test_readme_shows_the_figures_of_the_recorded_demo():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for row in RunRecord.load(ROOT / "results" / "demo.json").results["variants"]:
+    for row in Record.load(ROOT / "results" / "demo.json").results["variants"]:
         figures = (
             f"| {row['title']} | {row['median_s']:.2f} s ({row['min_s']:.2f} - {row['max_s']:.2f}) "
             f"| {row['speedup']:.2f} x | {row['macs'] / 1e9:.1f} G | {row['fraction']:.0%} |"
@@ -125,7 +125,7 @@ def test_readme_shows_the_figures_of_the_recorded_demo():
 
 def test_the_documents_show_the_recorded_quality(load_benchmark):
     report = load_benchmark("quality_report")
-    points = RunRecord.load(ROOT / "results" / "quality.json").results["points"]
+    points = Record.load(ROOT / "results" / "quality.json").results["points"]
     for table, document in (
         (report.summary(points), "README.md"),
         (report.tables(points), "docs/learning.md"),

@@ -4,15 +4,15 @@ import pytest
 
 import l2c
 from l2c.errors import DataError, OutputError
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
-    record = RunRecord(
+    record = Record(
         "sample", {"steps": 20}, (3, 4), {"sample_s": [1.5]}, {"files": ["a.png"]}, describe_device("cpu")
     )
     record.save(tmp_path / "record.json")
-    assert RunRecord.load(tmp_path / "record.json") == record
+    assert Record.load(tmp_path / "record.json") == record
     data = json.loads((tmp_path / "record.json").read_text())
     assert data["format"] == "l2c.run-record"
     assert data["versions"]["l2c"] == l2c.__version__
@@ -25,10 +25,10 @@ def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "record.json"
     path.write_text(text)
     with pytest.raises(DataError, match="not a record"):
-        RunRecord.load(path)
+        Record.load(path)
 
 
 def test_a_record_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        RunRecord("sample", {}).save(tmp_path / "file" / "record.json")
+        Record("sample", {}).save(tmp_path / "file" / "record.json")

@@ -9,7 +9,7 @@ from PIL import Image
 
 import l2c
 from l2c.errors import ConfigError, DataError
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.report.pictures import to_pixels
 from l2c.sampling.decoding import LatentDecoder
 from l2c.testing import tiny_dit, tiny_uvit
@@ -32,7 +32,7 @@ def test_a_set_has_the_pictures_of_sample(tmp_path):
     for seed, pixels in zip((7, 3), to_pixels(images), strict=True):
         with Image.open(tmp_path / f"seed{seed:06d}-label002.png") as picture:
             assert picture.tobytes() == pixels.tobytes()
-    assert RunRecord.load(tmp_path / "record.json") == record
+    assert Record.load(tmp_path / "record.json") == record
     assert record.config["labels"] == [2, 2]
     assert progress == [(done, 6) for done in range(7)]  # three evaluations for each batch of one
 

@@ -24,7 +24,7 @@ from l2c.learning.learn import learn
 from l2c.learning.session import Progress, Session
 from l2c.learning.settings import LearnSettings
 from l2c.models import CIFAR10_CLASSES, load_model
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.report.demo_page import demo_page
 from l2c.report.figures import heat_map
 from l2c.report.pictures import difference_gain, difference_pixels, picture_grid, png, to_pixels
@@ -116,7 +116,7 @@ def run_demo(
     *,
     on_learning: Callable[[Progress], None] | None = None,
     on_sampling: Callable[[str, int], None] | None = None,
-) -> RunRecord:
+) -> Record:
     """Learns a schedule, samples with and without, and writes everything into a folder that exists.
 
     Args:
@@ -158,7 +158,7 @@ def run_demo(
         on_sampling("fine steps, to measure errors", 0)
     fine = sample(model, settings.labels, settings.seeds, guidance=settings.guidance, **FINE_RUN).cpu()
     files, gain = _write(folder, variants)
-    record = RunRecord(
+    record = Record(
         command="demo",
         config={
             **_plain(asdict(settings)),

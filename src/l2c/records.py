@@ -1,4 +1,4 @@
-"""`RunRecord`: what was run, on what, and every raw figure, as one JSON file."""
+"""`Record`: what was run, on what, and every raw figure, as one JSON file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("torch", "diffusers", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class Record:
     """One run of a command, in plain data.
 
     Attributes:
@@ -60,7 +60,7 @@ class RunRecord:
         atomic_write(path, (json.dumps(self.to_json(), indent=2) + "\n").encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> RunRecord:
+    def load(cls, path: str | Path) -> Record:
         """Reads a record.
 
         Raises:

@@ -28,7 +28,7 @@ from l2c.errors import ConfigError, DataError
 from l2c.files import atomic_write, output_folder
 from l2c.layers import find_layers
 from l2c.processes import is_main, num_processes, process_index, wait_for_all
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.report.pictures import enlargement, picture_grid, png, read_pixels, to_pixels, write_npz
 from l2c.sampling.compiled import resolve_engine
 from l2c.sampling.denoiser import Denoiser
@@ -64,7 +64,7 @@ def sample_set(
     note: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     **run: Any,
-) -> RunRecord | None:
+) -> Record | None:
     """Samples into a folder: a PNG for each picture, named by seed and label, `grid.png` and `record.json`.
 
     Large sets, which are those with `npz` or `resume` and those of several processes, keep a file of settings beside
@@ -129,7 +129,7 @@ def sample_set(
             return None
         if denoiser.latent and decoder is None:
             note("the model makes latents; to see pictures, name an autoencoder with --vae FOLDER")
-        record = RunRecord(
+        record = Record(
             command="sample",
             config={**config, "processes": num_processes()},
             seeds=tuple(seeds),

@@ -13,7 +13,7 @@ from l2c.errors import CacheStateError, ConfigError, DataError
 from l2c.hosts.native import ModelHost
 from l2c.hosts.targets import host_for
 from l2c.layers import Layer, LayerTable, find_layers
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.sampling import Denoiser, Guidance
 from l2c.sampling.compiled import engine_of
 from l2c.sampling.sampler import Sampler
@@ -225,7 +225,7 @@ def test_costs_are_read_for_what_they_were_measured_for(tmp_path):
     host = host_with(tiny_dit())
     costs = measure_costs(host, repetitions=1)
     path = tmp_path / "costs.json"
-    RunRecord("profile", {"guidance": 1.5}, results={"costs": costs.to_json()}).save(path)
+    Record("profile", {"guidance": 1.5}, results={"costs": costs.to_json()}).save(path)
     assert read_costs(path, host) == costs
     assert read_costs(path, host_with(tiny_dit(1), guidance=3.0)) == costs
     with pytest.raises(
@@ -234,7 +234,7 @@ def test_costs_are_read_for_what_they_were_measured_for(tmp_path):
         read_costs(path, host_with(tiny_uvit()))
     with pytest.raises(ConfigError, match="has the costs with guidance, and this run is without; measure it"):
         read_costs(path, host_with(tiny_dit(), guidance=1.0))
-    RunRecord("sample", {}).save(path)
+    Record("sample", {}).save(path)
     with pytest.raises(DataError, match="is a record of l2c sample; give one that l2c profile has written"):
         read_costs(path, host)
     with pytest.raises(DataError, match="is not a record"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from l2c.records import RunRecord
+from l2c.records import Record
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, in its compiler
 
@@ -31,7 +31,7 @@ def test_half_the_work_takes_little_more_than_half_the_time(cpu_speed):
 def test_cpu_speed_writes_what_it_measured(cpu_speed, tmp_path, capsys):
     out = tmp_path / "speed.json"
     assert cpu_speed.main(["--out", str(out), "--images", "1", "--steps", "2", "--repetitions", "1"]) == 0
-    record = RunRecord.load(out)
+    record = Record.load(out)
     eager = {"none", "everything", "interval", "three terms", "blocks"}
     compiled = {f"{name}, compiled" for name in eager - {"blocks"}}
     assert set(record.timings) == set(record.results["variants"]) == eager | compiled
@@ -43,5 +43,5 @@ def test_cpu_speed_writes_what_it_measured(cpu_speed, tmp_path, capsys):
 
 
 def test_the_document_shows_the_figures_of_the_record(cpu_speed):
-    record = RunRecord.load(ROOT / "results" / "cpu-speed.json")
+    record = Record.load(ROOT / "results" / "cpu-speed.json")
     assert cpu_speed.table(record.results) in (ROOT / "docs/engine.md").read_text(encoding="utf-8")

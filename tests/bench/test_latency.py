@@ -12,7 +12,7 @@ import l2c
 from l2c.bench.latency import device_floor, floor_s, measure_latency
 from l2c.errors import ConfigError
 from l2c.hosts.native import ModelHost
-from l2c.records import RunRecord
+from l2c.records import Record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "share of the MAC ratio" in shown
     assert "s + fraction of the MACs x" in shown
-    record = RunRecord.load(out)
+    record = Record.load(out)
     assert set(record.results) == {"tables", "throughput", "scaling"}
     assert out.with_suffix(".png").stat().st_size > 10_000
     rows = record.results["tables"]["rows"]
@@ -63,7 +63,7 @@ def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
 
 def test_the_document_shows_the_figures_of_the_record(load_benchmark):
     module = load_benchmark("latency")
-    record = RunRecord.load(ROOT / "results/latency-h100.json")
+    record = Record.load(ROOT / "results/latency-h100.json")
     for document in ("README.md", "docs/engine.md"):
         assert module.summary(dict(record.results)) in (ROOT / document).read_text(encoding="utf-8")
     assert module.straight_lines(dict(record.results)) in (ROOT / "docs/engine.md").read_text(
@@ -73,7 +73,7 @@ def test_the_document_shows_the_figures_of_the_record(load_benchmark):
 
 def test_the_document_shows_how_time_grows_on_cpus(load_benchmark):
     scaling = load_benchmark("scaling")
-    line = scaling.Line(**RunRecord.load(ROOT / "results/scaling-cpu.json").results["line"])
+    line = scaling.Line(**Record.load(ROOT / "results/scaling-cpu.json").results["line"])
     assert f"{line}\n" in (ROOT / "docs/engine.md").read_text(encoding="utf-8")
 
 

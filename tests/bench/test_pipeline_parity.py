@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
 import l2c
-from l2c.records import RunRecord
+from l2c.records import Record
 
 SMALL = {
     "steps": 4, "evaluations": 2, "images": 2, "fine_steps": 2, "examples": 4, "batch_size": 1, "iterations": 1,
@@ -27,7 +27,7 @@ def test_both_ways_are_learned_once_and_judged_by_the_same_pictures(parity, tmp_
     printed = capsys.readouterr().out
     assert "% apart; the target is 1%" in printed
     assert "% apart; the target is 2%" in printed
-    first = RunRecord.load(out)
+    first = Record.load(out)
     errors, rows = first.results["errors"], first.results["errors_by_learning_seed"]["7"]
     assert {len(values) for values in rows.values()} == {SMALL["images"]}
     for what in (parity.FIXED, parity.FREE):

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
-from l2c.records import RunRecord
+from l2c.records import Record
 
 SMALL = {
     "steps": 4,
@@ -25,7 +25,7 @@ def test_a_lora_moves_the_pictures_and_a_schedule_is_judged_before_and_after(
     small = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert module.main([*small, "--out", str(tmp_path / "record.json")]) == 0
     assert "the LoRA changes what the pipeline makes by" in capsys.readouterr().out
-    found = RunRecord.load(tmp_path / "record.json").results
+    found = Record.load(tmp_path / "record.json").results
     assert set(found["errors"]) == {"without the LoRA", "with the LoRA", "repaired", "learned anew"}
     assert found["errors"]["with the LoRA"] != found["errors"]["without the LoRA"]
     assert found["errors"]["repaired"] != found["errors"]["with the LoRA"]

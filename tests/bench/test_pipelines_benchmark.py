@@ -1,4 +1,4 @@
-from l2c.records import RunRecord
+from l2c.records import Record
 
 
 def test_the_benchmark_times_both_ways_and_keeps_every_figure(load_benchmark, tmp_path, capsys):
@@ -7,7 +7,7 @@ def test_the_benchmark_times_both_ways_and_keeps_every_figure(load_benchmark, tm
     arguments = ["--model", "flux-tiny", "--steps", "4", "--repetitions", "2", "--device", "cpu"]
     assert module.main([*arguments, "--dtype", "float32", "--out", str(out)]) == 0
     assert "times as fast at 5" in capsys.readouterr().out
-    record = RunRecord.load(out)
+    record = Record.load(out)
     assert {name: len(times) for name, times in record.timings.items()} == {"uncached": 2, "cached": 2}
     assert 0.5 < record.results["macs_fraction"] < 0.6
     assert set(module.SIZES) == {"flux-dev", "pixart", "flux-tiny"}

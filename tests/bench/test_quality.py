@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 import l2c
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.schedule.family import ScheduleFamily
 
 
@@ -31,12 +31,12 @@ def test_quality_goes_on_where_it_was(quality, tmp_path, capsys):
     out = tmp_path / "quality.json"
     common = ["--images", "2", "--out", str(out), "--part"]
     assert quality.main([*common, "dit-mini-cifar10-ddim-4", "--limit", "2"]) == 0
-    first = RunRecord.load(out).results["points"]
+    first = Record.load(out).results["points"]
     assert [point["kind"] for point in first] == ["everything", "learned"]
     assert first[1]["cost"] == pytest.approx(2, abs=0.05)
     capsys.readouterr()
     assert quality.main([*common, "dit-mini-cifar10-ddim-4"]) == 0
-    points = RunRecord.load(out).results["points"]
+    points = Record.load(out).results["points"]
     assert points[:2] == first
     assert {point["kind"] for point in points} == {
         "everything", "learned", "fewer steps", "interval, copy", "interval, taylor-2",
@@ -49,11 +49,11 @@ def test_quality_measures_a_schedule_anew_that_has_changed(quality, tmp_path, di
     out, path = tmp_path / "quality.json", tmp_path / "dit-mini-cifar10-ddim-4.safetensors"
     command = ["--images", "2", "--out", str(out), "--part", "dit-mini-cifar10-ddim-4", "--limit", "2"]
     assert quality.main(command) == 0
-    everything, before = RunRecord.load(out).results["points"]
+    everything, before = Record.load(out).results["points"]
     copies = l2c.methods.interval(dit, solver="ddim", steps=4, every=2)
     ScheduleFamily([replace(copies, provenance={"budget": 0.5})]).save(path)
     assert quality.main(command) == 0
-    kept, after = RunRecord.load(out).results["points"]
+    kept, after = Record.load(out).results["points"]
     assert kept == everything
     assert (after["name"], after["cost"]) == (before["name"], before["cost"])
     assert after["schedule"] != before["schedule"]
@@ -79,7 +79,7 @@ def test_quality_says_which_rivals_are_not_beaten(quality):
 def test_quality_compares_with_the_best_rival(quality, tmp_path, capsys):
     out = tmp_path / "quality.json"
     assert quality.main(["--images", "2", "--out", str(out), "--part", "solvers"]) == 0
-    rivals = RunRecord.load(out).results["points"]
+    rivals = Record.load(out).results["points"]
     best = min(rivals, key=lambda point: point["error"])
     assert f"cost 6: best of fewer steps {best['error']:.4f} ({best['name']})" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from l2c.bench.latency import Latency, SpeedUp, measure_latency
 from l2c.bench.schedules import EVERYTHING
 from l2c.devices import resolve_dtype
 from l2c.errors import ConfigError
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.testing import tiny_dit, tiny_uvit
 
 QUICK = ("--batch-sizes", "1,2", "--repetitions", 3)
@@ -45,7 +45,7 @@ def test_bench_times_schedules_against_everything_computed(invoke, tmp_path, che
     ):
         assert words in finished.out
     assert f"wrote {out}" in finished.err
-    record = RunRecord.load(out)
+    record = Record.load(out)
     assert list(out.parent.iterdir()) == [out]
     rows = record.results["rows"]
     # two runs, two batch sizes, one engine (auto is eager here), with and without the schedule

@@ -7,7 +7,7 @@ import pytest
 import l2c
 from l2c.demo import SHIPPED_SCHEDULE, DemoSettings, run_demo, shipped_schedule
 from l2c.learning.settings import LearnSettings
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.testing import tiny_dit
 
 FILES = [
@@ -51,7 +51,7 @@ def test_demo_writes_everything_and_measures_in_turn(tmp_path, small):
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert [repetition for repetition, _ in runs] == [0, 0, 0, 1, 1, 1, 0]
     assert len(set(runs)) == 7
-    assert RunRecord.load(folder / "record.json") == record
+    assert Record.load(folder / "record.json") == record
     full, fresh, shipped = record.results["variants"]
     assert full["psnr_db"] is None
     assert all(0 < variant["error"] < 1 for variant in (full, fresh, shipped))

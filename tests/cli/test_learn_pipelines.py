@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
@@ -114,7 +114,7 @@ def test_a_latency_is_met_that_a_profile_tells(invoke, folder, tmp_path):
     finished = invoke("profile", folder / "pipe", *call, "--steps", 5, "--repetitions", 1, "--out", costs)
     assert finished.code == 0, finished.err
     assert "cross-attention" in finished.out
-    record = RunRecord.load(costs)
+    record = Record.load(costs)
     measured = CostTable.from_json(record.results["costs"])
     known = replace(measured, layers=(1.0,) * len(measured.layers), rest=0.5)  # as no clock would have it
     replace(record, results={**record.results, "costs": known.to_json()}).save(costs)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.schedule.cost import CostTable
 from l2c.schedule.schedule import CacheSchedule
 
@@ -27,7 +27,7 @@ def test_profile_shows_parts_and_checks_and_writes_them(invoke, tmp_path, checkp
     assert "Random schedules of 5 evaluations" in finished.out
     assert "Decoding" not in finished.out
     assert f"wrote {out}" in finished.err
-    record = RunRecord.load(out)
+    record = Record.load(out)
     assert record.command == "profile"
     assert (record.config["engine"], record.config["history"], record.config["steps"]) == ("eager", 3, 5)
     assert record.device["device"] == "cpu"
@@ -76,7 +76,7 @@ def costs_file(tmp_path):
     """Each of six layers takes 1 ms, the rest of an evaluation 0.5 ms."""
     path = tmp_path / "costs.json"
     costs = CostTable("ms", (1.0,) * 6, 0.5)
-    RunRecord("profile", {"guidance": 1.5}, results={"costs": costs.to_json()}).save(path)
+    Record("profile", {"guidance": 1.5}, results={"costs": costs.to_json()}).save(path)
     return path
 
 

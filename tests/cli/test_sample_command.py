@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import l2c
 from l2c.learning.paper import RouterSettings
 from l2c.models import load_model, save_model
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.report.pictures import to_pixels
 from l2c.sampling import Denoiser
 from l2c.sampling.sampler import Sampler
@@ -34,7 +34,7 @@ def test_sample_writes_pictures_a_grid_and_a_record(invoke, tmp_path, checkpoint
     names = ["seed000000-label003.png", "seed000001-label005.png", "seed000002-label003.png"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*names, "grid.png", "record.json"])
     assert open_picture(out / names[0]).size == (8, 8)
-    record = RunRecord.load(out / "record.json")
+    record = Record.load(out / "record.json")
     assert record.seeds == (0, 1, 2)
     assert record.config["labels"] == [3, 5, 3]
     assert (record.config["solver"], record.config["steps"]) == ("ddim", 2)
@@ -173,7 +173,7 @@ def test_engines_make_the_same_pictures_and_the_record_names_them(
         out = tmp_path / engine
         finished = invoke("sample", checkpoint, *options, "--engine", engine, "--out", out)
         assert finished.code == 0, finished.err
-        records[engine] = RunRecord.load(out / "record.json")
+        records[engine] = Record.load(out / "record.json")
     assert "engine compile" in finished.out
     assert [record.config["engine"] for record in records.values()] == ["eager", "compile"]
     assert records["compile"].results == records["auto"].results
@@ -215,7 +215,7 @@ def test_any_weights_is_for_every_engine(invoke, tmp_path, uncompiled):
     finished = invoke(*command, "--any-weights")
     assert finished.code == 0, finished.err
     assert "l2c: warning: the schedule was learned on other weights" in finished.err
-    assert RunRecord.load(tmp_path / "out" / "record.json").config["any_weights"]
+    assert Record.load(tmp_path / "out" / "record.json").config["any_weights"]
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile"])

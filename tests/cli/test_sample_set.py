@@ -15,7 +15,7 @@ from PIL import Image
 
 from l2c.cli.main import run
 from l2c.errors import DataError
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.report.pictures import write_npz
 
 COMMON = ("--steps", "3", "--batch-size", "2", "--npz")
@@ -45,7 +45,7 @@ def test_npz_is_what_the_adm_evaluator_reads(whole):
     for index in range(7):
         with Image.open(whole / f"seed{index:06d}-label{index:03d}.png") as picture:
             assert (np.asarray(picture) == array[index]).all()
-    record = RunRecord.load(whole / "record.json")
+    record = Record.load(whole / "record.json")
     assert record.seeds == tuple(range(7))
     assert record.results["files"] == ["grid.png", "samples.npz"]
 
@@ -118,7 +118,7 @@ def test_two_processes_make_what_one_does(whole, tmp_path, checkpoint):
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(whole)
     assert done.stdout.count("pictures") == 1
-    assert RunRecord.load(tmp_path / "two" / "record.json").config["processes"] == 2
+    assert Record.load(tmp_path / "two" / "record.json").config["processes"] == 2
 
 
 def test_npz_refuses_pictures_of_mixed_sizes(tmp_path):

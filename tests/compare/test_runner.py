@@ -23,7 +23,7 @@ from l2c.compare.runner import Comparison
 from l2c.errors import ConfigError
 from l2c.evaluation.metrics import rmse
 from l2c.models import DiT, load_model, save_model
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.report.compare_page import compare_page
 from l2c.report.comparison_folder import read_comparison
 from l2c.testing import tiny_dit
@@ -66,7 +66,7 @@ def test_every_variant_is_recorded_with_its_figures(compared, tiny_file):
 def test_timing_rounds_have_every_variant(compared, tiny_file):
     ids = [variant.id for variant in plan(CompareConfig.load(tiny_file))]
     for index in range(2):
-        record = RunRecord.load(compared / "timing" / f"round-{index}.json")
+        record = Record.load(compared / "timing" / f"round-{index}.json")
         assert sorted(record.timings) == sorted(ids)
         assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in record.timings.values())
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 import l2c
 from l2c.engine.engine import Engine
 from l2c.engine.graphs import held_elements, share_graphs
-from l2c.engine.run import REFILL, StaticRun
+from l2c.engine.run import REFILL, PreparedJob
 from l2c.errors import CacheStateError, ConfigError, ContractError
 from l2c.models import random_model
 from l2c.sampling.compiled import CompiledSampler, engine_of, release_engines
@@ -75,7 +75,7 @@ def test_every_kind_of_guidance(tiny_dit, guidance):
 class Replay:
     """Launches the work of an evaluation again, as a CUDA graph of it would, on the CPU."""
 
-    def __init__(self, run: StaticRun, evaluation: int) -> None:
+    def __init__(self, run: PreparedJob, evaluation: int) -> None:
         self.run, self.evaluation = run, evaluation
 
     def replay(self) -> None:
@@ -96,7 +96,7 @@ def test_shared_graphs_and_fixed_places_do_what_eager_runs_do(tiny_uvit, mode, d
         mask[0] = True
         schedule = replace(base, compute=mask)
         compiled = uncompiled(sampler, schedule)
-        run = StaticRun(compiled.engine.program, compiled.job, noise)
+        run = PreparedJob(compiled.engine.program, compiled.job, noise)
         run.share(lambda captured, run=run: {e: Replay(run, e) for e in (REFILL, *captured)})
         assert run.num_graphs <= 14
         eager = sampler.compile(schedule, "eager")(noise, labels)
@@ -274,7 +274,7 @@ def test_a_run_that_does_not_fit_as_graphs_is_launched_piece_by_piece(tiny_dit, 
         attempts.append(weakref.ref(taken))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(StaticRun, "capture", no_memory)
+    monkeypatch.setattr(PreparedJob, "capture", no_memory)
     with pytest.warns(UserWarning, match="not enough memory to capture"):
         made = compiled(noise, labels)
     assert len(attempts) == 2  # once more when others have given theirs up

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.report.demo_page import demo_page
 
 VOID = {"meta", "img", "input", "br"}
@@ -57,7 +57,7 @@ def variant(key: str, **changes: object) -> dict[str, object]:
 @pytest.fixture
 def record():
     learning = {"seconds": 70.4, "iterations": 9, "budget": 0.5, "settings": {"batch_size": 2}}
-    return RunRecord(
+    return Record(
         command="demo",
         config={
             "model": "dit-mini-cifar10",

@@ -19,7 +19,7 @@ from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost, check_class_host
 from l2c.hosts.targets import host_of
 from l2c.layers import LayerTable
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.sampling.compiled import keep_all_runs
 from l2c.schedule.cost import CostTable
 from l2c.schedule.forecast import Predictor
@@ -81,7 +81,7 @@ class Profile:
     solver_ms: float | None
     decoder_ms: float | None
 
-    def record(self, device: str, **config: Any) -> RunRecord:
+    def record(self, device: str, **config: Any) -> Record:
         """All of it, with every repetition, as `read_costs` reads it.
 
         Args:
@@ -90,7 +90,7 @@ class Profile:
         """
         costs = self.costs
         made = {"steps": self.evaluations, "engine": self.engine, "history": self.history}
-        return RunRecord(
+        return Record(
             command="profile",
             config={**config, **made, "guidance": self.guidance},
             timings={name: list(timing.seconds) for name, timing in self.timings.items()},
@@ -259,7 +259,7 @@ def read_costs(path: Path, host: Host) -> CostTable:
         ConfigError: If it is of another model, or with guidance where this run is without, or the other way round.
         DataError: If it cannot be read or is something else.
     """
-    record = RunRecord.load(path)
+    record = Record.load(path)
     if record.command != "profile" or "costs" not in record.results:
         raise DataError(f"{path} is a record of l2c {record.command}; give one that l2c profile has written")
     costs = CostTable.from_json(record.results["costs"])

@@ -14,7 +14,7 @@ from l2c.cache.cached_model import check_model
 from l2c.errors import ConfigError, L2CError
 from l2c.hosts.base import Host
 from l2c.hosts.targets import host_for, host_of
-from l2c.records import RunRecord, describe_device
+from l2c.records import Record, describe_device
 from l2c.sampling.compiled import release_engines
 from l2c.schedule.schedule import CacheSchedule
 
@@ -88,7 +88,7 @@ def measure_schedules(
     note: Callable[[str], None] = lambda text: None,
     on_progress: OnProgress = lambda what, repetition, repetitions: None,
     **run: Any,
-) -> RunRecord:
+) -> Record:
     """Times sampling with each schedule beside a run of the same solver that computes everything, in turn.
 
     A batch that does not fit into memory is left out, which `results["out_of_memory"]` says.
@@ -134,7 +134,7 @@ def measure_schedules(
         raise L2CError(
             f"out of memory at every batch size ({sizes}); use smaller --batch-sizes or --dtype bfloat16"
         )
-    return RunRecord(
+    return Record(
         command="bench",
         config={
             **(names or {}),

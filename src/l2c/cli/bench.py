@@ -15,7 +15,7 @@ from l2c.cli.options import check_output, option, parse_numbers
 from l2c.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from l2c.records import RunRecord
+    from l2c.records import Record
 
 _COLUMNS = ("MACs", "first s", "s", "pictures\nper s", "speed-up", "of MAC\nratio")
 _MEMORY = ("peak\nGB", "of it\nstore")
@@ -143,7 +143,7 @@ def _load(name: str, device: str, dtype: str, lora: str | None, random_weights: 
         ) from error
 
 
-def _report(record: RunRecord) -> None:
+def _report(record: Record) -> None:
     """A table for each run, batch size and engine."""
     from l2c.bench.schedules import pictures
 

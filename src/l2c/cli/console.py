@@ -19,7 +19,7 @@ from rich.text import Text
 from l2c.processes import is_main
 
 if TYPE_CHECKING:
-    from l2c.records import RunRecord
+    from l2c.records import Record
 
 
 class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
@@ -60,9 +60,7 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
-def print_record(
-    record: RunRecord, file: Path | None, show: Callable[[RunRecord], None], *, as_json: bool
-) -> None:
+def print_record(record: Record, file: Path | None, show: Callable[[Record], None], *, as_json: bool) -> None:
     """Writes a record into a file, if there is to be one, and shows it: as JSON, or as `show` does."""
     if file is not None:
         record.save(file)

@@ -10,7 +10,7 @@ from l2c.cli.options import OUTPUT, Device, JsonOutput, option
 from l2c.devices import resolve_device
 
 if TYPE_CHECKING:
-    from l2c.records import RunRecord
+    from l2c.records import Record
 
 _NAMES = {"full": "everything", "cached": "just learned", "shipped": "shipped"}
 
@@ -71,7 +71,7 @@ def demo(
         note(f"open {out / 'index.html'} to see the pictures")
 
 
-def _report(record: RunRecord) -> None:
+def _report(record: Record) -> None:
     shown = table("sampling", "seconds", "min-max", "speed-up", "MACs", "left", "PSNR", "error")
     for variant in record.results["variants"]:
         reference = variant["key"] == "full"

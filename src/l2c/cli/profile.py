@@ -12,7 +12,7 @@ from l2c.cli.options import check_output, option
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
-    from l2c.records import RunRecord
+    from l2c.records import Record
 
 
 def profile(
@@ -109,7 +109,7 @@ def profile(
     print_record(record, out, _report, as_json=as_json)
 
 
-def _report(record: RunRecord) -> None:
+def _report(record: Record) -> None:
     """One evaluation, part by part, and predictions against measurements."""
     config, found, console = record.config, record.results, results()
     pictures = "1 picture" if config["batch_size"] == 1 else f"{config['batch_size']} pictures"

@@ -13,7 +13,7 @@ from l2c.cli.options import option, parse_numbers
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
-    from l2c.records import RunRecord
+    from l2c.records import Record
 
 DEFAULT_COUNT = 8
 _RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "guidance_channels")
@@ -185,7 +185,7 @@ def _seeds(listed: str | None, first: int, count: int | None, labels: list[int] 
     return seeds
 
 
-def _report(record: RunRecord, folder: Path, *, as_json: bool) -> None:
+def _report(record: Record, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), **record.to_json()})
         return

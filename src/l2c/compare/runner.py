@@ -27,7 +27,7 @@ from l2c.compare.scoring import Scorer
 from l2c.errors import ConfigError, DataError, L2CError, OutputError
 from l2c.files import atomic_write, make_folder
 from l2c.hosts.base import Host
-from l2c.records import RunRecord, describe_device, find_versions
+from l2c.records import Record, describe_device, find_versions
 from l2c.report.comparison_folder import FAILED, PICTURES, RECORDS, SCHEDULES, TIMING, read_record
 from l2c.report.pictures import picture_grid, png, to_pixels
 
@@ -103,7 +103,7 @@ class Comparison:
         atomic_write(path, data.encode(), ADVICE)
         atomic_write(self.folder / WORK / ".gitignore", b"*\n", ADVICE)
 
-    def run(self, on_progress: Progress = lambda what, done, total: None) -> list[RunRecord]:
+    def run(self, on_progress: Progress = lambda what, done, total: None) -> list[Record]:
         """Does what is not done yet. A variant that cannot be run is recorded as such, and tried again next time.
 
         Returns:
@@ -127,7 +127,7 @@ class Comparison:
             self._time(able, repetition, lambda what: on_progress(f"timing {what}", total, total))
         return records
 
-    def _found(self, name: str, settings: Mapping[str, Any]) -> RunRecord | None:
+    def _found(self, name: str, settings: Mapping[str, Any]) -> Record | None:
         """A record that was made with these settings, if it is there."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
@@ -142,7 +142,7 @@ class Comparison:
             return None
         return record
 
-    def _measure(self, variant: Variant) -> RunRecord:
+    def _measure(self, variant: Variant) -> Record:
         try:
             candidate = self._maker.make(variant)
             with candidate.ready() as (sample, macs):
@@ -166,7 +166,7 @@ class Comparison:
 
     def _record(
         self, variant: Variant, results: Mapping[str, Any], timings: Mapping[str, list[float]]
-    ) -> RunRecord:
+    ) -> Record:
         package = BASELINES[variant.method].package if variant.is_baseline else "diffusers"
         name = package.replace("_", "-")
         title, source = variant.described
@@ -178,7 +178,7 @@ class Comparison:
             "source": source,
             "baseline": variant.is_baseline,
         }
-        record = RunRecord(
+        record = Record(
             command="compare",
             config={**self.config.identity(), "variant": variant.to_plain()},
             seeds=tuple(self._samples.seeds),
@@ -240,7 +240,7 @@ class Comparison:
         candidates = {v.id: self._recalled(v) for v in (*variants[turn:], *variants[:turn])}
         seeds = range(config.seed, config.seed + config.timing_images)
         examples = self._hosts.root.seeded(seeds)
-        RunRecord(
+        Record(
             command="compare-timing",
             config=settings,
             seeds=tuple(seeds),

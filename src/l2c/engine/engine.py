@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from l2c.engine.job import Job
 from l2c.engine.pieces import MAX_PENDING, Pieces
 from l2c.engine.programs import make_program
-from l2c.engine.run import StaticRun
+from l2c.engine.run import PreparedJob
 from l2c.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Engine:
         self.pieces = Pieces(compiled, MAX_PENDING.get(device.type, 4))
         self.program = make_program(model, self.pieces)
         self._model = weakref.ref(model)
-        self._runs: OrderedDict[Hashable, StaticRun] = OrderedDict()
+        self._runs: OrderedDict[Hashable, PreparedJob] = OrderedDict()
         if mode == "graph" and device.type != "cuda":
             raise ConfigError(
                 f"CUDA graphs need a CUDA device, and the model is on {device}; use engine='compile'"
@@ -89,9 +89,9 @@ class Engine:
             noise: Any noise (B, C, H, W) of the shape to come.
         """
         with _device(noise.device), attention_kernels():
-            StaticRun(self.program, job, noise).dry_run(self.pieces.max_pending)
+            PreparedJob(self.program, job, noise).dry_run(self.pieces.max_pending)
 
-    def _run(self, job: Job, noise: Tensor) -> StaticRun:
+    def _run(self, job: Job, noise: Tensor) -> PreparedJob:
         model = self._model()
         assert model is not None, "whoever samples holds the model"
         parameter = next(model.parameters())
@@ -99,7 +99,7 @@ class Engine:
         key = (job.key, tuple(noise.shape), noise.device, parameter.dtype, hash(weights))
         run = self._runs.get(key)
         if run is None:
-            run = StaticRun(self.program, job, noise)
+            run = PreparedJob(self.program, job, noise)
             if self.mode == "graph":
                 self._capture(run)
             self._runs[key] = run
@@ -107,7 +107,7 @@ class Engine:
         self._runs.move_to_end(key)
         return run
 
-    def _capture(self, run: StaticRun) -> None:
+    def _capture(self, run: PreparedJob) -> None:
         """Captures a run; where memory is short, without the others, and in the end not at all."""
         if not _captured(run):
             self._runs.clear()
@@ -127,7 +127,7 @@ class Engine:
             logger.info("dropped a captured run of %.0f MB", dropped.nbytes / 1e6)
 
     @property
-    def runs(self) -> tuple[StaticRun, ...]:
+    def runs(self) -> tuple[PreparedJob, ...]:
         """Runs that are ready, the one used last at the end."""
         return tuple(self._runs.values())
 
@@ -137,7 +137,7 @@ class Engine:
         return sum(run.nbytes for run in self._runs.values())
 
 
-def _captured(run: StaticRun) -> bool:
+def _captured(run: PreparedJob) -> bool:
     """Captures a run; False where memory is too short.
 
     Whoever frees memory after that does it outside: while an exception is handled, its frames keep tensors alive.

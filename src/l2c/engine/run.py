@@ -35,7 +35,7 @@ class Replayable(Protocol):
         ...
 
 
-class StaticRun:
+class PreparedJob:
     """A job whose inputs, solver and constants are in tensors that stay where they are.
 
     The number of the evaluation is itself on the device and counts up by itself, so that every evaluation launches

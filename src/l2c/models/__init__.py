@@ -4,7 +4,7 @@
     model = load_model("DiT-XL-2-256x256.pt")     # a public checkpoint
     noise = model(x, t, y)
 
-`DiT` and `UViT` are plain modules that know nothing of caches. Two families share one signature,
+`DiT` and `UViT` are plain modules that know nothing of caches. Two architectures share one signature,
 `model(x, t, y)`, and one set of config fields, `ModelConfig`. In both, each residual branch is a submodule
 (`blocks.3.attn`, `in_blocks.0.mlp`) that takes in its norm and modulation: whoever replaces its forward saves
 everything the branch costs.

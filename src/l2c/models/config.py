@@ -1,4 +1,4 @@
-"""What a model was built and trained as: the fields every family shares."""
+"""What a model was built and trained as: the fields every architecture shares."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelConfig:
         image_size: Height and width of what the network sees, in pixels or latent pixels.
         patch_size: Side of the square patch that becomes one token; divides `image_size`.
         hidden_size: Width of a token; a multiple of `num_heads`.
-        depth: Number of blocks, as the family counts them.
+        depth: Number of blocks, as the architecture counts them.
         num_heads: Attention heads per block.
         mlp_ratio: Width of the MLP's inner layer over `hidden_size`.
         num_classes: Number of real classes; labels run from 0 to `num_classes - 1`.

@@ -1,4 +1,4 @@
-"""Parameter-free pieces that the model families share: timestep features, positions, patches."""
+"""Parameter-free pieces that the architectures share: timestep features, positions, patches."""
 
 from __future__ import annotations
 

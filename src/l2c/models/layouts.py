@@ -47,7 +47,7 @@ def model_from_tensors(
         tensors: Weights by name.
         source: Where they come from, for messages.
         conventions: Values for fields in `CONVENTIONS` that are known; the others are taken from the
-            published size with the same geometry, or from the family's usual values.
+            published size with the same geometry, or from the usual values of the architecture.
         dtype: Of the model's weights.
         device: Where to put them.
 

@@ -149,7 +149,7 @@ def model_config(name: str) -> DiTConfig | UViTConfig:
 
 
 def new_model(config: ModelConfig) -> DiT | UViT:
-    """Make an untrained model of the family that `config` belongs to, initialised for training.
+    """Make an untrained model of the architecture that `config` is of, initialised for training.
 
     Raises:
         ConfigError: `config` is neither a `DiTConfig` nor a `UViTConfig`.
@@ -185,7 +185,7 @@ def random_model(
         The model in evaluation mode, its parameters without gradients.
 
     Raises:
-        ConfigError: `config` belongs to no family.
+        ConfigError: `config` is of no known architecture.
     """
     devices = [torch.device(draw_on)] if torch.device(draw_on).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(draw_on):

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from l2c.bootstrap import ConfidenceInterval, ErrorSummary, paired_difference
-from l2c.records import RunRecord
+from l2c.records import Record
 
 FULL, FEWER, OURS = "full", "fewer-steps", ("learned", "interval")
 GROUPS = {
@@ -42,7 +42,7 @@ class VariantResult:
         metrics: By name, mean or figure of the set; None where it is infinite for all pictures.
     """
 
-    record: RunRecord
+    record: Record
     errors: ErrorSummary
     seconds: tuple[float, ...] = ()
     metrics: Mapping[str, ConfidenceInterval | None] = field(default_factory=dict)

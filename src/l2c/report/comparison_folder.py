@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l2c.bootstrap import ConfidenceInterval, ErrorSummary, mean_confidence_interval
 from l2c.errors import DataError
-from l2c.records import RunRecord
+from l2c.records import Record
 from l2c.report.comparison import FULL, GROUPS, ComparisonResults, VariantResult
 
 RECORDS, TIMING, SCHEDULES, PICTURES = "records", "timing", "schedules", "pictures"
@@ -59,18 +59,18 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
     )
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: Path) -> Record:
     """A record of a comparison, with the names of today; what has no unit is absolute.
 
     Raises:
         DataError: If the file is missing or not a record.
     """
-    record = RunRecord.load(path)
+    record = Record.load(path)
     config, results = ({_RENAMED.get(k, k): v for k, v in d.items()} for d in (record.config, record.results))
     return replace(record, config=config, results={"unit": "absolute", **results})
 
 
-def _read(folder: Path, command: str) -> tuple[list[RunRecord], list[str]]:
+def _read(folder: Path, command: str) -> tuple[list[Record], list[str]]:
     records, problems = [], []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -83,7 +83,7 @@ def _read(folder: Path, command: str) -> tuple[list[RunRecord], list[str]]:
     return records, problems
 
 
-def _result(record: RunRecord, rounds: Sequence[RunRecord]) -> VariantResult:
+def _result(record: Record, rounds: Sequence[Record]) -> VariantResult:
     name = str(record.results["id"])
     seconds = tuple(taken / len(timed.seeds) for timed in rounds for taken in timed.timings.get(name, ()))
     metrics: dict[str, ConfidenceInterval | None] = {}

@@ -14,7 +14,7 @@ def demo_page(record: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
     """The page as HTML.
 
     Args:
-        record: What `RunRecord.to_json` returns for a demo.
+        record: What `Record.to_json` returns for a demo.
         images: PNG files by name, as listed in the record.
     """
     config, results = record["config"], record["results"]

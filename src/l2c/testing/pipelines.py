@@ -18,11 +18,11 @@ _WORDS = ("a", "an", "and", "bird", "boat", "cat", "dog", "green", "house", "of"
 
 
 def tiny_pipeline(name: str, scheduler: Any = None, seed: int = 0) -> Any:
-    """A pipeline of a family, frozen and without progress bar.
+    """A pipeline of an architecture, frozen and without progress bar.
 
     Args:
         name: One of `TINY_PIPELINES`.
-        scheduler: A diffusers scheduler instead of the family's own.
+        scheduler: A diffusers scheduler instead of the architecture's own.
         seed: Of all weights.
     """
     with torch.random.fork_rng(devices=[]):

@@ -17,7 +17,7 @@ _HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 
 @dataclass(frozen=True)
 class TinyTransformer:
-    """A small model of a family, and how to call it.
+    """A small model of an architecture, and how to call it.
 
     Attributes:
         class_name: Name of its class in diffusers.
