@@ -94,6 +94,20 @@ def test_every_part_has_its_place():
     tuple(TopologicalSorter(ALLOWED).static_order())  # raises if the table has a cycle
 
 
+def test_files_import_each_other_in_no_circle():
+    names = {path: ".".join(("l2c", *path.relative_to(ROOT).with_suffix("").parts)) for path in MODULES}
+    files = {name.removesuffix(".__init__"): path for path, name in names.items()}
+    imports: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found: set[str] = set()
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ImportFrom):
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {one if one in files else str(node.module) for one in whole}
+        imports[name] = {one for one in found if one in files and one not in (name, "l2c")}
+    tuple(TopologicalSorter(imports).static_order())  # raises if there is a circle
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path):
     part = part_of(path)
