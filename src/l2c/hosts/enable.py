@@ -14,7 +14,7 @@ from l2c.cache.summary import RunSummary
 from l2c.errors import CacheStateError, ConfigError
 from l2c.hosts.pipeline.components import transformers_of, unwrapped
 from l2c.hosts.pipeline.handle import HANDLE, PipelineCache
-from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, scheduler_of
 from l2c.hosts.pipeline.transformer import refuse_other_cache
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.open import load_schedule
@@ -130,8 +130,7 @@ def _solver_of(schedule: CacheSchedule, target: Any, scheduler: Any) -> Any:
             "the schedule brings its own solver; drive the model with an "
             "l2c.LearnedScheduler, and give that as scheduler"
         )
-    kind = schedule.contract.prediction_type
-    return learned_from(scheduler, run.log_snrs, run.weights, kind, schedule.provenance.get("mu"))
+    return scheduler_of(schedule, scheduler)
 
 
 def disable_cache(target: Any) -> None:

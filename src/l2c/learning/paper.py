@@ -117,11 +117,9 @@ class _RouterPolicy(MixingPolicy):
         errors: Likewise, without the price of the scores.
     """
 
-    def __init__(
-        self, router: Router, settings: RouterSettings, log_snrs: tuple[float, ...], bf16: bool
-    ) -> None:
+    def __init__(self, router: Router, settings: RouterSettings, log_snrs: tuple[float, ...]) -> None:
         super().__init__(self._share, Predictor(), log_snrs)
-        self._router, self._settings, self._bf16 = router, settings, bf16
+        self._router, self._settings = router, settings
         self._row: Tensor | None = None  # scores of the evaluation being mixed; None: everything computes
         self.losses: list[Tensor] = []
         self.errors: list[Tensor] = []
@@ -196,7 +194,7 @@ class _RouterTask:
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
         """See `Task.backward`; means are over the evaluations of the runs, too."""
         settings = self._settings
-        policy = _RouterPolicy(self._router, settings, self._run.log_snrs, settings.bf16)
+        policy = _RouterPolicy(self._router, settings, self._run.log_snrs)
         with self._host.attach(policy):
             if self._data is not None:
                 self._step_from_images(iteration)

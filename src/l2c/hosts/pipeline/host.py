@@ -29,7 +29,7 @@ from l2c.hosts.pipeline.conditions import (
 )
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.hosts.pipeline.handle import PipelineCache
-from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from, prediction_of
+from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_scheduler
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
@@ -313,8 +313,7 @@ class PipelineHost:
         run = schedule.contract.run
         if run.weights is None:
             return self
-        kind, mu = schedule.contract.prediction_type, schedule.provenance.get("mu")
-        return self._with(learned_from(self._scheduler, run.log_snrs, run.weights, kind, mu), run.steps)
+        return self._with(scheduler_of(schedule, self._scheduler), run.steps)
 
     def with_steps(self, steps: int) -> Host:
         """See `Host.with_steps`."""

@@ -18,6 +18,7 @@ from l2c.errors import ConfigError
 from l2c.sampling.linear import LEARNED, multistep_table
 from l2c.sampling.noise_schedule import alphas_sigmas
 from l2c.schedule.contract import Run
+from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -302,6 +303,12 @@ def learned_from(
         log_snrs=levels, weights=rows, prediction_type=kind, mu=mu, **taken
     )
     return made
+
+
+def scheduler_of(schedule: CacheSchedule, scheduler: Any) -> LearnedScheduler:
+    """The scheduler that a schedule with a learned solver brings, in the place of another one."""
+    run, kind = schedule.contract.run, schedule.contract.prediction_type
+    return learned_from(scheduler, run.log_snrs, run.weights, kind, schedule.provenance.get("mu"))
 
 
 def prediction_of(scheduler: Any) -> str:
