@@ -18,8 +18,9 @@ once there are any, `autoencoder` trains the decoder alone.
 
 Recipe: a tokenizer with one token a word; an autoencoder (absolute error and its edges, KL term); flow matching
 in its latents with times drawn from a logit-normal distribution (arXiv 2403.03206), prompts dropped with
-probability 0.1, text encoders learned along; Muon for the matrices of the blocks and AdamW for the rest, bfloat16,
-exponential moving average of the weights, which is what is exported.
+probability 0.1, text encoders learned along; a linear probe that must read shape and colour of what lies at each
+patch off the hidden states; Muon for the matrices of the blocks and AdamW for the rest; bfloat16 where the CPU has
+instructions for it; exponential moving average of the weights, which is what is exported.
 """
 
 from __future__ import annotations

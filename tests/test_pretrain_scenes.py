@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from l2c.scenes import random_scenes
-from l2c.scenes.vocabulary import words
+from l2c.scenes import parse_prompt, random_scenes
+from l2c.scenes.layout import Placement
+from l2c.scenes.vocabulary import COLOURS, SHAPES, words
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -97,6 +98,20 @@ def test_orthogonalise_brings_singular_values_near_one(pretrain: ModuleType) -> 
     values = torch.linalg.svdvals(orthogonalise(matrices))
     assert values.min() > 0.6
     assert values.max() < 1.3
+
+
+def test_labels_say_what_lies_at_each_patch(pretrain: ModuleType) -> None:
+    from scenes_recipe.latents import object_labels
+
+    scene = parse_prompt("a large red circle left of a small blue star on a grey background")
+    left, right = Placement(16.0, 32.0, 13.5, 0.0), Placement(52.0, 20.0, 7.0, 0.0)
+    shapes, colours = object_labels([scene], [[left, right]])[0]
+    assert shapes[4, 1] == 1 + SHAPES.index("circle")
+    assert colours[4, 1] == 1 + list(COLOURS).index("red")
+    assert shapes[2, 6] == 1 + SHAPES.index("star")
+    assert colours[2, 6] == 1 + list(COLOURS).index("blue")
+    assert not shapes[:, 4].any()
+    assert torch.equal(shapes > 0, colours > 0)
 
 
 def test_model_computes_what_the_pipeline_does(pretrain: ModuleType) -> None:

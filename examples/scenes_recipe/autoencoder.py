@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2c.scenes import draw_pictures, random_scenes
 from scenes_recipe.parallel import Workers
-from scenes_recipe.state import Clock, log_to_stderr, logger, lr_factor, read_state, write_state
+from scenes_recipe.state import Clock, fast_dtype, log_to_stderr, logger, lr_factor, read_state, write_state
 
 FILE = "autoencoder.pt"
 LATENTS_FOLDER = "latents"
@@ -20,6 +20,9 @@ WARMUP_STEPS = 100
 EDGE_WEIGHT = 0.5
 KL_WEIGHT = 6e-4
 COLOUR_WEIGHT = 5.0
+DECODER_NOISE = 0.25
+"""Largest noise on latents, by their own deviation, while the decoder alone learns: it gets used to latents that are
+not quite an encoder's."""
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -78,13 +81,15 @@ def train_autoencoder(workers: Workers, work: Path, minutes: float, finish: bool
     """Train for some minutes, going on from the work folder's state.
 
     Absolute error and its edges, and a KL term that keeps latents smooth. Once latents are written, the encoder stays
-    as it is and only the decoder learns.
+    as it is and only the decoder learns, from latents with noise on them.
     """
     log_to_stderr()
     path = work / FILE
     torch.manual_seed(workers.rank)
     model = new_autoencoder()
-    model.encoder.requires_grad_(not (work / LATENTS_FOLDER).exists())
+    decoder_only = (work / LATENTS_FOLDER).exists()
+    model.encoder.requires_grad_(not decoder_only)
+    noise = DECODER_NOISE if decoder_only else 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     step = 0
     if path.exists():
@@ -101,9 +106,11 @@ def train_autoencoder(workers: Workers, work: Path, minutes: float, finish: bool
         pictures = 2 * draw_pictures(random_scenes(seed, BATCH_SIZE), seed) - 1
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * lr_factor(step, progress, WARMUP_STEPS, finish, decay_from=0.5)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=fast_dtype() == torch.bfloat16):
             posterior = model.encode(pictures).latent_dist
-            decoded = model.decode(posterior.sample()).sample
+            latents = posterior.sample()
+            strength = noise * torch.rand(len(latents), 1, 1, 1) * posterior.mean.std()
+            decoded = model.decode(latents + strength * torch.randn_like(latents)).sample
         error = decoded.float() - pictures
         distance = error.abs().mean()
         weighted = error * colour_weights(pictures)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scenes_recipe.parallel import Workers
+from scenes_recipe.state import fast_dtype
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -19,7 +20,7 @@ def orthogonalise(matrices: Tensor, num_steps: int = 5) -> Tensor:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): Newton-Schulz iteration.
     """
     a, b, c = _COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.to(fast_dtype())
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -7,20 +7,28 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from l2c.scenes.vocabulary import COLOURS, SHAPES
 from scenes_recipe.tokenizer import MAX_LENGTH, new_tokenizer
 
 TEXT_WIDTH = 128
 WIDTH, NUM_HEADS, NUM_BLOCKS = 192, 3, 6
+PROBED_BLOCK = 3
+NUM_SHAPE_LABELS, NUM_COLOUR_LABELS = 1 + len(SHAPES), 1 + len(COLOURS)
 
 
 class TextToLatents(nn.Module):
-    """Transformer and both text encoders as one module, so that one optimiser and one average hold them."""
+    """Transformer, both text encoders and a probe as one module, so that one optimiser and one average hold them.
+
+    The probe is for training only: the transformer learns faster what a prompt means if the shape and colour of the
+    object at each patch must be readable from its hidden states.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.transformer = new_transformer()
         self.text_encoder = new_text_encoder()
         self.text_encoder_2 = new_text_encoder()
+        self.probe = nn.Linear(WIDTH, NUM_SHAPE_LABELS + NUM_COLOUR_LABELS)
 
     def encode_tokens(self, tokens: Tensor, num_empty: int = 0) -> tuple[Tensor, Tensor]:
         """What `StableDiffusion3Pipeline.encode_prompt` makes of a prompt without a T5 encoder.
@@ -40,16 +48,26 @@ class TextToLatents(nn.Module):
         pooled = torch.cat([output.text_embeds for output in outputs], -1)
         return nn.functional.pad(embeddings, (0, 0, 0, num_empty)), pooled
 
-    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, num_empty: int = 0) -> Tensor:
-        """Velocity from data to noise.
+    def forward(
+        self, noisy: Tensor, times: Tensor, tokens: Tensor, num_empty: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity from data to noise, and what the probe sees.
 
         Args:
             noisy: Latents (B, 4, 16, 16).
             times: Noise levels in [0, 1], shape (B,).
             tokens: Token ids, shape (B, 20).
             num_empty: As for `encode_tokens`.
+
+        Returns:
+            Velocity like `noisy`, and for each patch logits of shapes (B, 64, 7) and colours (B, 64, 9), read off the
+            hidden states in the transformer's middle; the first of each is that there is no object.
         """
         embeddings, pooled = self.encode_tokens(tokens, num_empty)
+        hidden: list[Tensor] = []
+        hook = self.transformer.transformer_blocks[PROBED_BLOCK].register_forward_hook(
+            lambda _module, _arguments, outputs: hidden.append(outputs[1])
+        )
         velocity: Tensor = self.transformer(
             hidden_states=noisy,
             encoder_hidden_states=embeddings,
@@ -57,7 +75,10 @@ class TextToLatents(nn.Module):
             timestep=1000 * times,
             return_dict=False,
         )[0]
-        return velocity
+        hook.remove()
+        normed = nn.functional.layer_norm(hidden[0], (WIDTH,))
+        shapes, colours = self.probe(normed).split([NUM_SHAPE_LABELS, NUM_COLOUR_LABELS], -1)
+        return velocity, shapes, colours
 
 
 def new_text_encoder() -> CLIPTextModelWithProjection:
