@@ -14,7 +14,8 @@ tokenizer_3=None)` loads: nothing in it but classes of diffusers and transformer
 Every stage goes on from what the work folder holds, so a run may be as short as one likes; `--finish` lets the
 learning rate fall to 0 over the run, which makes the model as good as it gets for what it has seen. A finished
 transformer is kept beside the state that training at the full rate goes on from. Latents may be added at any time;
-once there are any, `autoencoder` trains the decoder alone.
+once there are any, `autoencoder` trains the decoder alone. `import` makes an exported folder, the one that comes with
+l2c among them, the state of a new work folder.
 
 Recipe: a tokenizer with one token a word; an autoencoder (absolute error and its edges, KL term); flow matching
 in its latents with times drawn from a logit-normal distribution (arXiv 2403.03206), prompts dropped with
@@ -38,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from scenes_recipe.autoencoder import train_autoencoder
 from scenes_recipe.evaluate import evaluate_pipeline
-from scenes_recipe.export import export_pipeline, load_pipeline
+from scenes_recipe.export import export_pipeline, import_pipeline, load_pipeline
 from scenes_recipe.latents import write_latents
 from scenes_recipe.parallel import run_workers
 from scenes_recipe.state import log_to_stderr
@@ -68,6 +69,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     stage = stages.add_parser("export", help="write the pipeline as a folder, in float16")
     stage.add_argument("--work", type=Path, required=True)
     stage.add_argument("--out", type=Path, required=True, help="folder to write")
+
+    stage = stages.add_parser("import", help="make an exported folder the state that training goes on from")
+    stage.add_argument("--folder", type=Path, required=True, help="folder of the pipeline")
+    stage.add_argument("--work", type=Path, required=True)
 
     stage = stages.add_parser("evaluate", help="adherence to held-out prompts")
     stage.add_argument("--folder", type=Path, required=True, help="folder of the pipeline")
@@ -108,6 +113,9 @@ def run(arguments: argparse.Namespace) -> Path:
     if arguments.stage == "export":
         export_pipeline(arguments.work, arguments.out)
         return Path(arguments.out)
+    if arguments.stage == "import":
+        import_pipeline(arguments.folder, arguments.work)
+        return Path(arguments.work)
     torch.set_num_threads(arguments.threads)
     pipeline = load_pipeline(arguments.folder)
     record = evaluate_pipeline(

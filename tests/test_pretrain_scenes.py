@@ -67,6 +67,16 @@ def test_recipe_ends_in_a_pipeline_that_loads(
     assert parts["adherence_of_drawn_pictures"]["pictures"] == 1.0
     assert capsys.readouterr().out.splitlines()[-2:] == [str(folder), str(record)]
 
+    again, second = tmp_path / "again", tmp_path / "second"
+    assert pretrain.main(["import", "--folder", str(folder), "--work", str(again)]) == 0
+    assert pretrain.main(["import", "--folder", str(folder), "--work", str(again)]) == 1
+    assert "holds a state already; give a new folder" in capsys.readouterr().err
+    assert pretrain.main(["export", "--work", str(again), "--out", str(second)]) == 0
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (second / weights).read_bytes() == (folder / weights).read_bytes()
+    train(pretrain, "latents", again, "--pictures", "16")
+    train(pretrain, "transformer", again)
+
 
 def test_recipe_says_which_stage_is_missing(
     pretrain: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]

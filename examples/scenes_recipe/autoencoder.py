@@ -41,6 +41,11 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
+def new_optimizer(model: AutoencoderKL) -> torch.optim.AdamW:
+    """The optimiser before its first step."""
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+
+
 def load_autoencoder(work: Path) -> AutoencoderKL:
     """The autoencoder that the stage left in the work folder, with the scale and shift of its latents."""
     state = read_state(work / FILE, "autoencoder")
@@ -90,7 +95,7 @@ def train_autoencoder(workers: Workers, work: Path, minutes: float, finish: bool
     decoder_only = (work / LATENTS_FOLDER).exists()
     model.encoder.requires_grad_(not decoder_only)
     noise = DECODER_NOISE if decoder_only else 0.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = new_optimizer(model)
     step = 0
     if path.exists():
         state = read_state(path, "autoencoder")

@@ -10,14 +10,16 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
 from l2c.errors import CheckpointError
-from scenes_recipe.autoencoder import load_autoencoder
+from scenes_recipe.autoencoder import FILE as AUTOENCODER_FILE
+from scenes_recipe.autoencoder import load_autoencoder, new_autoencoder, new_optimizer
 from scenes_recipe.networks import TextToLatents
-from scenes_recipe.state import read_state
+from scenes_recipe.parallel import Workers
+from scenes_recipe.state import read_state, write_state
 from scenes_recipe.tokenizer import new_tokenizer
-from scenes_recipe.transformer import FILE, FINISHED_FILE
+from scenes_recipe.transformer import FILE, FINISHED_FILE, Training
 
-SHIFT = 1.0
-"""Shift of the noise levels: none, since latents are small."""
+SHIFT = 2.0
+"""Shift of the noise levels: objects are large beside latents, so that much is decided at high noise."""
 
 
 def load_weights(work: Path) -> TextToLatents:
@@ -52,6 +54,28 @@ def export_pipeline(work: Path, out: Path) -> None:
     assemble_pipeline(work).to(torch.float16).save_pretrained(out)
     for name in ("tokenizer", "tokenizer_2"):
         write_vocabulary(out / name, new_tokenizer())
+
+
+def import_pipeline(folder: Path, work: Path) -> None:
+    """Make an exported pipeline the state of a work folder, which training goes on from with new optimisers.
+
+    Raises:
+        CheckpointError: The folder does not hold a pipeline, or the work folder has a state already.
+    """
+    if any((work / name).exists() for name in (FILE, AUTOENCODER_FILE)):
+        raise CheckpointError(f"{work} holds a state already; give a new folder")
+    pipeline = load_pipeline(folder)
+    autoencoder = new_autoencoder()
+    autoencoder.load_state_dict(pipeline.vae.state_dict())
+    write_state(
+        work / AUTOENCODER_FILE,
+        {"model": autoencoder.state_dict(), "optimizer": new_optimizer(autoencoder).state_dict(), "step": 0},
+    )
+    training = Training(Workers())
+    for model in (training.weights, training.average):
+        for name in ("transformer", "text_encoder", "text_encoder_2"):
+            getattr(model, name).load_state_dict(getattr(pipeline, name).state_dict())
+    write_state(work / FILE, training.state_dict())
 
 
 def write_vocabulary(folder: Path, tokenizer: CLIPTokenizer) -> None:

@@ -26,6 +26,11 @@ LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 4e-3
 WARMUP_STEPS = 100
 LABEL_DROPOUT = 0.1
+TIME_MEAN, TIME_DEVIATION = 0.7, 1.3
+"""Of the normal distribution whose sigmoid is the time. Objects are large beside latents, so that where they lie and
+what colour they have is decided at high noise."""
+
+OBJECT_WEIGHT = 3.0
 PROBE_WEIGHT = 0.2
 EMA_DECAY = 0.999
 EMPTY_TOKENS = {0: 0.92, 32: 0.05, 256: 0.03}
@@ -89,15 +94,16 @@ class Training:
             lr: Factor on the learning rates.
 
         Returns:
-            The mean squared error of the velocity and the probe's cross entropy.
+            The weighted squared error of the velocity and the probe's cross entropy.
         """
-        times = torch.randn(len(latents), generator=generator).sigmoid()  # logit-normal
+        times = (TIME_MEAN + TIME_DEVIATION * torch.randn(len(latents), generator=generator)).sigmoid()
         noise = torch.randn(latents.shape, generator=generator)
         noisy = torch.lerp(latents, noise, times[:, None, None, None])
         self.model.zero_grad()
         with sdpa_kernel(SDPBackend.MATH):  # at these lengths faster on a CPU than the fused one
             velocity, *logits = self.model(noisy.to(fast_dtype()), times, tokens, num_empty)
-        loss = (velocity.float() - (noise - latents)).square().mean()
+        errors = (velocity.float() - (noise - latents)).square()
+        loss = (errors * object_weights(labels, times)).mean()
         probed = probe_loss(logits, labels, times)
         (loss + PROBE_WEIGHT * probed).backward()
         for weight, copied in zip(self.weights.parameters(), self.model.parameters(), strict=True):
@@ -114,6 +120,21 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.weights.parameters()), 1 - decay)
         return loss.item(), probed.item()
+
+
+def object_weights(labels: Tensor, times: Tensor) -> Tensor:
+    """Weights of errors, shape (B, 1, 16, 16): more on and beside objects, which are a small part of a picture.
+
+    Only as far as there is little noise: where much is open, weights by what the picture turns out to be would make
+    objects too likely.
+
+    Args:
+        labels: Shape (B, 2, 8, 8).
+        times: Noise levels, shape (B,).
+    """
+    objects = nn.functional.max_pool2d((labels[:, :1] > 0).float(), 3, stride=1, padding=1)
+    near = objects.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return 1 + OBJECT_WEIGHT * (1 - times)[:, None, None, None].square() * near
 
 
 def probe_loss(logits: Sequence[Tensor], labels: Tensor, times: Tensor) -> Tensor:
