@@ -27,8 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ import torch
 import l2c
 import scaling
 from l2c.bench.latency import device_floor, floor_s, measure_latency
+from l2c.bench.runs import random_mask
 from l2c.devices import resolve_device
 from l2c.errors import L2CError
 from l2c.hosts.native import ModelHost
+from l2c.layers import find_layers
 from l2c.methods.published import import_router
 from l2c.models import model_config, random_model
 from l2c.records import Record, describe_device
@@ -49,15 +51,7 @@ from l2c.schedule.schedule import CacheSchedule
 
 COMMAND = "benchmarks/latency.py"
 PARTS = ("tables", "throughput", "scaling", "start")
-STEPS = 50
-MODELS = {
-    "dit-xl-2-256": ("ddim", "DDIM50_router.pt"),
-    "dit-xl-2-512": ("ddim", "DDIM50_router.pt"),
-    "uvit-h-2-256": ("dpmsolver-singlestep", "dpm50_router.pth"),
-}
-FIRST = "dit-xl-2-256"
-FAST, SLOW = "graph", "eager"
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+SLOW = "eager"
 EVERYTHING, PUBLISHED, THREE_TERMS = scaling.EVERYTHING, "published", "every 2nd, three terms"
 TARGETS = {
     "dit-xl-2-256, 8 pictures, everything, s": 0.40,
@@ -72,33 +66,77 @@ TARGETS = {
 AT_LEAST = ("share of the MAC ratio",)
 
 
-def make_sampler(name: str, steps: int, device: str) -> Sampler:
-    """A model of a published size with random weights, and its solver."""
-    model = random_model(model_config(name), dtype=torch.bfloat16, device=device, draw_on=device)
-    return Sampler(Denoiser.of(model), MODELS[name][0], steps)
+@dataclass(frozen=True)
+class Workload:
+    """What is measured.
+
+    Attributes:
+        models: Solver and router file by name of the model; the first one's throughput and first calls count.
+        steps: Of every run.
+        fast: Engine that is compared with the eager one.
+        batches: Pictures in a batch, for the throughput.
+        dtype: Of the weights.
+        image_size: Size of the input, if not the model's own.
+    """
+
+    models: Mapping[str, tuple[str, str]]
+    steps: int
+    fast: str
+    batches: tuple[int, ...]
+    dtype: torch.dtype
+    image_size: int | None = None
+
+    @property
+    def first(self) -> str:
+        """Name of the first model."""
+        return next(iter(self.models))
+
+    def sampler(self, name: str, device: str) -> Sampler:
+        """A model with random weights, and its solver."""
+        config = model_config(name)
+        config = replace(config, image_size=self.image_size or config.image_size)
+        model = random_model(config, dtype=self.dtype, device=device, draw_on=device)
+        return Sampler(Denoiser.of(model), self.models[name][0], self.steps)
+
+    def published(self, sampler: Sampler, name: str, routers: Path | None) -> CacheSchedule:
+        """The published schedule, on the layers of this model; a random mask of its share where no router fits."""
+        file = self.models[name][1]
+        if routers is not None and file:
+            return scaling.on_mask(sampler, import_router(routers / file).compute)
+        mask = random_mask(find_layers(sampler.denoiser.model), self.steps, PUBLISHED_SHARE, seed=0)
+        return scaling.on_mask(sampler, mask)
 
 
-def published(sampler: Sampler, name: str, routers: Path) -> CacheSchedule:
-    """The published schedule, on the layers of this model."""
-    schedule = import_router(routers / MODELS[name][1])
-    return scaling.on_mask(sampler, schedule.compute)
+PUBLISHED_SHARE = 0.7
+REAL = Workload(
+    {
+        "dit-xl-2-256": ("ddim", "DDIM50_router.pt"),
+        "dit-xl-2-512": ("ddim", "DDIM50_router.pt"),
+        "uvit-h-2-256": ("dpmsolver-singlestep", "dpm50_router.pth"),
+    },
+    steps=50,
+    fast="graph",
+    batches=(1, 2, 4, 8, 16, 32, 64),
+    dtype=torch.bfloat16,
+)
+TINY = Workload({"dit-mini-cifar10": ("ddim", "")}, 4, SLOW, (1, 2), torch.float32, image_size=8)
 
 
-def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
+def tables(work: Workload, routers: Path | None, device: str, repetitions: int) -> dict[str, Any]:
     """Every model, one picture and eight, every engine."""
     floor = device_floor(device)
     rows: list[dict[str, Any]] = []
-    for name in MODELS:
-        sampler = make_sampler(name, STEPS, device)
+    for name in work.models:
+        sampler = work.sampler(name, device)
         schedules = {
             EVERYTHING: None,
-            PUBLISHED: published(sampler, name, routers),
+            PUBLISHED: work.published(sampler, name, routers),
             THREE_TERMS: l2c.methods.interval(
-                sampler.denoiser.model, solver=sampler.solver, steps=STEPS, every=2, predictor="taylor-2"
+                sampler.denoiser.model, solver=sampler.solver, steps=work.steps, every=2, predictor="taylor-2"
             ),
         }
         for images in (8, 1):
-            for engine, times in ((FAST, repetitions), (SLOW, max(2, repetitions // 3))):
+            for engine, times in {SLOW: max(2, repetitions // 3), work.fast: repetitions}.items():
                 for found in measure_latency(ModelHost(sampler), schedules, [engine], images, times):
                     best = floor_s(
                         ModelHost(sampler), schedules[found.schedule], images, floor["matmul_flops"]
@@ -106,7 +144,7 @@ def tables(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
                     rows.append({"model": name, **found.to_json(), "floor_s": best})
                     print(line(rows[-1]), flush=True)
         del sampler
-    return {"floor": floor, "rows": rows, "figures": figures(rows)}
+    return {"floor": floor, "rows": rows, "figures": figures(rows, work.fast), "fast": work.fast}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -125,11 +163,11 @@ def title(model: str, images: int) -> str:
     return f"{model}, {images} picture{'s' * (images > 1)}"
 
 
-def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def figures(rows: Sequence[dict[str, Any]], fast: str) -> dict[str, float]:
     """What the targets are about, of captured runs."""
     found: dict[str, float] = {}
 
-    def row(model: str, images: int, schedule: str, engine: str = FAST) -> dict[str, Any]:
+    def row(model: str, images: int, schedule: str, engine: str = fast) -> dict[str, Any]:
         wanted = (model, images, schedule, engine)
         return next(r for r in rows if (r["model"], r["images"], r["schedule"], r["engine"]) == wanted)
 
@@ -160,21 +198,21 @@ def paired_ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
     return statistics.median(a / b for a, b in zip(slow["seconds"], fast["seconds"], strict=True))
 
 
-def throughput(routers: Path, device: str, repetitions: int) -> dict[str, Any]:
+def throughput(work: Workload, routers: Path | None, device: str, repetitions: int) -> dict[str, Any]:
     """Pictures per second by batch size."""
-    sampler = make_sampler(FIRST, STEPS, device)
-    schedules = {EVERYTHING: None, PUBLISHED: published(sampler, FIRST, routers)}
+    sampler = work.sampler(work.first, device)
+    schedules = {EVERYTHING: None, PUBLISHED: work.published(sampler, work.first, routers)}
     rows = []
-    for images in BATCHES:
+    for images in work.batches:
         for found in measure_latency(
             ModelHost(sampler), schedules, ["auto"], images, max(2, min(repetitions, 64 // images))
         ):
-            rows.append({"model": FIRST, **found.to_json(), "floor_s": 0.0})
+            rows.append({"model": work.first, **found.to_json(), "floor_s": 0.0})
             print(line(rows[-1]), flush=True)
     return {"rows": rows}
 
 
-def start(routers: Path, device: str) -> dict[str, Any]:
+def start(work: Workload, routers: Path | None, device: str) -> dict[str, Any]:
     """First calls of new processes, with empty and with filled caches on disk."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -187,8 +225,8 @@ def start(routers: Path, device: str) -> dict[str, Any]:
             command = [
                 sys.executable,
                 __file__,
-                "--routers",
-                str(routers),
+                *([] if routers is None else ["--routers", str(routers)]),
+                *(["--tiny"] if work is TINY else []),
                 "--device",
                 device,
                 "--first-calls",
@@ -199,16 +237,16 @@ def start(routers: Path, device: str) -> dict[str, Any]:
     return found
 
 
-def first_calls(routers: Path, device: str) -> dict[str, float]:
+def first_calls(work: Workload, routers: Path | None, device: str) -> dict[str, float]:
     """Seconds of the first calls of this process: everything computed, then the published schedule."""
     began = time.perf_counter()
-    sampler = make_sampler(FIRST, STEPS, device)
+    sampler = work.sampler(work.first, device)
     noise, labels = (
         seeded_noise(range(8), sampler.denoiser.sample_shape).to(device),
         torch.arange(8, device=device),
     )
     found = {}
-    schedules = {EVERYTHING: None, PUBLISHED: published(sampler, FIRST, routers)}
+    schedules = {EVERYTHING: None, PUBLISHED: work.published(sampler, work.first, routers)}
     found["model_s"] = time.perf_counter() - began
     for name, schedule in schedules.items():
         for call in ("first", "second"):
@@ -224,10 +262,10 @@ def summary(results: dict[str, Any]) -> str:
         f"{'seconds':14}{'pictures':>9}{'eager: all':>12}{'published':>11}{'graphs: all':>13}{'published':>11}"
         f"{'floor':>8}{'speed-up':>10}{'of MACs':>9}"
     ]
-    rows = results["tables"]["rows"]
+    rows, fast = results["tables"]["rows"], results["tables"].get("fast", REAL.fast)
     for model, images in dict.fromkeys((row["model"], row["images"]) for row in rows):
         mine = {(r["engine"], r["schedule"]): r for r in rows if (r["model"], r["images"]) == (model, images)}
-        full, some = mine[FAST, EVERYTHING], mine[FAST, PUBLISHED]
+        full, some = mine[fast, EVERYTHING], mine[fast, PUBLISHED]
         ratio = paired_ratio(full, some)
         lines.append(
             f"{model:14}{images:9}{mine[SLOW, EVERYTHING]['median_s']:12.4f}{mine[SLOW, PUBLISHED]['median_s']:11.4f}"
@@ -241,7 +279,7 @@ def straight_lines(results: dict[str, Any]) -> str:
     """Time against the fraction computed, by the captured runs of each model and batch size: three schedules."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in results["tables"]["rows"]:
-        if row["engine"] == FAST:
+        if row["engine"] == results["tables"].get("fast", REAL.fast):
             of = points.setdefault(title(row["model"], row["images"]), [])
             of.append((row["macs_fraction"], row["median_s"]))
     return "\n".join(f"{name}: {scaling.Line.through(of)}" for name, of in points.items())
@@ -292,22 +330,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=9, help="timed rounds (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/latency.json"), help="default %(default)s")
     parser.add_argument("--show", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small model and a few steps, to see that it works"
+    )
     parser.add_argument("--first-calls", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    work = TINY if options.tiny else REAL
     try:
         if options.first_calls:
-            print(json.dumps(first_calls(options.routers, options.device)))
+            print(json.dumps(first_calls(work, options.routers, options.device)))
             return 0
         if options.show or options.out.exists():
             record = scaling.read_record(options.out, COMMAND)
         else:
-            record = Record(COMMAND, {"steps": STEPS, "dtype": "bfloat16"})
+            record = Record(COMMAND, {"steps": work.steps, "dtype": str(work.dtype).removeprefix("torch.")})
         if not options.show:
             options.device = resolve_device(options.device)
             for part in options.part or PARTS:
-                if options.routers is None and part != "scaling":
+                if options.routers is None and part != "scaling" and not options.tiny:
                     parser.error(f"part {part} needs --routers, the folder of the published router files")
-                record = measured(record, part, options)
+                record = measured(record, part, work, options)
                 record.save(options.out)
         print(show(dict(record.results)))
         if drawn := panels(dict(record.results)):
@@ -318,14 +360,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(record: Record, part: str, options: argparse.Namespace) -> Record:
+def measured(record: Record, part: str, work: Workload, options: argparse.Namespace) -> Record:
     """The record with one more part."""
     device, repetitions = options.device, options.repetitions
     found = {
-        "tables": lambda: tables(options.routers, device, repetitions),
-        "throughput": lambda: throughput(options.routers, device, repetitions),
-        "scaling": lambda: scaling.measure(device, repetitions),
-        "start": lambda: start(options.routers, device),
+        "tables": lambda: tables(work, options.routers, device, repetitions),
+        "throughput": lambda: throughput(work, options.routers, device, repetitions),
+        "scaling": lambda: scaling.measure(device, repetitions, options.tiny),
+        "start": lambda: start(work, options.routers, device),
     }[part]()
     found["device"] = describe_device(device)
     fresh = Record(record.command, record.config)

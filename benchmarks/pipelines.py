@@ -4,7 +4,8 @@
 
 The transformer and its scheduler's loop are timed, without text encoders and decoder: uncached, and with the whole
 network at every second evaluation, in turn in one process. `--compile` compiles first: `blocks` each class of blocks
-once for each of its variants, `whole` the transformer for each kind of evaluation. The record holds how many graphs
+once for each of its variants, `whole` the transformer for each kind of evaluation, `overhead` the same with CUDA graphs
+(`mode="reduce-overhead"`). The record holds how many graphs
 that made and how long the first, compiling runs took, every raw time, the share of the multiply-accumulates that is
 left, and the peak memory of the device.
 """
@@ -157,13 +158,13 @@ class Loop:
 def measure(
     name: str, steps: int, repetitions: int, device: str, dtype: torch.dtype, compiled: str | None
 ) -> Record:
-    """Times both ways of sampling against each other; `compiled` is `blocks`, `whole` or None."""
+    """Times both ways of sampling against each other; `compiled` is `blocks`, `whole`, `overhead` or None."""
     loop = Loop(SIZES[name], steps, device, dtype)
     if compiled == "blocks":
         for block in repeated_blocks(loop.model):
             block.compile(fullgraph=True)
-    elif compiled == "whole":
-        loop.model.compile(fullgraph=True)
+    elif compiled is not None:
+        loop.model.compile(fullgraph=True, mode="reduce-overhead" if compiled == "overhead" else None)
     variants: dict[str, Callable[[], object]] = {"uncached": loop.sample, "cached": loop.cached}
     firsts = {variant: first_run(run) for variant, run in variants.items()} if compiled else {}
     peaks = {variant: peak_bytes(run, device) for variant, run in variants.items()}
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--compile", choices=("blocks", "whole"))
+    parser.add_argument("--compile", choices=("blocks", "whole", "overhead"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,29 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def latency(load_benchmark, monkeypatch, tiny_dit):
-    module = load_benchmark("latency")
-    monkeypatch.setattr(module, "MODELS", {"dit-xl-2-256": ("ddim", "")})
-    monkeypatch.setattr(module, "STEPS", 4)
-    monkeypatch.setattr(module, "FAST", "eager")  # nothing to capture on a CPU
-    monkeypatch.setattr(module, "BATCHES", (1, 2))
-    plan = replace(
-        module.scaling.PLANS["cpu"], images=2, steps=4, by_steps=(2, 4), by_images=(1, 2), resolutions=(8, 16)
-    )
-    monkeypatch.setattr(module.scaling, "PLANS", {"cpu": plan})
-    for its in (module, module.scaling):
-        monkeypatch.setattr(its, "model_config", lambda name: replace(tiny_dit.config, num_classes=1000))
-
-    def every_2nd(sampler, name, routers):
-        return l2c.methods.interval(sampler.denoiser.model, solver="ddim", steps=4, every=2)
-
-    monkeypatch.setattr(module, "published", every_2nd)
-    return module
+def latency(load_benchmark):
+    return load_benchmark("latency")
 
 
 def test_every_part_is_recorded_and_shown(latency, tmp_path, capsys):
     out = tmp_path / "latency.json"
-    options = ["--routers", str(tmp_path), "--device", "cpu", "--repetitions", "2", "--out", str(out)]
+    options = ["--tiny", "--device", "cpu", "--repetitions", "2", "--out", str(out)]
     for part in ("tables", "throughput", "scaling"):
         assert latency.main([*options, "--part", part]) == 0
     assert latency.main([*options, "--show"]) == 0
@@ -102,7 +85,7 @@ def test_shares_of_known_times(latency):
         {**row, "schedule": "published", "seconds": [0.8, 0.96], "macs_fraction": 0.75},
         {**row, "schedule": "every 2nd, three terms", "seconds": [0.55, 0.66], "macs_fraction": 0.5},
     ]
-    found = latency.figures(rows)
+    found = latency.figures(rows, fast="eager")
     assert found["m, 8 pictures, share of the MAC ratio"] == pytest.approx(1.25 * 0.75)
     assert found["m, 8 pictures, reuse of every layer, share of a full evaluation"] == pytest.approx(0.1)
     assert found["m, 8 pictures, compile and capture, s"] == 4.0
