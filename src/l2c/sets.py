@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from l2c.bench.timing import synchronize
 from l2c.cache.cached_model import enable_cache
 from l2c.errors import ConfigError, DataError
-from l2c.files import atomic_write, output_folder
+from l2c.files import atomic_write, check_kind, output_folder
 from l2c.layers import find_layers
 from l2c.processes import is_main, num_processes, process_index, wait_for_all
 from l2c.records import Record, describe_device
@@ -205,6 +205,7 @@ class _Set:
                 self._compare(path, settings)
             else:
                 for file in (path, *(self.paths if self.lasting else ())):
+                    check_kind(file, "PNG picture" if file.suffix == ".png" else "JSON document")
                     file.unlink(missing_ok=True)
             if self.lasting:
                 atomic_write(path, (json.dumps(settings) + "\n").encode(), _ADVICE)

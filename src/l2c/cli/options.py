@@ -5,6 +5,8 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,6 +161,29 @@ def check_suffix(path: Path, suffix: str, option: str) -> None:
     """
     if path.suffix.lower() != suffix:
         raise ConfigError(f"{option} writes a {suffix} file, got '{path}'; end its name in {suffix}")
+
+
+def check_inputs(given: Mapping[str, Any], *outputs: str) -> None:
+    """Refuses outputs of a command that are the same file, by whatever spelling, as another that it was given.
+
+    Args:
+        given: All that the command was given, by the names of its parameters.
+        outputs: Names of those that it writes.
+
+    Raises:
+        ConfigError: If writing one would replace another.
+    """
+    from l2c.files import same_file
+
+    for name, (other, value) in product(outputs, given.items()):
+        for path in value if isinstance(value, (list, tuple)) else (value,):
+            if name == other or not given[name] or not (path and isinstance(path, (str, Path))):
+                continue
+            if same_file(path, given[name]):
+                raise ConfigError(
+                    f"{given[name]} is named twice, as {name} and as {other}, and would be overwritten; name another "
+                    f"file for one of the two"
+                )
 
 
 def check_output(path: Path | None, suffix: str, option: str = "--out") -> None:

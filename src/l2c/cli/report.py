@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import note, print_json, say
-from l2c.cli.options import OUTPUT, JsonOutput, check_suffix, option
+from l2c.cli.options import OUTPUT, JsonOutput, check_output, option
 
 
 def report(
@@ -40,7 +40,7 @@ def report(
     from l2c.report.comparison_folder import read_comparison
 
     path = folder / "report.html" if out is None else out
-    check_suffix(path, ".html", "--out")
+    check_output(path, ".html")
     data = read_comparison(folder)
     for problem in data.problems:
         say("note", problem)

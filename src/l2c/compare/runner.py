@@ -188,7 +188,7 @@ class Comparison:
             versions=find_versions() | ({} if package == "diffusers" else {name: version(name)}),
         )
         data = json.dumps(record.to_json(), indent=1) + "\n"
-        atomic_write(self.folder / RECORDS / f"{variant.id}.json", data.encode(), ADVICE)
+        atomic_write(self.folder / RECORDS / f"{variant.id}.json", data.encode(), ADVICE, replace=True)
         return record
 
     def _score(self, made: Drawn, full: Drawn) -> dict[str, Any]:
