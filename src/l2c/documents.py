@@ -16,10 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, from_json, to_json
 
-from l2c.errors import ConfigError, DataError, L2CError
+from l2c.errors import ConfigError, DataError, L2CError, plain_text
 
 MEBIBYTE = 2**20
 MOST_BYTES = 64 * MEBIBYTE
@@ -38,16 +38,30 @@ def _real(value: object) -> object:
     return float(value) if hasattr(value, "__float__") and not isinstance(value, (bool, int)) else value
 
 
+def one_of(*names: str) -> AfterValidator:
+    """Part of the annotation of a text that can only be one of a few names."""
+    expected = f"one of {', '.join(names)}"
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise PydanticCustomError("one_of", "unknown", {"expected": expected})
+        return value
+
+    return AfterValidator(check)
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Count = Annotated[Whole, Field(ge=1, le=2**31)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Fraction = Annotated[Real, Field(gt=0, le=1)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+LearningRate = Annotated[Real, Field(gt=0, le=100)]
 Macs = Annotated[int, Field(ge=0, le=2**62)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _Schema = TypeVar("_Schema")
-_NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _KIND = re.compile(r"[A-Z]\w*|str|int|float|bool|.*[\[(].*")  # which of several types was tried
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 _HINTS: dict[Any, dict[str, Any]] = {}
@@ -56,7 +70,7 @@ _STATES = {
     "unexpected_keyword_argument": "is unknown",
     "extra_forbidden": "is unknown",
 }
-_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "expected": "one of"}
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "expected": ""}
 _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -71,15 +85,6 @@ _TYPES = {
     "dataclass_type": "a table",
     "none_required": "left out",
 }
-
-
-def plain_text(text: str) -> str:
-    r"""Text without what moves a terminal: control characters but newlines and tabs, and changes of direction.
-
-    >>> plain_text("a\x1b[31mb")
-    'a?[31mb'
-    """
-    return _NOT_TEXT.sub("?", text)
 
 
 def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
@@ -211,7 +216,9 @@ def explain(problem: ValidationError, name: str = "") -> str:
         return f"{place}: {raised}" if place else str(raised)
     if kind in _STATES:
         return f"{place} {_STATES[kind]}"
-    wanted = next((f"{text} {bounds[bound]}" for bound, text in _BOUNDS.items() if bound in bounds), None)
+    wanted = next(
+        (f"{text} {bounds[bound]}".lstrip() for bound, text in _BOUNDS.items() if bound in bounds), None
+    )
     wanted = wanted or _TYPES.get(kind)
     if wanted is None:
         return f"{place}: {mistake['msg']}" if place else str(mistake["msg"])

@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -37,6 +38,9 @@ ENGINE_HELP = (
 )
 _DTYPE_HELP = "Number format of the weights: float32, bfloat16 or float16"
 _MOST_NUMBERS = 100_000
+MOST_PICTURES = 1_000_000
+LARGEST_SEED = 2**62
+_RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 def option(metavar: str | None, text: str, panel: str | None, *names: str, **more: Any) -> Any:
@@ -143,13 +147,12 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigError(f"{option} takes whole numbers and ranges such as 0,7,2-4, got '{text}'")
-        span = range(int(first), int(last or first) + 1)
-        if not span or len(numbers) + len(span) > _MOST_NUMBERS:
+        if not (found := _RANGE.fullmatch(part.strip())):
+            raise ConfigError(f"{option} takes whole numbers and ranges such as 0,7,2-4, got '{text[:80]}'")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < first + _MOST_NUMBERS - len(numbers):
             raise ConfigError(f"{option} has a range that is empty or too long: '{part.strip()}'")
-        numbers += span
+        numbers += range(first, last + 1)
     return numbers
 
 

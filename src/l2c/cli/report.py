@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from l2c.cli.console import note, print_json, say
+from l2c.cli.console import note, print_json, say, show
 from l2c.cli.options import OUTPUT, JsonOutput, check_output, option
 
 
@@ -59,5 +59,5 @@ def report(
         }
         print_json({"page": str(path), "unit": data.unit, "variants": figures})
     else:
-        print(comparison_text(data))
+        show(comparison_text(data))
         note(f"{path} shows {len(data.variants)} variants")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.documents import MOST_CELLS, parse
+from l2c.documents import MOST_CELLS, Share, check_value, parse
 from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.layers import LayerTable
 from l2c.schedule import hub
@@ -290,6 +290,5 @@ def mask_of_scores(scores: Tensor, threshold: float) -> Tensor:
     Raises:
         ConfigError: If the threshold is out of range.
     """
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
+    check_value("the threshold", threshold, Share)
     return scores.isnan() | (scores > threshold)
