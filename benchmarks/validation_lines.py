@@ -2,8 +2,8 @@
 
     python benchmarks/validation_lines.py [FOLDER]
 
-A line counts once if it belongs to a `raise`, to an `if` with nothing but a `raise` below it, or to an `except` that ends
-in one. Ranges and types that stand in annotations are no such lines: a schema checks them.
+A line counts once that belongs to a `raise`, to an `if` that ends in a `raise` below it, or to an `except` that ends in
+one. Ranges and types that stand in annotations are no such lines: a schema checks them.
 """
 
 from __future__ import annotations

@@ -178,15 +178,19 @@ def parse(
     return found
 
 
-def check_fields(settings: Any) -> None:
+def check_fields(settings: Any, of: str = "") -> None:
     """Compares the values of a dataclass with its annotations, for its `__post_init__`.
+
+    Args:
+        settings: The dataclass.
+        of: What its fields are of, to stand before their names.
 
     Raises:
         ConfigError: If one is of another type or out of its range.
     """
     hints = _hints_of(type(settings))
     for item in fields(settings):
-        check_value(item.name.rstrip("_"), getattr(settings, item.name), hints[item.name])
+        check_value(f"{of} {item.name}".strip(" _"), getattr(settings, item.name), hints[item.name])
 
 
 def check_value(name: str, value: object, wanted: Any) -> Any:

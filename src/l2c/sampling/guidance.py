@@ -34,7 +34,7 @@ class Guidance:
     channels: Count | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, "guidance")
 
     @property
     def calls(self) -> int:
