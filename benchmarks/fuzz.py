@@ -285,7 +285,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def fuzz(
-    mutations: int, seed: int = 0, only: tuple[str, ...] = (), limit_s: float = MOST_S
+    mutations: int, seed: int = 0, only: tuple[str, ...] = (), limit_s: float = MOST_S, minutes: float = 1e9
 ) -> dict[str, Any]:
     """Reads so many damaged and forged files; returns what was counted, in plain data.
 
@@ -294,6 +294,7 @@ def fuzz(
         seed: Of what is drawn.
         only: Kinds of files; all by default.
         limit_s: Processor seconds that a reading may take.
+        minutes: After which no further file is begun.
     """
     draw, counts = random.Random(seed), Counter[str]()
     by_kind: dict[str, Counter[str]] = {}
@@ -309,6 +310,8 @@ def fuzz(
             one.read(path)  # what is imported once takes its time here
         memory = _peak_bytes()
         for number in range(mutations):
+            if time.perf_counter() - began > 60 * minutes:
+                break
             kind = list(every)[number % len(every)]
             one = every[kind]
             forged = one.parts is not None and draw.random() < 0.7
@@ -342,7 +345,7 @@ def fuzz(
                     {"kind": kind, "number": str(number), "outcome": outcome, "traceback": what[-1500:]}
                 )
     return {
-        "mutations": mutations,
+        "mutations": sum(counts.values()),
         "seed": seed,
         **{name: counts[name] for name in ("read", "refused", "traceback", "hang", "memory", "leak")},
         "by_kind": {kind: dict(found) for kind, found in by_kind.items()},
@@ -360,11 +363,12 @@ def main() -> int:
     """Fuzzes and writes the figures; 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--mutations", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, default=1e9, help="end by then, with what there is")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", action="append", default=[], help="of files; all by default")
     parser.add_argument("--out", type=Path, help="a record of the figures (.json)")
     options = parser.parse_args()
-    found = fuzz(options.mutations, options.seed, tuple(options.kind))
+    found = fuzz(options.mutations, options.seed, tuple(options.kind), minutes=options.minutes)
     faults = found.pop("faults")
     if options.out is not None:
         config = {"mutations": options.mutations, "kinds": options.kind}

@@ -21,8 +21,7 @@ from pydantic_core import PydanticCustomError, from_json, to_json
 
 from l2c.errors import ConfigError, DataError, L2CError, plain_text
 
-MEBIBYTE = 2**20
-MOST_BYTES = 64 * MEBIBYTE
+MOST_BYTES = 2**26
 """Of a document, if nothing else is said."""
 MOST_EVALUATIONS, MOST_LAYERS, MOST_CELLS = 4_000, 10_000, 500_000
 """Of a schedule, and of its mask: more than any run has, and little enough to be shown at once."""

@@ -83,6 +83,7 @@ def file_kind(head: bytes) -> str:
     >>> file_kind(b'{"format": "l2c.run-record"}'), file_kind(b"a line")
     ('l2c.run-record', 'text')
     """
+    head = head[:_HEAD_BYTES]
     if head.startswith(b"\x89PNG"):
         return "PNG picture"
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
