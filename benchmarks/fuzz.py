@@ -141,8 +141,11 @@ def kinds(folder: Path) -> dict[str, Kind]:
         def read(path: Path) -> object:
             out, err = io.StringIO(), io.StringIO()
             with redirect_stdout(out), redirect_stderr(err):
-                run([word.format(path=path) for word in words])
-            return out.getvalue() + err.getvalue()
+                code = run([word.format(path=path) for word in words])
+            shown = out.getvalue() + err.getvalue()
+            if code and SECRET not in shown:
+                raise L2CError(shown)
+            return shown
 
         return read
 
