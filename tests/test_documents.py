@@ -17,6 +17,7 @@ DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "docs/architecture.md",
     "docs/compare.md",
     "docs/engine.md",
@@ -24,6 +25,7 @@ DOCUMENTS = [
     "docs/method.md",
     "docs/pipelines.md",
     "docs/profile.md",
+    "docs/reliability.md",
     "docs/releasing.md",
 ]
 

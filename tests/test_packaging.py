@@ -88,7 +88,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert f"{info}/licenses/LICENSE" in names
     assert f"\nVersion: {l2c.__version__}\n" in metadata
     assert f"\nRequires-Python: {PROJECT['requires-python']}\n" in metadata
-    assert entry_points.strip().splitlines() == ["[console_scripts]", "l2c = l2c.cli.main:main"]
+    assert entry_points.strip().splitlines() == ["[console_scripts]", "l2c = l2c.__main__:main"]
     assert callable(main)
     assert wheel.stat().st_size < 100e6  # what the package index takes
 

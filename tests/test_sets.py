@@ -65,7 +65,7 @@ def test_what_makes_no_sense_is_said_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
     for model, options, words in (
         (tiny_dit(), {"labels": [10]}, "class label 10 is out of range; the model has classes 0 to 9"),
-        (tiny_dit(), {"batch_size": 0}, "at least one seed and one picture at a time"),
+        (tiny_dit(), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (tiny_dit(), {"decoder": LatentDecoder.__call__}, "nothing to decode"),
         (tiny_uvit(in_channels=4), {"npz": True}, "name an autoencoder"),
         (tiny_dit(), {"engine": "steam"}, "unknown engine"),

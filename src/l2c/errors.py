@@ -16,6 +16,12 @@ The command line prints the message of any of these as one sentence and exits wi
 `ConfigError`, so a message says what is wrong, what was got, what was expected and what to do.
 """
 
+from __future__ import annotations
+
+import re
+
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
 
 class L2CError(Exception):
     """Base of all errors that l2c raises on purpose."""
@@ -51,3 +57,12 @@ class OutputError(L2CError):
 
 class NumericsError(L2CError):
     """A value that must be finite is not."""
+
+
+def plain_text(text: str) -> str:
+    r"""Text without what moves a terminal: control characters but newlines and tabs, and changes of direction.
+
+    >>> plain_text("a\x1b[31mb")
+    'a?[31mb'
+    """
+    return _NOT_TEXT.sub("?", text)

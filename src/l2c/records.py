@@ -11,14 +11,25 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from l2c import __version__
+from l2c.documents import Cost, parse, read_document
 from l2c.errors import DataError
 from l2c.files import atomic_write
 
 FORMAT = "l2c.run-record"
+NOT_ONE, ADVICE = "is not a record written by l2c", "make it anew"
 _PACKAGES = ("torch", "diffusers", "numpy", "safetensors")
+
+
+class _Stored(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    format: Literal["l2c.run-record"]
+    seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Record:
     command: str
     config: Mapping[str, Any]
     seeds: tuple[int, ...] = ()
-    timings: Mapping[str, list[float]] = field(default_factory=dict)
+    timings: Mapping[str, list[Cost]] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: find_versions())
@@ -60,19 +71,18 @@ class Record:
         atomic_write(path, (json.dumps(self.to_json(), indent=2) + "\n").encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> Record:
+    def load(cls, path: str | Path, within: Path | None = None) -> Record:
         """Reads a record.
+
+        Args:
+            path: The file.
+            within: Folder that it must really be in, with a path from there; see `l2c.documents.read_own_file`.
 
         Raises:
             DataError: If the file is missing or not a record.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return cls(**{**data, "seeds": tuple(data["seeds"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is not a record written by l2c ({error})") from error
+        stored = read_document(path, _Stored, advice=ADVICE, within=within, what=NOT_ONE)
+        return parse(cls, stored, f"{path} {NOT_ONE}", DataError, ADVICE)
 
 
 def find_versions() -> dict[str, str]:

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from l2c.bench.timing import synchronize
 from l2c.cache.cached_model import enable_cache
-from l2c.errors import ConfigError, DataError
-from l2c.files import atomic_write, output_folder
+from l2c.documents import Count, Seed, check_value, read_document
+from l2c.errors import ConfigError, NumericsError
+from l2c.files import atomic_write, check_kind, output_folder
 from l2c.layers import find_layers
 from l2c.processes import is_main, num_processes, process_index, wait_for_all
 from l2c.records import Record, describe_device
@@ -95,16 +97,15 @@ def sample_set(
         ConfigError: If an argument is out of range, or the folder has pictures of other settings.
         ContractError: If the schedule was made for another model or run.
         DataError: If a picture in the folder cannot be read.
+        NumericsError: If pictures are not finite; names the first evaluation where they are not.
         OutputError: If a file cannot be written; pictures that are finished stay.
     """
     denoiser = Denoiser.of(model)
     sampler = resolve_sampler(denoiser, schedule, **run)
     if schedule is not None:
         schedule.contract.check_run(sampler.run)
-    if batch_size < 1 or not seeds:
-        raise ConfigError(
-            f"a set needs at least one seed and one picture at a time, got {len(seeds)} and {batch_size}"
-        )
+    check_value("batch_size", batch_size, Count)
+    seeds = check_value("seeds", list(seeds), Annotated[list[Seed], Field(min_length=1)])
     mode = resolve_engine(engine, denoiser)
     lasting = npz or resume or num_processes() > 1
     if decoder is not None and not denoiser.latent:
@@ -205,18 +206,17 @@ class _Set:
                 self._compare(path, settings)
             else:
                 for file in (path, *(self.paths if self.lasting else ())):
+                    check_kind(file, "PNG picture" if file.suffix == ".png" else "JSON document")
                     file.unlink(missing_ok=True)
             if self.lasting:
                 atomic_write(path, (json.dumps(settings) + "\n").encode(), _ADVICE)
         wait_for_all()
 
     def _compare(self, path: Path, settings: Mapping[str, Any]) -> None:
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key in settings if there.get(key) != settings[key]]
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{path} cannot be read ({error}); choose another --out") from error
-        if differing:
+        there = read_document(
+            path, dict[str, Any], advice="choose another --out", what="cannot be read as settings"
+        )
+        if differing := [key for key in settings if there.get(key) != settings[key]]:
             raise ConfigError(
                 f"{self.folder} holds pictures with another {' and '.join(differing)}; choose another --out"
             )
@@ -243,12 +243,17 @@ class _Set:
             noise = seeded_noise([seed for seed, _ in batch], denoiser.sample_shape).to(denoiser.device)
             labels = torch.tensor([label for _, label in batch], device=denoiser.device)
             samples = _timed(sample_s, partial(sample, noise, labels))
+            self.sampler.check_finite(samples, noise, labels, self.schedule if self.mode != "eager" else None)
             if self.mode != "eager":
                 count.advance()
             if denoiser.latent and not self.lasting:
                 latents.append(samples.cpu())
             if self.decoder is not None:
                 samples = _timed(decode_s, partial(self.decoder, samples))
+                if not samples.isfinite().all():
+                    raise NumericsError(
+                        "the autoencoder makes values that are not finite; use --dtype float32"
+                    )
             elif denoiser.latent:
                 continue
             for picture, pixels in zip(batch, to_pixels(samples), strict=True):

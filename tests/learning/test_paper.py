@@ -90,9 +90,9 @@ def test_broken_weights_are_reported():
     ("change", "message"),
     [
         ({"iterations": 0}, "iterations must be at least 1"),
-        ({"threshold": 2.0}, "threshold must be from 0 to 1"),
-        ({"learning_rate": 0.0}, "learning rate more than 0"),
-        ({"reduction": "max"}, "unknown reduction 'max'"),
+        ({"threshold": 2.0}, "threshold must be at most 1, got 2"),
+        ({"learning_rate": 0.0}, "learning_rate must be more than 0, got 0"),
+        ({"reduction": "max"}, "reduction must be one of mean, sum, got 'max'"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):

@@ -59,7 +59,7 @@ def test_uvit_rows_decide_the_first_evaluation_of_an_outer_step(shared):
 def test_threshold_can_be_chosen(shared):
     path = shared / "routers/DDIM50_router.pt"
     assert l2c.import_router(path, threshold=0.9).cost.fraction < l2c.import_router(path).cost.fraction
-    with pytest.raises(ConfigError, match="from 0 to 1, got 1.5"):
+    with pytest.raises(ConfigError, match="the threshold must be at most 1, got 1.5"):
         l2c.import_router(path, threshold=1.5)
 
 

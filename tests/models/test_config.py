@@ -20,7 +20,7 @@ SIZES = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 0}, "depth must be positive, got 0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"patch_size": 3}, "image_size 8 must be a multiple of patch_size, got 3"),
         ({"num_heads": 5}, "hidden_size 32 must be a multiple of num_heads, got 5"),
         ({"hidden_size": 30}, "hidden_size 30 must be a multiple of 4"),

@@ -100,7 +100,7 @@ def test_registered_solvers_are_named_and_checked(heun):
             make_solver(*arguments)
     with pytest.raises(ConfigError, match="there is a solver 'heun' already; give the new one another name"):
         register_solver("heun", Heun)
-    with pytest.raises(ConfigError, match="a step of a solver has at least 1 evaluation, got 0"):
+    with pytest.raises(ConfigError, match="evaluations_per_step must be at least 1, got 0"):
         register_solver("none", Heun, evaluations_per_step=0)
 
 

@@ -72,7 +72,7 @@ def test_the_network_is_fed_its_own_timesteps():
         ({"labels": [1], "noise": torch.zeros(2, 3, 8, 8)}, "noise must have shape (1, 3, 8, 8)"),
         ({"labels": [1], "noise": torch.zeros(1, 3, 8, 8), "seeds": [1]}, "either seeds or noise"),
         ({"labels": [1], "guidance": float("nan")}, "guidance scale must be"),
-        ({"labels": [1], "guidance_mode": "both"}, "unknown guidance mode 'both'; choose batch or split"),
+        ({"labels": [1], "guidance_mode": "both"}, "mode must be one of batch, split, got 'both'"),
         ({"labels": [1], "batch_size": 0}, "batch_size must be at least 1"),
         ({"labels": [1], "solver": "ddmi"}, "unknown solver 'ddmi'; did you mean 'ddim'?"),
     ],

@@ -206,9 +206,9 @@ def test_unknown_settings_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("beta_schedule", "prediction_type", "message"),
     [
-        ("cosine", "epsilon", "unknown beta schedule 'cosine'; choose linear or scaled_linear"),
-        ("linear", "noise", "predicts epsilon, v_prediction or sample, got 'noise'"),
-        ("linear", "flow_prediction", "got 'flow_prediction'; that is of a FlowSchedule"),
+        ("cosine", "epsilon", "beta_schedule must be one of linear, scaled_linear, got 'cosine'"),
+        ("linear", "noise", "prediction_type must be one of epsilon, v_prediction, sample, got 'noise'"),
+        ("linear", "flow_prediction", "one of epsilon, v_prediction, sample, got 'flow_prediction'"),
     ],
 )
 def test_unknown_processes_are_refused(beta_schedule, prediction_type, message):

@@ -86,7 +86,7 @@ def test_a_threshold_decides_anew(routed):
 def test_a_threshold_that_has_nothing_to_decide_on(schedule, routed):
     with pytest.raises(ConfigError, match="no router scores"):
         l2c.load_schedule(schedule, threshold=0.5)
-    with pytest.raises(ConfigError, match="scores from 0 to 1, got 1.5"):
+    with pytest.raises(ConfigError, match="the threshold must be at most 1, got 1.5"):
         mask_of_scores(routed.scores, 1.5)
     learned = l2c.load_schedule(SHIPPED, budget=0.5)
     with pytest.raises(ConfigError, match="forecasts were learned for this mask"):

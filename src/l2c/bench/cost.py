@@ -14,6 +14,7 @@ from typing import Any
 
 from l2c.bench.runs import FULL, REST, SHALLOW, ProfileRuns, layer_groups, random_mask
 from l2c.bench.timing import Timing, interleave
+from l2c.documents import Count, check_value
 from l2c.errors import ConfigError, DataError
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost, check_class_host
@@ -161,10 +162,8 @@ def measure_profile(
         ConfigError: If batch size or repetitions are less than 1, there are too few evaluations, the engine is unknown
             or does not fit the model or its device, a pipeline is given a decoder, or an argument is unknown.
     """
-    if batch_size < 1 or repetitions < 1:
-        raise ConfigError(
-            f"batch size and repetitions must be at least 1, got {batch_size} and {repetitions}"
-        )
+    check_value("batch_size", batch_size, Count)
+    check_value("repetitions", repetitions, Count)
     host = host_of(target, measure_profile, **run)
     mode = host.resolve_engine(engine)
     runs = ProfileRuns(host, batch_size, mode, predictor.history, evaluations)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from l2c.cli import options, targets
 from l2c.cli.console import digits, print_record, progress_bar, results, say, table
-from l2c.cli.options import check_output, option, parse_numbers
+from l2c.cli.options import check_inputs, check_output, option, parse_numbers
 from l2c.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def bench(
     from l2c.bench.schedules import EVERYTHING, measure_schedules
     from l2c.schedule.open import load_schedules
 
+    check_inputs(context.params, "out")
     check_output(out, ".json")
     sizes = parse_numbers(batch_sizes, "--batch-sizes")
     found = load_schedules(schedules or [], budget, reserved=(EVERYTHING,))

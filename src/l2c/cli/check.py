@@ -9,7 +9,7 @@ import typer
 
 from l2c.cli import options, targets
 from l2c.cli.console import note, print_json, results
-from l2c.cli.options import check_suffix, option, parse_numbers
+from l2c.cli.options import check_inputs, check_output, option, parse_numbers
 from l2c.errors import ConfigError
 
 BEYOND_LIMIT = 1
@@ -67,7 +67,8 @@ def check(
     - `l2c check ./pixart user/schedule --prompts prompts.txt --lora ./style --json`
     """
     if record is not None:
-        check_suffix(record, ".safetensors", "--record")
+        check_inputs({**context.params, "schedule": None}, "record")  # which may be the schedule itself
+        check_output(record, ".safetensors", "--record")
     if limit <= 0:
         raise ConfigError(f"--limit must be positive, got {limit:g}")
 

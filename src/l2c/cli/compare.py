@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import note, print_json, progress_bar, say
+from l2c.cli.console import show as show_text
 from l2c.cli.options import OUTPUT, Device, JsonOutput, option
 from l2c.devices import resolve_device
 from l2c.errors import ConfigError
@@ -65,7 +66,7 @@ def compare(
         if as_json:
             print_json({"config": to_plain(config), "variants": variants})
         else:
-            print("\n".join(variants))
+            show_text("\n".join(variants))
         return
     comparison = Comparison(config, out, resolve_device(device), note=lambda text: say("note", text))
     with progress_bar("what") as bar:
@@ -79,5 +80,5 @@ def compare(
         print_json({"folder": str(out), "records": [record.to_json() for record in records]})
     else:
         if "rmse" in config.metrics:
-            print(comparison_text(read_comparison(out)))
+            show_text(comparison_text(read_comparison(out)))
         note(f"l2c report {out} --out {out}.html makes the page")

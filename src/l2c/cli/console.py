@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from l2c.errors import plain_text
 from l2c.processes import is_main
 
 if TYPE_CHECKING:
@@ -26,19 +28,34 @@ class Interrupted(Exception):  # noqa: N818 (an interrupt is no error)
     """The user ended a command early, which had something to say about it."""
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is: no markup in it, and nothing that moves a terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `rich.console.Console`."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else plain_text(segment.text)
+            yield Segment(text, segment.style, segment.control)
+
+
 def results() -> Console:
     """Console on stdout."""
-    return Console(highlight=False)
+    return PlainConsole(highlight=False, markup=False)
+
+
+def show(text: str) -> None:
+    """Writes text to stdout."""
+    print(plain_text(text))
 
 
 def note(message: str) -> None:
     """Writes a line to stderr."""
-    print(message, file=sys.stderr)
+    print(plain_text(message), file=sys.stderr)
 
 
 def say(kind: str, message: str) -> None:
     """Writes one sentence to stderr: `l2c: error: ...`."""
-    sentence = " ".join(message.split())
+    sentence = plain_text(" ".join(message.split()))
     print(f"l2c: {kind}: {sentence}", file=sys.stderr)
 
 
@@ -56,8 +73,9 @@ def warnings_as_sentences() -> Iterator[None]:
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """Writes strict JSON to stdout."""
-    print(json.dumps(data, indent=2, allow_nan=False))
+    """Writes strict JSON to stdout; what is no number there, as NaN, is null."""
+    strict = json.loads(json.dumps(data), parse_constant=lambda name: None)
+    print(json.dumps(strict, indent=2, allow_nan=False))
 
 
 def print_record(record: Record, file: Path | None, show: Callable[[Record], None], *, as_json: bool) -> None:
@@ -111,12 +129,12 @@ def progress_bar(*extra: str) -> Progress:
     Args:
         extra: Names of task fields that are shown as they are.
     """
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True, highlight=False, markup=False)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        *(TextColumn(f"{{task.fields[{name}]}}") for name in extra),
+        *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in extra),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from l2c.cli.console import macs, note, print_json, results, table
-from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_output, option
+from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_inputs, check_output, option
 from l2c.errors import L2CError, ScheduleError
 
 
 def inspect(
+    context: typer.Context,
     file: Annotated[
         str,
         typer.Argument(
@@ -75,6 +76,7 @@ def inspect(
     from l2c.schedule.family import ScheduleFamily
     from l2c.schedule.open import load_schedule, open_schedule
 
+    check_inputs(context.params, "plot", "save")
     check_output(plot, ".png", "--plot")
     check_output(save, ".safetensors", "--save")
     if all(choice is None for choice in (budget, threshold, plot, save)):

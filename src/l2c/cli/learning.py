@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import Progress as Bar
 
 from l2c.cli.console import Interrupted, note, print_json, progress_bar, seconds
+from l2c.cli.options import check_inputs
 from l2c.cli.targets import name_of
 from l2c.devices import resolve_dtype
 from l2c.errors import OutputError
@@ -55,6 +56,7 @@ class LearnCommand:
             time_limit_s=None if minutes is None else 60 * minutes,
             log_dir=given["log_dir"],
         )
+        check_inputs({**given, "checkpoint": session.checkpoint}, "out", "checkpoint")
         where = (given["model"], given["lora"], given["device"], given["dtype"])
         return cls(*where, settings, session, out, given["as_json"])
 

@@ -5,6 +5,9 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +38,9 @@ ENGINE_HELP = (
 )
 _DTYPE_HELP = "Number format of the weights: float32, bfloat16 or float16"
 _MOST_NUMBERS = 100_000
+MOST_PICTURES = 1_000_000
+LARGEST_SEED = 2**62
+_RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 def option(metavar: str | None, text: str, panel: str | None, *names: str, **more: Any) -> Any:
@@ -141,13 +147,12 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigError(f"{option} takes whole numbers and ranges such as 0,7,2-4, got '{text}'")
-        span = range(int(first), int(last or first) + 1)
-        if not span or len(numbers) + len(span) > _MOST_NUMBERS:
+        if not (found := _RANGE.fullmatch(part.strip())):
+            raise ConfigError(f"{option} takes whole numbers and ranges such as 0,7,2-4, got '{text[:80]}'")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < first + _MOST_NUMBERS - len(numbers):
             raise ConfigError(f"{option} has a range that is empty or too long: '{part.strip()}'")
-        numbers += span
+        numbers += range(first, last + 1)
     return numbers
 
 
@@ -159,6 +164,29 @@ def check_suffix(path: Path, suffix: str, option: str) -> None:
     """
     if path.suffix.lower() != suffix:
         raise ConfigError(f"{option} writes a {suffix} file, got '{path}'; end its name in {suffix}")
+
+
+def check_inputs(given: Mapping[str, Any], *outputs: str) -> None:
+    """Refuses outputs of a command that are the same file, by whatever spelling, as another that it was given.
+
+    Args:
+        given: All that the command was given, by the names of its parameters.
+        outputs: Names of those that it writes.
+
+    Raises:
+        ConfigError: If writing one would replace another.
+    """
+    from l2c.files import same_file
+
+    for name, (other, value) in product(outputs, given.items()):
+        for path in value if isinstance(value, (list, tuple)) else (value,):
+            if name == other or not given[name] or not (path and isinstance(path, (str, Path))):
+                continue
+            if same_file(path, given[name]):
+                raise ConfigError(
+                    f"{given[name]} is named twice, as {name} and as {other}, and would be overwritten; name another "
+                    f"file for one of the two"
+                )
 
 
 def check_output(path: Path | None, suffix: str, option: str = "--out") -> None:

@@ -8,7 +8,7 @@ import typer
 
 from l2c.cli import options, targets
 from l2c.cli.console import print_record, progress_bar, results, table
-from l2c.cli.options import check_output, option
+from l2c.cli.options import check_inputs, check_output, option
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def profile(
     from l2c.devices import resolve_device, resolve_dtype
     from l2c.sampling.decoding import LatentDecoder
 
+    check_inputs(context.params, "out")
     check_output(out, ".json")
     forecasts, device = l2c.Predictor.parse(predictor), resolve_device(device)
     run = targets.read_run({**context.params, "steps": None})  # of a run that is timed, not of the target's

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from l2c.cli.console import note, print_json, say
-from l2c.cli.options import OUTPUT, JsonOutput, check_suffix, option
+from l2c.cli.console import note, print_json, say, show
+from l2c.cli.options import OUTPUT, JsonOutput, check_output, option
 
 
 def report(
@@ -40,7 +40,7 @@ def report(
     from l2c.report.comparison_folder import read_comparison
 
     path = folder / "report.html" if out is None else out
-    check_suffix(path, ".html", "--out")
+    check_output(path, ".html")
     data = read_comparison(folder)
     for problem in data.problems:
         say("note", problem)
@@ -59,5 +59,5 @@ def report(
         }
         print_json({"page": str(path), "unit": data.unit, "variants": figures})
     else:
-        print(comparison_text(data))
+        show(comparison_text(data))
         note(f"{path} shows {len(data.variants)} variants")

@@ -53,6 +53,7 @@ def sample(
             "--num",
             "-n",
             min=1,
+            max=options.MOST_PICTURES,
         ),
     ] = None,
     seed: Annotated[
@@ -63,6 +64,7 @@ def sample(
             "sampled with it.",
             options.PICTURES,
             min=0,
+            max=options.LARGEST_SEED,
         ),
     ] = 0,
     seeds: Annotated[

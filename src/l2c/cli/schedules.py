@@ -45,13 +45,15 @@ def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) ->
     """Prints a schedule's contract, counts and cost, and with `rows` a line per evaluation."""
     console, cached, cost = results(), summary["cached"], summary["cost"]
     console.print(facts(_facts(summary, title)))
-    console.print(f"\n[bold]Layers computed in the {cached['evaluations']} evaluations that may reuse[/]")
+    console.print(
+        f"\nLayers computed in the {cached['evaluations']} evaluations that may reuse", style="bold"
+    )
     counts = table("kind", "computed", "of", "removed")
     for kind, count in [*cached["kinds"].items(), ("all", cached)]:
         removed = 1 - count["computed"] / count["total"] if count["total"] else 0.0
         counts.add_row(kind, str(count["computed"]), str(count["total"]), f"{removed:.2%}")
     console.print(counts)
-    console.print("\n[bold]MACs per picture over the whole run, guidance not counted[/]")
+    console.print("\nMACs per picture over the whole run, guidance not counted", style="bold")
     costs = table("counted", "everything", "scheduled", "left")
     for label, kind in (
         ("linear layers only (as for DiT)", "linear_macs"),
@@ -61,7 +63,7 @@ def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) ->
         costs.add_row(label, macs(full), macs(left), f"{left / full:.1%}")
     console.print(costs)
     if rows:
-        console.print("\n[bold]Layers computed at each evaluation, from noise to picture[/]")
+        console.print("\nLayers computed at each evaluation, from noise to picture", style="bold")
         kinds = list(cached["kinds"])
         sizes = {kind: summary["layer_kinds"].count(kind) for kind in kinds}
         evaluations = table("evaluation", "timestep", *kinds, "MACs")
@@ -84,9 +86,10 @@ def print_errors(provenance: Mapping[str, Any]) -> None:
     line += f" ({provenance['error_unit']})" if "error_unit" in provenance else ""
     if "held_out_error_of_everything" in provenance:
         line += f"; with everything computed {provenance['held_out_error_of_everything']:.4f}"
-    line += f"; before learning, with the same mask, {provenance['held_out_error_before']:.4f}"
+    if "held_out_error_before" in provenance:
+        line += f"; before learning, with the same mask, {provenance['held_out_error_before']:.4f}"
     results().print(line, soft_wrap=True)
-    if "fewer_steps" in provenance:
+    if "fewer_steps" in provenance and "structure" in provenance:
         plain = sorted(provenance["fewer_steps"].items(), key=lambda item: item[1])
         listed = ", ".join(f"{name} {error:.4f}" for name, error in plain)
         line = f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}"
@@ -108,7 +111,7 @@ def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:
     }
     if sizes := provenance.get("resolution"):
         found["resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
-    found["reuse"] = f"{forecast}: a reused layer {_FORECASTS[forecast.partition('-')[0]]}"
+    found["reuse"] = f"{forecast}: a reused layer {_FORECASTS.get(forecast.partition('-')[0], 'is forecast')}"
     plain = {
         k: v for k, v in provenance.items() if isinstance(v, str | int | float) and not isinstance(v, bool)
     }

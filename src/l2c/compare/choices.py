@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from l2c.documents import MOST_EVALUATIONS
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.conditions import read_prompts
 from l2c.methods.learned import find_schedule
 
 TINY = "tiny:"
 """What the name of a pipeline of `l2c.testing` begins with."""
+
+
+Budget = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class PipelineChoice:
     """
 
     pipeline: str
-    prompts: tuple[str, ...] = ()
+    prompts: str | tuple[str, ...] = ()
     conditions: tuple[Mapping[str, Any], ...] = ()
     call: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,9 +66,9 @@ class Base:
     """
 
     solver: str = ""
-    steps: int = 0
+    steps: Annotated[int, Field(ge=0, le=MOST_EVALUATIONS)] = 0
     spacing: str = "linspace"
-    budgets: tuple[float, ...] = (0.5, 0.35, 0.25)
+    budgets: tuple[Budget, ...] = (0.5, 0.35, 0.25)
     scheduler: str = ""
 
     def __post_init__(self) -> None:
@@ -99,7 +105,7 @@ class MethodChoice:
 
     name: str
     settings: tuple[Mapping[str, Any], ...] = ({},)
-    budgets: tuple[float, ...] | None = None
+    budgets: tuple[Budget, ...] | None = None
     bases: tuple[str, ...] | None = None
     optional: bool = False
 
@@ -115,5 +121,5 @@ class Reference:
     """
 
     solver: str = "dpmsolver++3"
-    steps: int = 100
+    steps: Annotated[int, Field(ge=1, le=MOST_EVALUATIONS)] = 100
     spacing: str = "logsnr"

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from l2c.compare.baselines import BASELINES
 from l2c.compare.choices import Base, MethodChoice, PipelineChoice, Reference
+from l2c.documents import Cost, Count, parse, read_file
 from l2c.errors import ConfigError
 from l2c.evaluation.registry import all_metrics
 from l2c.methods.registry import all_methods, unknown
@@ -22,7 +25,10 @@ else:
     import tomli as tomllib
 
 DISTRIBUTIONAL = ("fd", "kd", "is", "precision-recall")
+Amount = Annotated[int, Field(ge=1, le=1_000_000)]
 PIPELINE_REFERENCE = {"solver": "", "steps": 150, "spacing": ""}
+
+_AnyTable = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,21 +59,21 @@ class CompareConfig:
     model: str | PipelineChoice
     bases: tuple[Base, ...]
     methods: tuple[MethodChoice, ...]
-    guidance: float | None = 1.5
-    images: int = 16
-    batch_size: int = 8
-    seed: int = 2_000_000
-    timing_images: int = 4
-    repetitions: int = 3
+    guidance: Cost | None = 1.5
+    images: Amount = 16
+    batch_size: Count = 8
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 2_000_000
+    timing_images: Amount = 4
+    repetitions: Amount = 3
     metrics: tuple[str, ...] = ("rmse", "psnr", "ssim")
     reference: Reference = field(default_factory=Reference)
     features: str = "efficientnet-lite0"
     real_images: str | None = None
-    num_real_images: int | None = None
+    num_real_images: Count | None = None
     lpips: Mapping[str, str] = field(default_factory=dict)
     vae: str | None = None
-    dtype: str = "float32"
-    shown_images: int = 8
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    shown_images: Amount = 8
 
     def __post_init__(self) -> None:
         known = (*all_metrics(), "lpips", *DISTRIBUTIONAL)
@@ -89,9 +95,6 @@ class CompareConfig:
                 f"the metric {self.distributional[0]} compares with real images; name a folder or a Parquet file "
                 "of them as real_images, or leave it out of the metrics"
             )
-        for name in ("images", "batch_size", "timing_images", "repetitions", "shown_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.distributional and self.images < 10:
             raise ConfigError(f"metrics of a set need at least 10 images, got {self.images}")
         names = [base.name for base in self.bases]
@@ -141,10 +144,10 @@ class CompareConfig:
         """
         path = Path(path)
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-        except tomllib.TOMLDecodeError as error:
+            data = tomllib.loads(read_file(path).decode())
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from error
         return cls.from_plain(data, str(path))
 
@@ -166,25 +169,29 @@ class CompareConfig:
         Raises:
             ConfigError: If something is missing, unknown or out of range.
         """
-        options = dict(data)
-        bases = options.pop("base", None) or options.pop("bases", ())
-        methods = options.pop("method", None) or options.pop("methods", ())
+        options = dict(parse(_AnyTable, data, source, ConfigError))
+        for name in ("base", "method"):
+            if found := options.pop(name, None):
+                options[f"{name}s"] = found
         if "model" not in options:
             raise ConfigError(f"{source} names no model; add a line such as model = 'dit-mini-cifar10'")
-        if isinstance(options["model"], Mapping):
-            options["model"] = _build(PipelineChoice, options["model"], source)
-            options["reference"] = {**PIPELINE_REFERENCE, **options.get("reference", {})}
+        _check_names(cls, options, source)
+        for name, kind in (("bases", Base), ("methods", MethodChoice)):
+            for part in options.setdefault(name, []):
+                _check_names(kind, part, source)
+        if isinstance(options["model"], dict):
+            _check_names(PipelineChoice, options["model"], source)
+            reference = options.get("reference", {})
+            options["reference"] = (
+                {**PIPELINE_REFERENCE, **reference} if isinstance(reference, dict) else reference
+            )
             if options.setdefault("guidance", None) is not None or options.get("vae") is not None:
                 raise ConfigError(
                     f"{source}: a pipeline has its own autoencoder, and its guidance is guidance_scale in its call; "
                     "leave guidance and vae out"
                 )
-        if "reference" in options:
-            options["reference"] = _build(Reference, options["reference"], source)
-        options["bases"] = tuple(_build(Base, base, source) for base in bases)
-        options["methods"] = tuple(_build(MethodChoice, method, source) for method in methods)
-        built: CompareConfig = _build(cls, options, source)
-        return built
+        _check_names(Reference, options.get("reference", {}), source)
+        return parse(cls, options, source, ConfigError)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -205,18 +212,12 @@ def to_plain(config: CompareConfig) -> dict[str, Any]:
     return converted
 
 
-def _build(cls: type, data: Any, source: str) -> Any:
+def _check_names(cls: type, table: Any, source: str) -> None:
+    """Refuses settings that a table must not have, with the nearest of those that it may."""
     known = [item.name for item in fields(cls)]
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{source}: expected a table with {', '.join(known)}, got {data!r}")
-    for name in data:
+    for name in table if isinstance(table, dict) else ():
         if name not in known:
             raise ConfigError(f"{source}: {unknown('setting', name, known)}")
-    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    try:
-        return cls(**tuples)
-    except TypeError as error:
-        raise ConfigError(f"{source}: {error}") from error
 
 
 def _check_method(method: MethodChoice, bases: list[str]) -> None:

@@ -24,6 +24,7 @@ from l2c.compare.plan import FULL, Variant, plan
 from l2c.compare.rounds import time_round
 from l2c.compare.samples import ADVICE, Drawn, Samples
 from l2c.compare.scoring import Scorer
+from l2c.documents import read_document
 from l2c.errors import ConfigError, DataError, L2CError, OutputError
 from l2c.files import atomic_write, make_folder
 from l2c.hosts.base import Host
@@ -88,12 +89,8 @@ class Comparison:
         """Writes the configuration, unless the folder is that of another comparison."""
         path = self.folder / CONFIG
         if path.is_file():
-            try:
-                there = CompareConfig.from_plain(json.loads(path.read_text(encoding="utf-8")), str(path))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path} cannot be read ({error}); delete it or choose another --out"
-                ) from error
+            stored = read_document(path, dict[str, Any], ConfigError, "delete it or choose another --out")
+            there = CompareConfig.from_plain(stored, str(path))
             old, new = there.identity(), self.config.identity()
             if differing := [key for key in new if old[key] != new[key]]:
                 raise ConfigError(
@@ -188,7 +185,7 @@ class Comparison:
             versions=find_versions() | ({} if package == "diffusers" else {name: version(name)}),
         )
         data = json.dumps(record.to_json(), indent=1) + "\n"
-        atomic_write(self.folder / RECORDS / f"{variant.id}.json", data.encode(), ADVICE)
+        atomic_write(self.folder / RECORDS / f"{variant.id}.json", data.encode(), ADVICE, replace=True)
         return record
 
     def _score(self, made: Drawn, full: Drawn) -> dict[str, Any]:

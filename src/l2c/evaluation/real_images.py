@@ -11,7 +11,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from l2c.documents import Count, parse
 from l2c.errors import DataError
 from l2c.evaluation.distribution import Gaussian
 from l2c.evaluation.features import FeatureExtractor, extract, to_bytes
@@ -20,6 +22,12 @@ from l2c.learning.data import ImageData
 
 FORMAT = "l2c.real-image-statistics"
 MAX_FEATURES = 5000
+
+
+class _Header(TypedDict):
+    extractor: str
+    source: str
+    count: Count
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,9 @@ class RealImages:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[FORMAT])
-                gaussian = Gaussian(
-                    file.get_tensor("mean"), file.get_tensor("covariance"), int(header["count"])
-                )
+                stored = (file.metadata() or {})[FORMAT]
+                header = parse(_Header, stored, str(path), DataError, "delete it")
+                gaussian = Gaussian(file.get_tensor("mean"), file.get_tensor("covariance"), header["count"])
                 statistics = cls(header["extractor"], header["source"], gaussian, file.get_tensor("features"))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path} does not hold statistics of real images ({error}); delete it") from error

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 
-from l2c.errors import ScheduleError
+from l2c.documents import MOST_LAYERS, Count, Macs
 
 ATTENTION = "attention"
 CROSS_ATTENTION = "cross-attention"
@@ -44,9 +45,9 @@ class Layer:
     name: str
     module_path: str
     kind: str
-    linear_macs: int = 0
-    attention_macs: int = 0
-    out_elements: int = 0
+    linear_macs: Macs = 0
+    attention_macs: Annotated[int, Field(ge=-(2**62), le=2**62)] = 0  # measured as what is left
+    out_elements: Macs = 0
     feeders: tuple[str, ...] = field(default=())
 
     @property
@@ -69,10 +70,12 @@ class LayerTable:
             not known, because the model takes any; then all MACs are 0.
     """
 
-    architecture: str
-    layers: tuple[Layer, ...]
-    rest_macs: int = 0
-    sample_shape: tuple[int, ...] = ()
+    architecture: Annotated[
+        str, Field(validation_alias=AliasChoices("architecture", "family"))
+    ]  # the latter once
+    layers: Annotated[tuple[Layer, ...], Field(max_length=MOST_LAYERS)]
+    rest_macs: Macs = 0
+    sample_shape: tuple[Count, ...] = ()
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -130,23 +133,6 @@ class LayerTable:
             if not layer["feeders"]:
                 del layer["feeders"]
         return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> LayerTable:
-        """Inverse of `to_json`.
-
-        Raises:
-            ScheduleError: If a field is missing or of the wrong kind.
-        """
-        try:
-            layers = tuple(
-                Layer(**{**layer, "feeders": tuple(layer.get("feeders", ()))}) for layer in data["layers"]
-            )
-            shape = tuple(int(n) for n in data["sample_shape"])
-            architecture = data.get("architecture", data.get("family"))  # the second in files of version 1
-            return cls(str(architecture), layers, int(data["rest_macs"]), shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ScheduleError(f"the layer table of the schedule is malformed ({error!r})") from error
 
 
 def transformer_layers(

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from l2c.documents import check_value
 from l2c.errors import CheckpointError, ConfigError, OutputError
 from l2c.files import atomic_write, remove_partial
 
 FORMAT = "l2c.learning-checkpoint"
-VERSION = 1
+VERSION = 2
+
+
+class _State(TypedDict):
+    kept: dict[str, Any]
+    stage: str
+    iteration: Annotated[int, Field(ge=0, lt=2**31)]
+    learned: dict[str, Any]
+    aside: dict[str, Any]
 
 
 class Checkpoint:
@@ -56,14 +70,18 @@ class Checkpoint:
         remove_partial(self.path)
         if not self.path.exists():
             return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            known = content["format"] == FORMAT and content["version"] == VERSION
-            identity, state = content["identity"], content["state"]
-        except Exception as error:  # a damaged file can fail in any way
+        known = whole = False
+        if self.path.is_file():  # a named pipe is none
+            with suppress(Exception):  # a damaged file can fail in any way
+                content = torch.load(self.path, map_location="cpu", weights_only=True)
+                known = content["format"] == FORMAT and content["version"] == VERSION
+                identity, state = content["identity"], content["state"]
+                check_value("state", state, _State)
+                whole = not known or content["digest"] == _digest(identity, state)
+        if not whole:
             raise CheckpointError(
                 f"{self.path} is damaged or no checkpoint of learning; delete it, or choose another --checkpoint"
-            ) from error
+            )
         if not known:
             raise CheckpointError(
                 f"{self.path} was written by another version of l2c; delete it, or choose another --checkpoint"
@@ -87,6 +105,7 @@ class Checkpoint:
         """Writes the state. If that fails, as on a full disk, it warns, once, and the last checkpoint stays."""
         buffer = io.BytesIO()
         content = {"format": FORMAT, "version": VERSION, "identity": self.identity, "state": dict(state)}
+        content["digest"] = _digest(self.identity, content["state"])
         torch.save(content, buffer)
         try:
             atomic_write(
@@ -98,3 +117,19 @@ class Checkpoint:
                 warnings.warn(str(error), stacklevel=2)
             self._failed = True
         self._saved = time.monotonic()
+
+
+def _digest(*contents: object) -> str:
+    """Tells whether everything in a checkpoint, each number of each tensor, is as it was written."""
+    total, rest = hashlib.sha256(), list(reversed(contents))
+    while rest:
+        value = rest.pop()
+        if isinstance(value, torch.Tensor):
+            total.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            total.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, (dict, list, tuple)):
+            total.update(f"{type(value).__name__} {len(value)}".encode())
+            rest += value if not isinstance(value, dict) else chain.from_iterable(value.items())
+        else:
+            total.update(f"{type(value).__name__} {value!r}".encode())
+    return total.hexdigest()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from l2c.cache.cached_model import active_cache
 from l2c.cache.clock import Clock
 from l2c.cache.policy import MixingPolicy
+from l2c.documents import LearningRate, Real, Share, one_of
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import check_class_host
@@ -48,23 +49,11 @@ class RouterSettings(TaskSettings):
             Trajectories under guidance always carry both.
     """
 
-    lambda_: float = 1e-5
-    reduction: str = "mean"
-    threshold: float = 0.5
-    learning_rate: float = 0.2
-    label_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold must be from 0 to 1, got {self.threshold}")
-        if not 0 <= self.lambda_ < math.inf or not 0 < self.learning_rate < math.inf:
-            raise ConfigError(
-                f"lambda must be 0 or more and the learning rate more than 0, got {self.lambda_} and "
-                f"{self.learning_rate}"
-            )
-        if self.reduction not in REDUCTIONS:
-            raise ConfigError(f"unknown reduction '{self.reduction}'; choose {' or '.join(REDUCTIONS)}")
+    lambda_: Annotated[Real, Field(ge=0)] = 1e-5
+    reduction: Annotated[str, one_of(*REDUCTIONS)] = "mean"
+    threshold: Share = 0.5
+    learning_rate: LearningRate = 0.2
+    label_dropout: Share = 0.1
 
 
 def learn_router(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from l2c.errors import ConfigError
+from pydantic import Field
+
+from l2c.documents import Real, check_value
 
 LEARNING, SEARCHING = "learning", "judging masks"
 
@@ -33,10 +36,8 @@ class Session:
     log_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
-            raise ConfigError(f"the time limit must be more than 0 seconds, got {self.time_limit_s:g}")
-        if not self.save_every_s >= 0:
-            raise ConfigError(f"seconds between two checkpoints must be 0 or more, got {self.save_every_s:g}")
+        check_value("the time limit", self.time_limit_s, Annotated[Real, Field(gt=0)] | None)
+        check_value("save_every_s", self.save_every_s, Annotated[Real, Field(ge=0)])
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
+
+from l2c.documents import MOST_EVALUATIONS, Count, LearningRate
 from l2c.errors import ConfigError
 from l2c.learning.task import TaskSettings
 
@@ -28,24 +31,17 @@ class LearnSettings(TaskSettings):
             it: a third more time, for a fraction of the memory.
     """
 
-    iterations: int = 30
-    num_examples: int = 32
-    history: int = 3
-    learning_rate: float = 4e-3
-    reference_steps: int | None = 40
-    trials: int = 32
-    trial_examples: int = 6
+    iterations: Count = 30
+    num_examples: Count = 32
+    history: Annotated[Count, Field(le=5)] = 3
+    learning_rate: LearningRate = 4e-3
+    reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 40
+    trials: Count = 32
+    trial_examples: Count = 6
     recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("reference_steps", "trials", "trial_examples"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if not 1 <= self.history <= 5:
-            raise ConfigError(f"history must be from 1 to 5, got {self.history}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"the learning rate must be more than 0, got {self.learning_rate}")
         if self.num_held_out < 1 or self.num_examples - self.num_held_out < self.batch_size:
             raise ConfigError(
                 f"num_examples must leave at least one batch of {self.batch_size} when a quarter is held out, "

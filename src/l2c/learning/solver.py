@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
+from l2c.documents import Real, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.learning.closed_loop import ClosedLoop
@@ -47,8 +50,7 @@ def learn_with_solver(
     """
     if not 2 <= evaluations < float("inf"):
         raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
-    if per_computed is not None and per_computed < 1:
-        raise ConfigError(f"per_computed must be at least 1, got {per_computed}")
+    check_value("per_computed", per_computed, Annotated[Real, Field(ge=1)] | None)
     costs = CostTable.macs(host.table)
     ratios = (float(per_computed),) if per_computed else RATIOS
     hosts = [host.with_solver(int(evaluations * ratio)) for ratio in ratios]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.documents import Count, Seed, check_fields
 
 WARM_UP = 5
 """Iterations in which a learning rate rises."""
@@ -49,15 +49,13 @@ class TaskSettings:
         seed: Of everything that is drawn.
     """
 
-    iterations: int = 60
-    batch_size: int = 4
+    iterations: Count = 60
+    batch_size: Count = 4
     bf16: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self)
 
 
 def rate_at(iteration: int, iterations: int) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError, NumericsError
+from l2c.errors import CheckpointError, ConfigError, NumericsError
 from l2c.hosts.base import Examples, Host
 from l2c.learning.checkpoint import Checkpoint
 from l2c.learning.interrupts import Interrupts
@@ -106,6 +106,10 @@ class Trainer:
         self.kept: dict[str, Tensor] = state.get("kept", {})
         self._stage: str = state.get("stage", "")
         self._iteration: int = state.get("iteration", 0)
+        if self._iteration > settings.iterations:
+            raise CheckpointError(
+                f"{self.session.checkpoint} is of iteration {self._iteration} of {settings.iterations}; delete it"
+            )
         self._learned: dict[str, Any] = state.get("learned", {})
         self._aside: dict[str, tuple[int, dict[str, Any]]] = state.get("aside", {})  # stages that time ended
         self._task: Task | None = None
@@ -258,10 +262,15 @@ class Trainer:
         self._task = task
         if not self._learned:
             return
-        with torch.no_grad():
-            for parameter, value in zip(_parameters(task), self._learned["parameters"], strict=True):
-                parameter.copy_(value)
-        task.optimizer.load_state_dict(self._learned["optimizer"])
+        try:
+            with torch.no_grad():
+                for parameter, value in zip(_parameters(task), self._learned["parameters"], strict=True):
+                    parameter.copy_(value)
+            task.optimizer.load_state_dict(self._learned["optimizer"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.session.checkpoint} is of something else ({error}); delete it"
+            ) from error
 
     def _share(
         self, task: Task, means: tuple[Tensor, Tensor], flags: tuple[bool, bool]

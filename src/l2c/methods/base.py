@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.documents import Count, check_value
 from l2c.hosts.base import Host
 from l2c.layers import LayerTable
 from l2c.schedule.forecast import Predictor
@@ -50,8 +50,7 @@ def check_every(every: int) -> None:
     Raises:
         ConfigError: If it is below 1.
     """
-    if every < 1:
-        raise ConfigError(f"the interval must be at least 1, got {every}")
+    check_value("the interval", every, Count)
 
 
 @dataclass(frozen=True)

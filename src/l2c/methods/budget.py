@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from l2c.documents import Fraction, check_value
 from l2c.errors import ConfigError
 from l2c.schedule.schedule import CacheSchedule
 
@@ -21,8 +22,7 @@ def threshold_for(
     Raises:
         ConfigError: If the budget is not from 0 to 1, or there is nothing to decide on.
     """
-    if not 0 < budget <= 1:
-        raise ConfigError(f"a budget is a share of the MACs above 0 and up to 1, got {budget}")
+    check_value("the budget, a share of the MACs,", budget, Fraction)
     if not values:
         raise ConfigError("there are no scores or errors that a threshold could decide on; take more steps")
     thresholds = sorted(set(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from l2c.documents import Fraction, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost, check_class_host
@@ -37,8 +38,7 @@ def fewer_steps(
 
     Source: the baseline of every paper on solvers; for caches, table 1 of arXiv 2406.01733.
     """
-    if not 0 < budget <= 1:
-        raise ConfigError(f"a budget is a share of the steps above 0 and up to 1, got {budget}")
+    check_value("the budget, a share of the steps,", budget, Fraction)
     host = host_of(target, fewer_steps, **run)
     steps = max(1, round(budget * host.run.steps))
     fewer: Host

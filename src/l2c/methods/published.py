@@ -8,6 +8,7 @@ Source: arXiv 2406.01733 and the files released with it.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,14 @@ from torch import Tensor
 from l2c.errors import CheckpointError, ScheduleError
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle
+from l2c.models.config import NUM_TRAIN_TIMESTEPS
 from l2c.models.sizes import model_config, new_model, resolve_name
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler
 from l2c.schedule.contract import Contract
 from l2c.schedule.schedule import CacheSchedule, mask_of_scores
 
-_ROW_KEY = re.compile(r"(\d+)\.prob")
+_ROW_KEY = re.compile(r"(\d{1,4})\.prob")
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,13 @@ def _rows(path: Path, routers: Any) -> Tensor:
     found: dict[int, Tensor] = {}
     for key, value in routers.items() if isinstance(routers, dict) else ():
         match = _ROW_KEY.fullmatch(str(key))
-        if match and isinstance(value, Tensor) and value.ndim == 1:
+        if match and isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point():
             found[int(match[1])] = value.float()
-    if not found or sorted(found) != list(range(len(found))):
-        raise ScheduleError(f"{path} is not a router: it has no complete rows '0.prob', '1.prob', ...")
+    if len(found) < 2 or len(found) > NUM_TRAIN_TIMESTEPS or sorted(found) != list(range(len(found))):
+        raise ScheduleError(
+            f"{path} is not a router: it has no complete rows '0.prob', '1.prob', ... of 2 steps or more, up to "
+            f"{NUM_TRAIN_TIMESTEPS}"
+        )
     if len({len(row) for row in found.values()}) != 1:
         raise ScheduleError(f"{path} is not a router: its rows differ in length")
     rows = torch.stack([found[i] for i in range(len(found))])
@@ -153,4 +158,9 @@ def _settings(args: Any) -> dict[str, Any]:
         "max_steps": "iterations",
         "global_batch_size": "batch_size",
     }
-    return {ours: getattr(args, theirs) for theirs, ours in names.items() if hasattr(args, theirs)}
+    found = {ours: getattr(args, theirs, None) for theirs, ours in names.items()}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }

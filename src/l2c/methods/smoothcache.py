@@ -11,6 +11,7 @@ from torch import Tensor
 from l2c.cache.clock import Clock
 from l2c.cache.policy import Compute, ReusePolicy
 from l2c.cache.values import Value
+from l2c.documents import Count, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.targets import host_of
 from l2c.layers import LayerTable
@@ -48,10 +49,8 @@ def calibrate(
 
     Source: Liu et al., arXiv 2411.10510, section 2.2, and the released calibration.
     """
-    if num_images < 1 or lookahead < 1:
-        raise ConfigError(
-            f"calibration takes at least one picture and looks ahead at least 1, got {num_images} and {lookahead}"
-        )
+    check_value("num_images", num_images, Count)
+    check_value("lookahead", lookahead, Count)
     host = host_of(target, calibrate, **run)
     recorder = _Recorder(len(host.run.timesteps), host.table, lookahead)
     with torch.no_grad(), host.attach(recorder):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.documents import Count, Whole, check_value
 from l2c.hosts.targets import host_of
 from l2c.methods.base import Method, all_computed, check_every, pattern
 from l2c.schedule.forecast import Predictor
@@ -50,11 +51,8 @@ def taylorseer(
     Source: Liu et al., arXiv 2503.06923, equations 2 to 5; `first` and the defaults from the released code for DiT.
     """
     check_every(every)
-    if not 0 <= order <= MAX_ORDER or first < 1:
-        raise ConfigError(
-            f"the order goes from 0 to {MAX_ORDER} and at least the first evaluation computes everything, got "
-            f"order {order} and first {first}"
-        )
+    check_value("order", order, Annotated[Whole, Field(ge=0, le=MAX_ORDER)])
+    check_value("first", first, Count)
     host = host_of(target, taylorseer, **run)
     compute = ~all_computed(host)
     compute[:first] = True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
+from l2c.documents import read_document
 from l2c.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -19,9 +20,17 @@ SAFETENSORS_SUFFIX = ".safetensors"
 WEIGHTS_NAME = "diffusion_pytorch_model"
 
 Tensors = dict[str, torch.Tensor]
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+MOST_SHARED = 8
+"""How many times the bytes of a file its tensors may have together, where several share what is stored."""
 
 _WRAPPERS = ("ema", "model", "state_dict")
 """Where public training scripts put the weights inside a larger dict; the averaged ones come first."""
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
 
 _ROUTER_KEY = re.compile(r"\d+\.prob")
 
@@ -62,24 +71,10 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, str]]:
         raise CheckpointError(f"{path} has the suffix {path.suffix!r}; weights must end in one of {expected}")
     if tensors and all(_ROUTER_KEY.fullmatch(name) for name in tensors):
         raise _router_error(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(f"{path}: {name} is of {tensor.dtype}, expected floating-point weights")
     return {_strip_prefixes(name): tensor for name, tensor in tensors.items()}, metadata
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing or does not hold a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object")
-    return content
 
 
 def read_folder_weights(folder: Path) -> Tensors:
@@ -93,11 +88,11 @@ def read_folder_weights(folder: Path) -> Tensors:
             return read_weights(folder / f"{WEIGHTS_NAME}{suffix}")[0]
         index = folder / f"{WEIGHTS_NAME}{suffix}.index.json"
         if index.exists():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{index} has no 'weight_map'; download the folder again")
+            weight_map = read_document(index, _Index, CheckpointError, "download the folder again")[
+                "weight_map"
+            ]
             tensors: Tensors = {}
-            for shard in sorted({Path(str(name)).name for name in weight_map.values()}):
+            for shard in sorted({Path(name).name for name in weight_map.values()}):
                 tensors.update(read_weights(folder / shard)[0])
             return tensors
     raise CheckpointError(
@@ -133,15 +128,66 @@ def read_pickle(path: Path) -> object:
         CheckpointError: The file is damaged, of another kind, or would run code when loaded.
     """
     try:
+        _check_stored(path)
         # Public training scripts store their arguments beside the weights; a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(content, path.stat().st_size)
+        return content
     except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(f"{path} {_explain_pickle_failure(path, error)}") from error
 
 
+def _check_stored(path: Path) -> None:
+    """Refuses an archive that becomes larger when it is read, before it is."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            sizes = [item.file_size for item in archive.infolist()]
+            packed = any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist())
+        if packed or sum(sizes) > path.stat().st_size:
+            raise _LargerThanFileError(
+                f"unpacks to {sum(sizes)} bytes; save it with torch.save, without compression"
+            )
+
+
+def _check_tensors(content: object, file_bytes: int) -> None:
+    """Refuses tensors of more numbers than the file can hold, or that are no ordinary ones.
+
+    Of an expanded tensor the file has a single row, and a sparse or meta tensor becomes larger when it is used.
+    """
+    total, rest, seen = 0, [content], set[int]()
+    while rest:
+        if id(value := rest.pop()) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            rest += value.values()
+        elif isinstance(value, (list, tuple)):
+            rest += value
+        elif isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+                raise _LargerThanFileError(
+                    "holds sparse, quantised or meta tensors; save them as ordinary ones"
+                )
+            num_bytes = value.numel() * value.element_size()
+            total += num_bytes
+            if (
+                max(num_bytes, value.untyped_storage().nbytes()) > file_bytes
+                or total > MOST_SHARED * file_bytes
+            ):
+                raise _LargerThanFileError(
+                    f"has {file_bytes} bytes, but a tensor in it {tuple(value.shape)}; save it with clone()"
+                )
+
+
+class _LargerThanFileError(Exception):
+    """What a file holds would take more memory than the file is long."""
+
+
 def _explain_pickle_failure(path: Path, error: Exception) -> str:
     text = str(error)
+    if isinstance(error, _LargerThanFileError):
+        return text
     refused = re.search(r"(?:Unsupported|GLOBAL)\s+(?:global: GLOBAL )?([\w.]+\.[\w.]+) ", text)
     if refused:
         return (
@@ -157,14 +203,14 @@ def _explain_pickle_failure(path: Path, error: Exception) -> str:
     return "is not a PyTorch checkpoint; expected a state_dict saved with torch.save"
 
 
-def _unwrap(content: object, path: Path) -> Tensors:
+def _unwrap(content: object, path: Path, depth: int = 3) -> Tensors:
     """Find the dict of tensors in what a PyTorch file holds."""
     if isinstance(content, dict):
         if "routers" in content:
             raise _router_error(path)
         for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), dict):
-                return _unwrap(content[wrapper], path)
+            if depth and isinstance(content.get(wrapper), dict):
+                return _unwrap(content[wrapper], path, depth - 1)
         tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
         if tensors:
             return tensors

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
+from l2c.documents import Count, Real, check_fields, one_of
 from l2c.errors import ConfigError
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -44,37 +47,24 @@ class ModelConfig:
         ConfigError: A size is not positive, does not divide what it must, or a name is unknown.
     """
 
-    in_channels: int
-    image_size: int
-    patch_size: int
-    hidden_size: int
-    depth: int
-    num_heads: int
-    num_classes: int
-    mlp_ratio: float = 4.0
+    in_channels: Count
+    image_size: Count
+    patch_size: Count
+    hidden_size: Count
+    depth: Count
+    num_heads: Count
+    num_classes: Count
+    mlp_ratio: Annotated[Real, Field(gt=0)] = 4.0
     has_null_class: bool = True
-    beta_schedule: str = "linear"
+    beta_schedule: Annotated[str, one_of(*BETA_RANGES)] = "linear"
     first_timestep: int = 0
-    prediction_type: str = "epsilon"
+    prediction_type: Annotated[str, one_of(*PREDICTION_TYPES)] = "epsilon"
 
     def __post_init__(self) -> None:
-        sizes = (
-            "in_channels",
-            "image_size",
-            "patch_size",
-            "hidden_size",
-            "depth",
-            "num_heads",
-            "num_classes",
-        )
-        for name in (*sizes, "mlp_ratio"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        check_fields(self)
         _check_divides("patch_size", self.patch_size, "image_size", self.image_size)
         _check_divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
         _check_divides("4 (sine and cosine for rows and columns)", 4, "hidden_size", self.hidden_size)
-        _check_known("beta_schedule", self.beta_schedule, tuple(BETA_RANGES))
-        _check_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
     @property
     def latent(self) -> bool:
@@ -135,8 +125,3 @@ def training_betas(beta_schedule: str) -> torch.Tensor:
 def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
     if value % divisor:
         raise ConfigError(f"{name} {value} must be a multiple of {divisor_name}, got {divisor}")
-
-
-def _check_known(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")

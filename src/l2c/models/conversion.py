@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
+from l2c.documents import parse
 from l2c.errors import CheckpointError, ConfigError
 from l2c.models.checkpoints import Tensors
 from l2c.models.dit import NORM_EPS, DiT
@@ -25,6 +28,19 @@ from l2c.models.layouts import model_from_tensors
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
+
+_Size = Annotated[int, Field(ge=1, le=2**16)]
+
+
+class _Sizes(TypedDict):
+    num_attention_heads: _Size
+    attention_head_dim: _Size
+    sample_size: Annotated[int, Field(ge=1, le=1024)]
+    patch_size: _Size
+    beta_schedule: NotRequired[str]
+    first_timestep: NotRequired[int]
+    prediction_type: NotRequired[str]
+
 
 DIFFUSERS_CLASS = "DiTTransformer2DModel"
 
@@ -173,14 +189,14 @@ def model_from_diffusers_tensors(
     Raises:
         CheckpointError: The configuration lacks a size, or the tensors are not those of a DiT.
     """
-    fields = ("num_attention_heads", "attention_head_dim", "sample_size", "patch_size")
-    if lacking := [name for name in fields if not isinstance(config.get(name), int)]:
-        raise CheckpointError(f"the configuration of {source} lacks {', '.join(lacking)}; download it again")
-    heads, head_size, image_size, patch_size = (config[name] for name in fields)
+    found = parse(
+        _Sizes, dict(config), f"the configuration of {source}", CheckpointError, "download it again"
+    )
+    heads, head_size = found["num_attention_heads"], found["attention_head_dim"]
     public = _public_tensors(tensors, source)
     if "pos_embed" not in public:
-        public["pos_embed"] = sincos_positions(heads * head_size, image_size // patch_size)
-    conventions = {name: config[name] for name in _TRAINED if name in config}
+        public["pos_embed"] = sincos_positions(heads * head_size, found["sample_size"] // found["patch_size"])
+    conventions: dict[str, Any] = {name: value for name, value in found.items() if name in _TRAINED}
     conventions["num_heads"] = num_heads or heads
     model = model_from_tensors(public, source=source, conventions=conventions, dtype=dtype, device=device)
     assert isinstance(model, DiT)

@@ -11,21 +11,27 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from typing_extensions import TypedDict
 
+from l2c.documents import Count, parse
 from l2c.errors import CheckpointError, ConfigError
 from l2c.models.checkpoints import Tensors, name_some
 from l2c.models.dit import DiT, DiTConfig
 from l2c.models.sizes import SIZES, new_model
 from l2c.models.uvit import NUM_EXTRA_TOKENS, UViT, UViTConfig
 
-CONVENTIONS: dict[str, type] = {
-    "num_heads": int,
-    "has_null_class": bool,
-    "beta_schedule": str,
-    "first_timestep": int,
-    "prediction_type": str,
-}
-"""Config fields that no tensor shows; files written by l2c carry them as text metadata."""
+
+class Conventions(TypedDict, total=False):
+    """Config fields that no tensor shows; files written by l2c carry them as text metadata."""
+
+    num_heads: Count
+    has_null_class: bool
+    beta_schedule: str
+    first_timestep: int
+    prediction_type: str
+
+
+CONVENTIONS = tuple(Conventions.__annotations__)
 
 METADATA_KEY = "l2c.model"
 
@@ -93,18 +99,10 @@ def conventions_from_metadata(metadata: Mapping[str, str], source: str) -> dict[
         raise CheckpointError(
             f"{source} is a file of kind {foreign[0]}, not a model; give the model's weights here"
         )
-    try:
-        fields = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise CheckpointError(f"{source} has unreadable metadata ({error}); save the model again") from error
-    conventions = {name: fields[name] for name in CONVENTIONS if name in fields}
-    for name, value in conventions.items():
-        if type(value) is not CONVENTIONS[name]:
-            raise CheckpointError(
-                f"{source} has {name} {value!r} in its metadata, expected {CONVENTIONS[name].__name__}; "
-                "save the model again"
-            )
-    return conventions
+    what = f"{source} has unreadable metadata"
+    return dict(
+        parse(Conventions, metadata.get(METADATA_KEY, "{}"), what, CheckpointError, "save the model again")
+    )
 
 
 def metadata_of(model: DiT | UViT) -> dict[str, str]:
@@ -209,8 +207,8 @@ def _shape(tensors: Tensors, name: str, num_dims: int, source: str) -> tuple[int
 
 def _count(tensors: Tensors, prefix: str) -> int:
     """Number of blocks, from the largest index, so that a gap shows as missing keys later."""
-    indices = [int(match[1]) for name in tensors if (match := re.match(rf"{prefix}\.(\d+)\.", name))]
-    return max(indices, default=-1) + 1
+    indices = {match[1] for name in tensors if (match := re.match(rf"{prefix}\.(\d{{1,6}})\.", name))}
+    return min(max(map(int, indices), default=-1) + 1, 2 * len(tensors))
 
 
 def _side(num_patches: int, source: str) -> int:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from l2c.documents import read_document
 from l2c.errors import CheckpointError, ConfigError
 from l2c.files import atomic_write
 from l2c.models.checkpoints import (
     PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
     read_folder_weights,
-    read_json,
     read_weights,
 )
 from l2c.models.conversion import DIFFUSERS_CLASS, model_from_diffusers_tensors
@@ -160,7 +160,7 @@ def _load_folder(
             f"{folder} is a folder without a model; expected config.json of a {DIFFUSERS_CLASS} in it or in "
             "its transformer folder, or give the path of a weights file"
         )
-    config = read_json(home / "config.json")
+    config = read_document(home / "config.json", dict[str, Any], CheckpointError, "download the folder again")
     if config.get("_class_name") != DIFFUSERS_CLASS:
         raise CheckpointError(
             f"{home} holds a {config.get('_class_name')}; only a {DIFFUSERS_CLASS} can be converted"

@@ -9,10 +9,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from l2c.documents import read_document, read_own_file
+from l2c.errors import DataError
 from l2c.report.compare_table import variant_table
 from l2c.report.comparison import GROUPS, UNITS, ComparisonResults, VariantResult
 from l2c.report.html import facts_table, html_page, machine_facts
 from l2c.report.svg import Point, heat_map, mark, scatter
+
+PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def compare_page(data: ComparisonResults) -> str:
@@ -162,11 +166,15 @@ def _pictures(data: ComparisonResults, base: str, variants: list[VariantResult])
 
 
 def _picture(folder: Path, variant: VariantResult) -> str | None:
-    name = variant.results["pictures"]
-    path = folder / str(name)
-    if name is None or not path.is_file():
+    """A picture of the comparison to stand in the page: a PNG file that is really in its folder, and nothing else."""
+    if (name := variant.results["pictures"]) is None:
         return None
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    try:
+        content = read_own_file(folder, name)
+    except (OSError, ValueError):  # a name with a zero in it is no path
+        return None
+    whole = content.startswith(PNG_BEGIN) and content.endswith(PNG_END)
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}" if whole else None
 
 
 def _heat_maps(variants: list[VariantResult]) -> str:
@@ -220,14 +228,14 @@ def _reproduce(data: ComparisonResults) -> str:
         for title, source in dict.fromkeys((w.title, str(w.results["source"])) for w in data.variants)
         if source
     )
-    stored = data.folder / "config.json"
-    config = (
-        stored.read_text(encoding="utf-8") if stored.is_file() else json.dumps(dict(data.config), indent=2)
-    )
+    try:
+        config: Mapping[str, Any] = read_document("config.json", dict[str, Any], within=data.folder)
+    except DataError:
+        config = data.config
     return f"""<section aria-labelledby="reproduce">
 <h2 id="reproduce">How to make it again</h2>
 {facts_table(facts)}
 <h3>Sources</h3>
 <ul>{sources}</ul>
-<details><summary>All settings</summary><pre>{escape(config)}</pre></details>
+<details><summary>All settings</summary><pre>{escape(json.dumps(config, indent=2))}</pre></details>
 </section>"""

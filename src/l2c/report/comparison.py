@@ -202,7 +202,8 @@ class ComparisonResults:
         if isinstance(model, Mapping):
             found = model["call"].get("guidance_scale")
             return None if found is None else float(found)
-        return float(self.config["guidance"])
+        found = self.config["guidance"]
+        return None if found is None else float(found)
 
     @property
     def unit(self) -> str:

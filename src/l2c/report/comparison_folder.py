@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from l2c.bootstrap import ConfidenceInterval, ErrorSummary, mean_confidence_interval
+from l2c.documents import parse
 from l2c.errors import DataError
-from l2c.records import Record
+from l2c.records import NOT_ONE, Record
 from l2c.report.comparison import FULL, GROUPS, ComparisonResults, VariantResult
+from l2c.report.comparison_schema import FailedVariant, Round, Variant
 
 RECORDS, TIMING, SCHEDULES, PICTURES = "records", "timing", "schedules", "pictures"
 FAILED = "failed"
@@ -26,7 +28,7 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
         DataError: If the folder has no record of a comparison, or errors in several units.
     """
     folder = Path(folder)
-    records, problems = _read(folder / RECORDS, "compare")
+    records, problems = _read(folder, RECORDS, "compare")
     unable = {str(r.results["id"]): str(r.results[FAILED]) for r in records if FAILED in r.results}
     records = [record for record in records if FAILED not in record.results]
     if not records:
@@ -34,16 +36,12 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
         raise DataError(
             f"{folder} has no records of a comparison; make them with l2c compare --out {folder}{found}"
         )
-    if "rmse" not in records[0].config["metrics"]:
-        raise DataError(
-            f"the comparison in {folder} has no metric rmse, which the page is drawn from; compare with it"
-        )
     if len(units := {str(record.results["unit"]) for record in records}) > 1:
         raise DataError(
             f"the records in {folder} have errors in several units, {' and '.join(sorted(units))}; make them anew "
             "in another folder"
         )
-    rounds, broken = _read(folder / TIMING, "compare-timing")
+    rounds, broken = _read(folder, TIMING, "compare-timing")
     images = max((len(timed.seeds) for timed in rounds), default=1)
     decode = tuple(s for timed in rounds for s in timed.timings.get("decode", ()))
     variants = [_result(record, rounds) for record in records]
@@ -59,27 +57,32 @@ def read_comparison(folder: str | Path) -> ComparisonResults:
     )
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, within: Path | None = None) -> Record:
     """A record of a comparison, with the names of today; what has no unit is absolute.
+
+    Args:
+        path: The file.
+        within: Folder that it must really be in, with a path from there.
 
     Raises:
         DataError: If the file is missing or not a record.
     """
-    record = Record.load(path)
+    record = Record.load(path, within)
     config, results = ({_RENAMED.get(k, k): v for k, v in d.items()} for d in (record.config, record.results))
     return replace(record, config=config, results={"unit": "absolute", **results})
 
 
-def _read(folder: Path, command: str) -> tuple[list[Record], list[str]]:
+def _read(folder: Path, part: str, command: str) -> tuple[list[Record], list[str]]:
     records, problems = [], []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted((folder / part).glob("*.json")):
         try:
-            record = read_record(path)
+            record = read_record(Path(part, path.name), folder)
+            if record.command == command:
+                kind = Round if part == TIMING else FailedVariant if FAILED in record.results else Variant
+                parse(kind, record.to_json(), f"{path} {NOT_ONE}")
+                records.append(record)
         except DataError as error:
             problems.append(f"{error}; it is left out")
-            continue
-        if record.command == command:
-            records.append(record)
     return records, problems
 
 

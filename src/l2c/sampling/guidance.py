@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from l2c.cache.clock import Clock
-from l2c.errors import ConfigError
+from l2c.documents import Count, Real, check_fields, one_of
 from l2c.sampling.denoiser import Denoiser
-
-MODES = ("batch", "split")
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,12 @@ class Guidance:
     Source: arXiv 2207.12598, equation 6, with scale = 1 + w.
     """
 
-    scale: float = 1.5
-    mode: str = "batch"
-    channels: int | None = None
+    scale: Annotated[Real, Field(ge=0)] = 1.5
+    mode: Annotated[str, one_of("batch", "split")] = "batch"
+    channels: Count | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < float("inf"):
-            raise ConfigError(f"the guidance scale must be a number from 0 up, got {self.scale}")
-        if self.mode not in MODES:
-            raise ConfigError(f"unknown guidance mode '{self.mode}'; choose {' or '.join(MODES)}")
-        if self.channels is not None and self.channels < 1:
-            raise ConfigError(f"guidance needs at least one channel, got {self.channels}")
+        check_fields(self, "guidance")
 
     @property
     def calls(self) -> int:

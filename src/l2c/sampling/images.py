@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from l2c.cache.cached_model import CachedModel, active_cache, enable_cache
+from l2c.documents import MOST_EVALUATIONS, Count, Seed, check_value
 from l2c.errors import CacheStateError, ConfigError, ContractError
 from l2c.sampling.compiled import log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
@@ -35,7 +38,10 @@ def check_labels(
     Raises:
         ConfigError: If there are none or one is not a class of the model.
     """
-    tensor = torch.as_tensor([labels] if isinstance(labels, int) else labels)
+    try:
+        tensor = torch.as_tensor([labels] if isinstance(labels, int) else labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        tensor = torch.empty(0)
     if tensor.ndim != 1 or not tensor.numel() or tensor.is_floating_point():
         raise ConfigError(f"labels must be a list of whole numbers, one per image, got {labels!r}")
     bad = [int(label) for label in tensor if not 0 <= int(label) < num_classes + has_null_class]
@@ -93,6 +99,7 @@ def sample(
     Raises:
         ConfigError: If an argument is unknown or out of range.
         ContractError: If the schedule was made for another model or run.
+        NumericsError: If the images are not finite; names the first evaluation where they are not.
 
     Example:
         >>> import l2c
@@ -105,6 +112,7 @@ def sample(
     count = len(label_tensor)
     if noise is None:
         seeds = range(count) if seeds is None else seeds
+        seeds = check_value("seeds", list(seeds), list[Seed])
         if len(seeds) != count:
             raise ConfigError(f"got {len(seeds)} seeds for {count} labels; give one seed per image")
         noise = seeded_noise(seeds, denoiser.sample_shape)
@@ -114,11 +122,9 @@ def sample(
         )
     elif seeds is not None:
         raise ConfigError("give either seeds or noise, not both")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    size = batch_size or count
+    size = check_value("batch_size", batch_size, Count | None) or count
     parts = zip(torch.split(noise, size), torch.split(label_tensor, size), strict=True)
-    inputs = ((part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts)
+    inputs = [(part.to(denoiser.device, torch.float32), some.to(denoiser.device)) for part, some in parts]
     with model_lock(model):
         enabled = active_cache(model)
         made_for = schedule or (enabled.schedule if enabled else None)
@@ -136,6 +142,8 @@ def sample(
         else:
             compiled = sampler.compile(schedule, engine)
             samples = [compiled(part, some) for part, some in inputs]
+        for made, (part, some) in zip(samples, inputs, strict=True):
+            sampler.check_finite(made, part, some, schedule)
     images = torch.cat(samples)
     return images if denoiser.latent else images.clamp(-1, 1)
 
@@ -171,6 +179,11 @@ def resolve_sampler(
     made_for = None if schedule is None else schedule.contract.run
     if guidance is None:
         guidance = 1.5 if made_for is None or made_for.guidance is None else made_for.guidance
+    check_value("steps", steps, Annotated[Count, Field(le=MOST_EVALUATIONS)] | None)
+    if guidance_channels is not None and guidance_channels > denoiser.sample_shape[0]:
+        raise ConfigError(
+            f"guidance_channels must be at most the model's {denoiser.sample_shape[0]}, got {guidance_channels}"
+        )
     guided = Guidance(guidance, guidance_mode, guidance_channels)
     if made_for is None:
         return Sampler(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2c.documents import check_fields, one_of
 from l2c.errors import ConfigError
 from l2c.models.config import BETA_RANGES, NUM_TRAIN_TIMESTEPS, PREDICTION_TYPES, training_betas
 
@@ -77,21 +78,11 @@ class NoiseSchedule:
             `sample`, x_0.
     """
 
-    beta_schedule: str = "linear"
-    prediction_type: str = "epsilon"
+    beta_schedule: Annotated[str, one_of(*BETA_RANGES)] = "linear"
+    prediction_type: Annotated[str, one_of("epsilon", "v_prediction", "sample")] = "epsilon"
 
     def __post_init__(self) -> None:
-        if self.beta_schedule not in BETA_RANGES:
-            raise ConfigError(
-                f"unknown beta schedule '{self.beta_schedule}'; choose {' or '.join(BETA_RANGES)}"
-            )
-        known = [name for name in PREDICTION_TYPES if name != FLOW_PREDICTION]
-        if self.prediction_type not in known:
-            raise ConfigError(
-                f"a model with a beta schedule predicts {', '.join(known[:-1])} or {known[-1]}, got "
-                f"'{self.prediction_type}'"
-                + ("; that is of a FlowSchedule" if self.prediction_type == FLOW_PREDICTION else "")
-            )
+        check_fields(self)
 
     @property
     def spacings(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from l2c.cache.cached_model import active_cache, attach, check_model
 from l2c.cache.clock import Clock
 from l2c.cache.policy import StaticPolicy
+from l2c.errors import NumericsError
 from l2c.sampling.compiled import CompiledSampler, log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
@@ -100,14 +102,46 @@ class Sampler:
             return CompiledSampler(self.denoiser, self.guidance, run, schedule, mode)
 
         @torch.no_grad()
-        def eager(noise: Tensor, labels: Tensor) -> Tensor:
+        def eager(noise: Tensor, labels: Tensor, observer: Observer | None = None) -> Tensor:
             with model_lock(model), ExitStack() as stack:
                 if schedule is not None and table is not None:
                     policy = StaticPolicy(schedule.plan, schedule.num_evaluations)
                     stack.enter_context(attach(model, table, policy, schedule))
-                return self(noise, labels)
+                return self(noise, labels, observer)
 
         return eager
+
+    def check_finite(
+        self, samples: Tensor, noise: Tensor, labels: Tensor, schedule: CacheSchedule | None = None
+    ) -> None:
+        """Refuses samples that are not finite; looks at them once, and samples again to find out where it began.
+
+        Args:
+            samples: What came out (B, C, H, W).
+            noise: What they were sampled from, and with which labels (B,).
+            labels: Class labels.
+            schedule: What was reused, other than by a cache that is enabled.
+
+        Raises:
+            NumericsError: If there are NaN or infinite values; names the first evaluation with one.
+        """
+        if samples.isfinite().all():
+            return
+        found: list[int] = []
+
+        def look(evaluation: int, x: Tensor, predicted: Tensor) -> None:
+            if not (x.isfinite().all() and predicted.isfinite().all()):
+                found.append(evaluation)
+
+        again: Any = self.compile(schedule, "eager", any_weights=True)
+        again(noise, labels, look)
+        where = (
+            f"first at evaluation {found[0]} of {len(self.run.timesteps)}" if found else "in the last step"
+        )
+        raise NumericsError(
+            f"the pictures are not finite, {where}; check the weights and the schedule for NaN, lower the guidance "
+            f"{self.guidance.scale:g}, or use float32"
+        )
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from l2c.documents import Count, check_value
 from l2c.errors import ConfigError
 from l2c.models.config import NUM_TRAIN_TIMESTEPS
 from l2c.sampling.noise_schedule import SPACINGS, FlowSchedule, ForwardProcess, NoiseSchedule
@@ -67,8 +68,7 @@ def register_solver(name: str, make: MakeSolver, *, evaluations_per_step: int = 
     """
     if name in _SOLVERS:
         raise ConfigError(f"there is a solver '{name}' already; give the new one another name")
-    if evaluations_per_step < 1:
-        raise ConfigError(f"a step of a solver has at least 1 evaluation, got {evaluations_per_step}")
+    check_value("evaluations_per_step", evaluations_per_step, Count)
     _SOLVERS[name] = _Registered(make, evaluations_per_step)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from pydantic import Field
+
+from l2c.documents import MOST_EVALUATIONS, MOST_LAYERS, Count, Finite
 from l2c.errors import ContractError
 
 FINGERPRINT_TOLERANCE = 0.1
@@ -14,6 +18,9 @@ TIMESTEP_TOLERANCE = 0.02
 LOG_SNR_TOLERANCE = 0.02
 LARGEST_LOG_SNR = 7.0
 """Half log-SNRs are kept within this: a flow begins at pure noise, where they are infinite."""
+
+Levels = Annotated[tuple[Finite, ...], Field(max_length=MOST_EVALUATIONS)]
+"""A number of every evaluation."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,12 @@ class Run:
     """
 
     solver: str
-    steps: int
+    steps: Count
     spacing: str
-    timesteps: tuple[float, ...]
-    log_snrs: tuple[float, ...]
-    guidance: float | None = None
-    weights: tuple[tuple[float, ...], ...] | None = None
+    timesteps: Levels
+    log_snrs: Levels
+    guidance: Annotated[Finite, Field(ge=0)] | None = None
+    weights: tuple[tuple[Finite, ...], ...] | None = None
 
     def since(self, first: int) -> Run:
         """What is left of the run from an evaluation on, as image to image begins late."""
@@ -95,7 +102,7 @@ class Contract:
 
     run: Run
     model: str = ""
-    fingerprint: tuple[float, ...] = ()
+    fingerprint: Annotated[tuple[Finite, ...], Field(max_length=4 * MOST_LAYERS)] = ()
     prediction_type: str = "epsilon"
 
     def check_run(self, run: Run) -> None:

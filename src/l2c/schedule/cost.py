@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from l2c.documents import MOST_LAYERS, Finite, parse
+from l2c.documents import Cost as Part
 from l2c.errors import ConfigError, DataError
 from l2c.layers import LayerTable
 
@@ -54,12 +57,12 @@ class CostTable:
     """
 
     unit: str
-    layers: tuple[float, ...]
-    rest: float
+    layers: Annotated[tuple[Part, ...], Field(max_length=MOST_LAYERS)]
+    rest: Finite
     architecture: str = ""
     names: tuple[str, ...] = ()
-    history: int = 1
-    per_value: float = 0.0
+    history: Annotated[int, Field(ge=1, le=16)] = 1
+    per_value: Part = 0.0
 
     @classmethod
     def macs(cls, table: LayerTable) -> CostTable:
@@ -74,19 +77,9 @@ class CostTable:
         Raises:
             DataError: If something is missing, of the wrong kind, or no cost.
         """
-        try:
-            layers, rest = tuple(float(cost) for cost in data["layers"]), float(data["rest"])
-            names = tuple(str(name) for name in data["names"])
-            history, per_value = int(data["history"]), float(data["per_value"])
-            table = cls(str(data["unit"]), layers, rest, str(data["architecture"]), names, history, per_value)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"the table of costs is malformed ({error!r})") from error
-        if not layers or len(names) not in (0, len(layers)) or not 0 < table.full < math.inf:
-            raise DataError(
-                f"the table of costs is malformed: it has {len(layers)} costs of layers, {len(names)} names, and "
-                f"{table.full:g} for all"
-            )
-        return table
+        return parse(
+            _Usable, data, "the table of costs is malformed", DataError, "measure it anew with l2c profile"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -167,3 +160,14 @@ class CostTable:
         '1.5 GMACs'
         """
         return f"{cost / 1e9:.4g} GMACs" if self.unit == "MACs" else f"{cost:.4g} {self.unit}"
+
+
+def _usable(table: CostTable) -> CostTable:
+    if not table.layers or len(table.names) not in (0, len(table.layers)) or not 0 < table.full < math.inf:
+        raise ValueError(
+            f"it has {len(table.layers)} costs of layers, {len(table.names)} names, and {table.full:g} for all"
+        )
+    return table
+
+
+_Usable = Annotated[CostTable, AfterValidator(_usable)]

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from l2c.documents import parse
 from l2c.errors import ConfigError, ScheduleError
 from l2c.schedule.cost import BUDGET_TOLERANCE
-from l2c.schedule.file import malformed, read_tensors, write_tensors
+from l2c.schedule.file import ANEW, read_tensors, write_tensors
+from l2c.schedule.header import FamilyHeader
 from l2c.schedule.schedule import CacheSchedule
 
 FORMAT = "l2c.schedule-family"
@@ -87,11 +89,9 @@ class ScheduleFamily:
             ScheduleError: If the file is missing, truncated, of another kind, or malformed.
         """
         tensors, header = read_tensors(path, FORMAT, VERSION)
-        headers = header.get("schedules")
-        if not isinstance(headers, list):
-            raise malformed(path, KeyError("schedules"))
+        found = parse(FamilyHeader, header, f"{path} is malformed", ScheduleError, ANEW)
         schedules = []
-        for index, entry in enumerate(headers):
+        for index, entry in enumerate(found["schedules"]):
             prefix = f"{index}."
             parts = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
             schedules.append(CacheSchedule.unpack(parts, entry, path))

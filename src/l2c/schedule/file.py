@@ -12,9 +12,12 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from l2c.documents import parse
 from l2c.errors import ScheduleError
 from l2c.files import atomic_write
+from l2c.schedule.header import Versioned
 
+ANEW = "write it anew with l2c learn"
 KINDS = {
     "l2c.cache-schedule": "a schedule; read it with l2c.CacheSchedule.load",
     "l2c.schedule-family": "a family of schedules; take one with l2c.ScheduleFamily.load(path).at(budget), or on the "
@@ -52,14 +55,12 @@ def read_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, T
             if other in metadata:
                 raise ScheduleError(f"{path} is {advice}")
         raise ScheduleError(f"{path} is a safetensors file but not a schedule written by l2c")
-    try:
-        header: dict[str, Any] = json.loads(metadata[kind])
-        written = header["version"]
-        if written <= version:
-            return tensors, header
-    except (KeyError, TypeError, ValueError) as error:
-        raise malformed(path, error) from error
-    raise ScheduleError(f"{path} has schedule format {written}, this l2c reads up to {version}; update l2c")
+    header = parse(Versioned, metadata[kind], f"{path} is malformed", ScheduleError, ANEW)
+    if header["version"] > version:
+        raise ScheduleError(
+            f"{path} has schedule format {header['version']}, this l2c reads up to {version}; update l2c"
+        )
+    return tensors, dict(header)
 
 
 def kind_of(path: str | Path) -> str:
@@ -76,11 +77,6 @@ def shipped() -> dict[str, Path]:
     models = {"dit-mini-cifar10", "uvit-mini-cifar10"}
     folder = Path(str(resources.files("l2c") / "assets"))
     return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if path.stem not in models}
-
-
-def malformed(path: str | Path, error: Exception) -> ScheduleError:
-    """The error to raise for a file whose content makes no sense."""
-    return ScheduleError(f"{path} is malformed ({error!r}); write it anew with l2c learn")
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

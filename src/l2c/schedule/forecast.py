@@ -168,7 +168,13 @@ class Predictor:
         setting: int | Tensor = self.order
         if self.coefficients is not None:
             setting = self.coefficients[evaluation, layer, : len(times)]
-        given = _PREDICTORS[self.kind].weights(now, times, setting)
+        try:
+            given = _PREDICTORS[self.kind].weights(now, times, setting)
+        except ZeroDivisionError:
+            raise ConfigError(
+                f"the predictor '{self.name}' cannot continue a polynomial at evaluation {evaluation}: two before it "
+                "have the same log-SNR; take copy"
+            ) from None
         weights = [weight if isinstance(weight, Tensor) else float(weight) for weight in given]
         if len(weights) != len(times):
             raise ConfigError(

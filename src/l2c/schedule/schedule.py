@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2c.documents import MOST_CELLS, Share, check_value, parse
 from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.layers import LayerTable
 from l2c.schedule import hub
-from l2c.schedule.contract import Contract, Run
+from l2c.schedule.contract import Contract
 from l2c.schedule.cost import Cost
-from l2c.schedule.file import malformed, read_tensors, write_tensors
+from l2c.schedule.file import ANEW, read_tensors, write_tensors
 from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
+from l2c.schedule.header import Header
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
@@ -50,14 +53,31 @@ class CacheSchedule:
 
     def __post_init__(self) -> None:
         expected = (len(self.contract.run.timesteps), len(self.layers))
+        if min(expected) < 1 or expected[0] * expected[1] > MOST_CELLS:
+            raise ScheduleError(
+                f"a schedule has at least one evaluation and layer and at most {MOST_CELLS} in all, got {expected}"
+            )
         if self.compute.dtype != torch.bool or tuple(self.compute.shape) != expected:
             raise ScheduleError(
                 f"the mask must be bool of shape {expected} (evaluations, layers), "
                 f"got {self.compute.dtype} {tuple(self.compute.shape)}"
             )
-        if self.scores is not None and self.scores.shape != self.compute.shape:
-            raise ScheduleError(f"scores {tuple(self.scores.shape)} and mask {expected} differ in shape")
-        _ = self.plan  # a schedule that reuses what was never computed is refused here
+        scores = self.scores
+        if scores is not None and (
+            scores.shape != self.compute.shape or not ((scores < 0) | (scores > 1)).sum() == 0
+        ):
+            raise ScheduleError(
+                f"scores must be from 0 to 1 and of shape {expected}, got {tuple(scores.shape)}"
+            )
+        if len(self.contract.fingerprint) % expected[1]:
+            raise ScheduleError(
+                f"a fingerprint has a number for each of {expected[1]} layers, got {len(self.contract.fingerprint)}"
+            )
+        for (evaluation, layer), terms in self.plan.items():  # what was never computed is refused here
+            if not all(math.isfinite(weight) for _, weight in terms):
+                raise ScheduleError(
+                    f"layer {layer} has a forecast that is not finite at evaluation {evaluation}"
+                )
 
     @property
     def num_evaluations(self) -> int:
@@ -195,30 +215,23 @@ class CacheSchedule:
         Raises:
             ScheduleError: If something is missing or malformed, or the predictor is not registered.
         """
+        found = parse(Header, header, f"{path} is malformed", ScheduleError, ANEW)
+        if found.predictor.kind not in predictor_kinds():
+            raise ScheduleError(
+                f"{path} forecasts with the predictor '{found.predictor.kind}', which this program does not know; add "
+                "it with l2c.register_predictor before reading the file"
+            )
         try:
-            contract = dict(header["contract"])
-            run: dict[str, Any] = {
-                key: tuple(v) if isinstance(v, list) else v for key, v in contract.pop("run").items()
-            }
-            if run.get("weights") is not None:
-                run["weights"] = tuple(tuple(row) for row in run["weights"])
-            contract["fingerprint"] = tuple(contract["fingerprint"])
-            if (kind := header["predictor"]["kind"]) not in predictor_kinds():
-                raise ScheduleError(
-                    f"{path} forecasts with the predictor '{kind}', which this program does not know; add it with "
-                    "l2c.register_predictor before reading the file"
-                )
-            predictor = Predictor(**header["predictor"], coefficients=tensors.get("coefficients"))
             return cls(
                 compute=tensors["compute"].bool(),
-                layers=LayerTable.from_json(header["layers"]),
-                contract=Contract(run=Run(**run), **contract),
-                predictor=predictor,
+                layers=found.layers,
+                contract=found.contract,
+                predictor=Predictor(**asdict(found.predictor), coefficients=tensors.get("coefficients")),
                 scores=tensors.get("scores"),
-                provenance=header["provenance"],
+                provenance=found.provenance,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise malformed(path, error) from error
+        except (KeyError, ConfigError, ScheduleError) as error:
+            raise ScheduleError(f"{path} is malformed: {error}; {ANEW}") from error
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the schedule into a folder, with its heat map and a card that says what it is for.
@@ -277,6 +290,5 @@ def mask_of_scores(scores: Tensor, threshold: float) -> Tensor:
     Raises:
         ConfigError: If the threshold is out of range.
     """
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"the threshold is compared with scores from 0 to 1, got {threshold}")
+    check_value("the threshold", threshold, Share)
     return scores.isnan() | (scores > threshold)

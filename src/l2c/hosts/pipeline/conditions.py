@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from l2c.digest import digest
+from l2c.documents import read_file
 from l2c.errors import ConfigError
 
 Condition = Mapping[str, Any]
@@ -52,7 +53,7 @@ def read_prompts(path: str | Path) -> list[str]:
         ConfigError: If it cannot be read or has none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
