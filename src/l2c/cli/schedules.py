@@ -64,16 +64,27 @@ def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) ->
         console.print("\n[bold]Layers computed at each evaluation, from noise to picture[/]")
         kinds = list(cached["kinds"])
         sizes = {kind: summary["layer_kinds"].count(kind) for kind in kinds}
-        evaluations = table("evaluation", "timestep", *kinds, "MACs")
+        apart = len(summary["branches"]) > 1
+        heads = [*kinds, "uncond"] if apart else kinds
+        evaluations = table("evaluation", "timestep", *heads, "MACs")
         evaluations.add_column("", width=_BAR_WIDTH, no_wrap=True)
         for row in summary["rows"]:
             computed = [f"{row['kinds'][kind]}/{sizes[kind]}" for kind in kinds]
+            if apart:
+                computed.append(_unconditional(row["unconditional"]))
             share = row["fraction"]
             drawn = bar(share, _BAR_WIDTH, console.encoding)
             evaluations.add_row(
                 str(row["evaluation"]), f"{row['timestep']:.4g}", *computed, f"{share:.0%}", drawn
             )
         console.print(evaluations)
+
+
+def _unconditional(mask: str | None) -> str:
+    """What the unconditional pass does at an evaluation, of whose layers it has a character each."""
+    if mask is None:
+        return "derived"
+    return f"{mask.count('1')}/{len(mask)}"
 
 
 def print_errors(provenance: Mapping[str, Any]) -> None:
@@ -109,6 +120,12 @@ def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:
     if sizes := provenance.get("resolution"):
         found["resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
     found["reuse"] = f"{forecast}: a reused layer {_FORECASTS[forecast.partition('-')[0]]}"
+    if len(summary["branches"]) > 1:
+        runs = sum(row["unconditional"] is not None for row in summary["rows"])
+        found["guidance"] = (
+            f"passes apart: the unconditional one runs at {runs} of {summary['evaluations']} evaluations, at the "
+            "others it is derived from the conditional one"
+        )
     plain = {
         k: v for k, v in provenance.items() if isinstance(v, str | int | float) and not isinstance(v, bool)
     }
