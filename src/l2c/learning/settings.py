@@ -24,6 +24,7 @@ class LearnSettings(TaskSettings):
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most.
         trial_examples: Pictures that each of them makes.
+        branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory.
     """
@@ -35,6 +36,7 @@ class LearnSettings(TaskSettings):
     reference_steps: int | None = 40
     trials: int = 32
     trial_examples: int = 6
+    branches: bool = True
     recompute: bool = False
 
     def __post_init__(self) -> None:
