@@ -20,6 +20,10 @@ class LearnSettings(TaskSettings):
             with prompts that nothing is learned on, as far as there are enough.
         history: How many computed values a forecast reads at most.
         learning_rate: Of Adam, for the coefficients of forecasts; it warms up over 5 steps and falls to 0 on a cosine.
+        validate_every: Steps between two validations on further pictures, an eighth as many; the state that is best on
+            them is kept. 0 keeps the last state.
+        patience: Validations without a lower error after which learning ends; None does all iterations.
+        tail: Power of the mean over pictures that is made small: 1 is the mean error, more weighs the worst pictures.
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most.
@@ -33,6 +37,9 @@ class LearnSettings(TaskSettings):
     num_examples: int = 32
     history: int = 3
     learning_rate: float = 4e-3
+    validate_every: int = 5
+    patience: int | None = None
+    tail: float = 1.0
     reference_steps: int | None = 40
     trials: int = 32
     trial_examples: int = 6
@@ -41,11 +48,19 @@ class LearnSettings(TaskSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("reference_steps", "trials", "trial_examples"):
+        for name in ("reference_steps", "trials", "trial_examples", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not 1 <= self.history <= 5:
             raise ConfigError(f"history must be from 1 to 5, got {self.history}")
+        if self.validate_every < 0:
+            raise ConfigError(f"validate_every must be at least 0, got {self.validate_every}")
+        if self.patience is not None and not self.validate_every:
+            raise ConfigError(
+                "patience counts validations, and validate_every=0 makes none; leave one of them out"
+            )
+        if not 1 <= self.tail <= 16:
+            raise ConfigError(f"tail is a power from 1 to 16, got {self.tail}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"the learning rate must be more than 0, got {self.learning_rate}")
         if self.num_held_out < 1 or self.num_examples - self.num_held_out < self.batch_size:
@@ -58,3 +73,8 @@ class LearnSettings(TaskSettings):
     def num_held_out(self) -> int:
         """Pictures that take no part in learning and tell how good it is."""
         return int(self.num_examples * HELD_OUT_SHARE)
+
+    @property
+    def num_validation(self) -> int:
+        """Further pictures, by which the best state is kept."""
+        return max(1, self.num_examples // 8) if self.validate_every else 0
