@@ -16,7 +16,7 @@ _FORECASTS = {
     "taylor": "continues its last outputs as a polynomial over the noise level",
     "linear": "is a learned combination of its last outputs",
 }
-_ERRORS = ("held_out_error", "held_out_error_before", "held_out_error_of_everything")
+_ERRORS = ("held_out_error", "held_out_error_worst", "held_out_error_before", "held_out_error_of_everything")
 
 
 def print_family(family: Iterable[CacheSchedule], title: str) -> None:
@@ -29,7 +29,7 @@ def print_family(family: Iterable[CacheSchedule], title: str) -> None:
         f"{first['steps']} steps, {first['spacing']} spacing\n",
         markup=False,
     )
-    heads = ("left", "forecast", "error", "before\nlearning", "everything\ncomputed")
+    heads = ("left", "forecast", "error", "worst", "before\nlearning", "everything\ncomputed")
     listed = table("MACs per picture", *heads)
     for schedule in schedules:
         made, cost = schedule.provenance, schedule.cost
@@ -93,6 +93,11 @@ def print_errors(provenance: Mapping[str, Any]) -> None:
         return
     line = f"\nError of pictures that were not learned on: {provenance['held_out_error']:.4f}"
     line += f" ({provenance['error_unit']})" if "error_unit" in provenance else ""
+    if "held_out_error_worst" in provenance:
+        line += (
+            f", 95th percentile {provenance['held_out_error_p95']:.4f}, worst {provenance['held_out_error_worst']:.4f} "
+            f"({provenance['held_out_worst']})"
+        )
     if "held_out_error_of_everything" in provenance:
         line += f"; with everything computed {provenance['held_out_error_of_everything']:.4f}"
     line += f"; before learning, with the same mask, {provenance['held_out_error_before']:.4f}"

@@ -61,7 +61,7 @@ class CachedTransformer:
             if reuse.has_branches:
                 raise ConfigError(
                     "the schedule has rows of its own for each pass of guidance, which a pipeline cannot run apart; "
-                    "learn one for the pipeline itself, or sample the model with l2c.sample"
+                    "learn one for the pipeline itself, or for its model with branches=False (--no-branches)"
                 )
             self.schedule: CacheSchedule | None = reuse
             table = check_model(model, reuse, any_weights=owner.any_weights, stacklevel=6)
