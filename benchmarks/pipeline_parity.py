@@ -91,6 +91,7 @@ class Plan:
             trials=self.trials,
             trial_examples=min(4, self.examples),
             reference_steps=self.reference_steps,
+            branches=False,  # a pipeline computes both passes of guidance alike
             seed=seed,
         )
 

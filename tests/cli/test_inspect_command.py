@@ -141,3 +141,23 @@ def test_inspect_shows_the_layers_of_a_pipeline(invoke, tmp_path):
     assert "transformer, architecture pixart" in " ".join(finished.out.split())
     assert "cross-attention" in finished.out
     assert "l2c profile measures it" in finished.err
+
+
+def test_passes_of_guidance_apart_are_shown(invoke, tmp_path):
+    from dataclasses import replace
+
+    import torch
+
+    from l2c.schedule.branches import join_branches
+
+    schedule = l2c.methods.interval(tiny_dit(), solver="dpmsolver++", steps=6)
+    runs = torch.zeros(6, dtype=torch.bool)
+    runs[[0, 4]] = True
+    compute = join_branches(schedule.compute, schedule.compute & runs[:, None], runs)
+    replace(schedule, compute=compute).save(tmp_path / "apart.safetensors")
+    finished = invoke("inspect", tmp_path / "apart.safetensors", "--plot", tmp_path / "apart.png")
+    assert finished.code == 0, finished.err
+    text = " ".join(finished.out.split())
+    assert "passes apart: the unconditional one runs at 2 of 6 evaluations" in text
+    assert text.count("derived") == 1 + 4
+    assert open_picture(tmp_path / "apart.png").width > 1000

@@ -372,3 +372,27 @@ def test_a_result_that_cannot_be_written_is_not_lost(invoke, tmp_path, checkpoin
     assert "learning 1/3" not in finished.err
     assert CacheSchedule.load(other).provenance["iterations"] == 3
     assert not kept.exists()
+
+
+def test_an_effort_sets_what_is_not_given_and_says_how_long_it_takes(invoke, tmp_path, checkpoint):
+    out = tmp_path / "effort.safetensors"
+    options = ("--steps", 6, "--solver", "dpmsolver++", "--effort", "quick", "--iterations", 1, "--trials", 2)
+    finished = invoke("learn", checkpoint, *options, "--reference-steps", 4, "--tail", 2, "--out", out)
+    assert finished.code == 0, finished.err
+    assert "--effort quick: about a minute on this machine" in finished.err
+    settings = l2c.load_schedule(out).provenance["settings"]
+    assert (settings["num_examples"], settings["iterations"], settings["tail"]) == (16, 1, 2.0)
+
+
+def test_an_effort_is_for_the_closed_loop(invoke, tmp_path, checkpoint):
+    options = ("--pattern", "alternate", "--effort", "best", "--out", tmp_path / "out.safetensors")
+    refused(invoke("learn", checkpoint, *options), "--effort belongs to --pattern closed-loop")
+
+
+def test_passes_of_guidance_stay_together_if_asked(invoke, tmp_path, checkpoint):
+    out = tmp_path / "alike.safetensors"
+    options = ("--steps", 6, "--solver", "dpmsolver++", "--iterations", 1, "--no-branches")
+    assert invoke("learn", checkpoint, *options, *QUICK, "--out", out).code == 0
+    learned = l2c.load_schedule(out)
+    assert not learned.provenance["settings"]["branches"]
+    assert not learned.has_branches

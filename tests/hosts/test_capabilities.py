@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 import l2c
 from l2c.errors import ConfigError
 from l2c.methods import all_methods
+from l2c.schedule.branches import join_branches
 from l2c.schedule.cost import CostTable
 from l2c.testing import tiny_call, tiny_dit, tiny_pipeline, tiny_run, tiny_uvit
 
@@ -197,3 +198,15 @@ def test_a_method_makes_a_schedule(host, name, tmp_path):
         return
     assert schedule.num_evaluations == STEPS
     assert used(host, schedule).isfinite().all()
+
+
+def test_passes_of_guidance_go_apart_or_are_refused(host):
+    schedule, runs = host.every, torch.zeros(STEPS, dtype=torch.bool)
+    runs[[0, 4]] = True
+    compute = join_branches(schedule.compute, schedule.compute & runs[:, None], runs)
+    apart = replace(schedule, compute=compute)
+    if l2c.host_of(host.target, **host.solver, **host.run).has_branches:
+        assert used(host, apart).isfinite().all()
+        return
+    with pytest.raises(ConfigError, match="which a pipeline cannot run apart; learn one for the pipeline"):
+        l2c.enable_cache(host.target, apart)

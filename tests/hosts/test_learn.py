@@ -67,6 +67,7 @@ def test_a_learned_schedule_meets_its_budget_and_is_better_than_before(learned):
     assert made["held_out_error"] < made["held_out_error_before"]
     assert [report.stage for report in reports] == (
         ["fine-step solutions"] * 4
+        + ["fine-step solutions for validation"]
         + ["judging masks"] * (SETTINGS.trials - 1)
         + ["learning"] * SETTINGS.iterations
     )

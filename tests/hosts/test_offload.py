@@ -61,7 +61,11 @@ def test_learning_leaves_the_device_to_the_transformer(pixart):
 
     size = weights_of(pixart.text_encoder)
     l2c.repair(pixart, schedule, prompts=PROMPTS, settings=FEW, on_progress=note, **call_of("pixart"))
-    assert {stage for stage, _ in held} == {"fine-step solutions", "learning"}
+    assert {stage for stage, _ in held} == {
+        "fine-step solutions",
+        "fine-step solutions for validation",
+        "learning",
+    }
     assert {count for _, count in held} == {0}
     assert weights_of(pixart.text_encoder) == size
     assert not pixart.transformer._forward_pre_hooks

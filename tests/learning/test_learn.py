@@ -125,6 +125,7 @@ def test_pictures_are_computed_once_for_all_budgets():
     assert seen == [
         ("fine-step solutions", 4),
         ("fine-step solutions", 8),
+        ("fine-step solutions for validation", 1),
         *(
             (stage, iteration)
             for budget in BUDGETS
@@ -203,7 +204,7 @@ def test_a_run_that_fails_again_and_again_ends_with_the_same_bytes(session, tmp_
             break
         except Stop:
             assert len(seen) == attempts + 1
-    assert len(seen) == 2 + 2 * (3 + 3)
+    assert len(seen) == 2 + 1 + 2 * (3 + 3)
     assert file_bytes(family, tmp_path) == expected["family"]
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from l2c.learning import masks
-from l2c.learning.masks import FILLS, Placement, far_moves, moves, near, search, spread
+from l2c.learning.masks import far_moves, moves, near, search, spread
+from l2c.learning.placement import FILLS, Placement, along
 from l2c.schedule.cost import CostTable
 from l2c.schedule.forecast import Predictor, plan_reuse
 
@@ -79,7 +79,7 @@ def test_what_is_whole_is_spread_evenly_or_denser_at_an_end():
 def test_places_along_a_grid_never_coincide(power):
     for size in range(1, 30):
         for count in range(1, size + 1):
-            places = masks._along(range(size), count, power)
+            places = along(range(size), count, power)
             assert len(set(places)) == len(places) == count
             assert places == sorted(places)
             assert 0 == places[0] <= places[-1] < size

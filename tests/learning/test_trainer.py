@@ -83,7 +83,9 @@ def test_fine_step_solutions_are_computed_once(session, tmp_path):
         learn_predictor(session, on_progress=stop_at("fine-step solutions", 4))
     seen = []
     assert file_bytes(learn_predictor(session, on_progress=seen.append), tmp_path) == expected
-    assert [(p.stage, p.iteration) for p in seen][:2] == [("fine-step solutions", 8), ("learning", 1)]
+    assert [(p.stage, p.iteration) for p in seen][:3] == [
+        ("fine-step solutions", 8), ("fine-step solutions for validation", 1), ("learning", 1),
+    ]  # fmt: skip
 
 
 @both

@@ -49,3 +49,33 @@ def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(mpl.rcParams)
     heat_map(l2c.methods.interval(tiny_dit(), steps=4).summary())
     assert dict(mpl.rcParams) == before
+
+
+def passes_apart():
+    """Every second evaluation of eight computes, and at half of those the unconditional pass runs."""
+    from dataclasses import replace
+
+    from l2c.schedule.branches import join_branches
+
+    schedule = l2c.methods.interval(tiny_dit(), steps=8)
+    runs = torch.zeros(8, dtype=torch.bool)
+    runs[::4] = True
+    return replace(schedule, compute=join_branches(schedule.compute, schedule.compute & runs[:, None], runs))
+
+
+def test_passes_of_guidance_have_panels_of_their_own():
+    apart = passes_apart()
+    alike = pixels(heat_map(l2c.methods.interval(tiny_dit(), steps=8).summary()))
+    both = pixels(heat_map(apart.summary()))
+    assert both.shape[1] > 1.5 * alike.shape[1]
+    for kind in ("attention", "mlp"):  # four evaluations of the one pass and two of the other
+        assert area(both, COLORS[kind]) == pytest.approx(1.5 * area(alike, COLORS[kind]), rel=0.1)
+
+
+def test_passes_of_guidance_have_panels_of_their_own_in_pages():
+    from l2c.report import svg
+
+    alike = svg.heat_map(l2c.methods.interval(tiny_dit(), steps=8).summary(), "alike")
+    both = svg.heat_map(passes_apart().summary(), "apart")
+    assert [page.count("<path") for page in (alike, both)] == [2, 4]
+    assert [page.count("v1h-1z") for page in (alike, both)] == [4 * 6, 4 * 6 + 2 * 6]

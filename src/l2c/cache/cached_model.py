@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2c.cache.branches import branches_of, policy_of
 from l2c.cache.clock import Clock
 from l2c.cache.patch import MethodPatch
 from l2c.cache.policy import LayerPolicy, ReusePolicy, StaticPolicy
@@ -159,6 +160,8 @@ class CachedModel:
     def peak_store_bytes(self, batch_size: int, branches: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """Peak memory of the store in bytes, known before anything runs; see `l2c.cache.store.peak_bytes`."""
         plan = self.policy.plan if isinstance(self.policy, StaticPolicy) else {}
+        if branches_of(self.policy) is not None:  # columns are of one pass each
+            batch_size, branches = max(1, batch_size * branches // 2), 1
         return peak_bytes(plan, self.table, batch_size, branches, dtype)
 
     def restore(self) -> None:
@@ -195,7 +198,7 @@ def enable_cache(model: nn.Module, schedule: CacheSchedule, *, any_weights: bool
         ContractError: If the schedule was made for another model.
     """
     table = check_model(model, schedule, any_weights=any_weights)
-    return attach(model, table, StaticPolicy(schedule.plan, schedule.num_evaluations), schedule)
+    return attach(model, table, policy_of(schedule), schedule)
 
 
 def check_model(

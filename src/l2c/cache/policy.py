@@ -109,6 +109,7 @@ class CallCounts:
         reused: How often each layer was reused.
         unplanned: How often one was computed although the schedule reuses it, because its branch had no history:
             it began later than the run, or changed shape in it.
+        derived: Unconditional passes that were not made, but derived from the conditional ones.
         peak_bytes: Most that the store held after a call.
     """
 
@@ -117,6 +118,7 @@ class CallCounts:
     computed: Counter[int] = field(default_factory=Counter)
     reused: Counter[int] = field(default_factory=Counter)
     unplanned: int = 0
+    derived: int = 0
     peak_bytes: int = 0
 
     def enter(self, evaluation: int, branch: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -10,6 +11,7 @@ import torch
 from l2c.cache.values import Value, value_bytes
 from l2c.errors import CacheStateError
 from l2c.layers import LayerTable
+from l2c.schedule.branches import layer_of
 from l2c.schedule.forecast import ReusePlan
 
 
@@ -22,11 +24,17 @@ def last_reads(plan: ReusePlan) -> dict[tuple[int, int], int]:
     return reads
 
 
+def elements_of(column: int, layers: LayerTable) -> int:
+    """Elements of what a column of a mask stores, for one image."""
+    layer = layer_of(column, len(layers))
+    return math.prod(layers.sample_shape) if layer is None else layers.layers[layer].out_elements
+
+
 def peak_elements(plan: ReusePlan, layers: LayerTable, branches: int = 1) -> int:
     """Most elements that the store holds at once, for one image per call, in a run with so many branches."""
     changes: dict[tuple[int, int, int], int] = {}  # (evaluation, branch, layer), in order of time -> elements
     for (source, layer), last in last_reads(plan).items():
-        size = layers.layers[layer].out_elements
+        size = elements_of(layer, layers)
         for branch in range(branches):
             stored, dropped = (source, branch, layer), (last, branch, layer)
             changes[stored] = changes.get(stored, 0) + size

@@ -21,6 +21,7 @@ class ModelSummary:
         unplanned: Of those computed, how many the schedule reuses; their branch had nothing to reuse yet.
         fraction: Share of the multiply-accumulates that was computed; None if the schedule has no sizes.
         peak_bytes: Most that was stored at once.
+        derived: Unconditional passes that were derived from the conditional ones instead of being made.
     """
 
     calls: dict[str, int]
@@ -30,6 +31,7 @@ class ModelSummary:
     unplanned: int
     fraction: float | None
     peak_bytes: int
+    derived: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class RunSummary:
             line = f"{name}: {model.computed} layers computed, {model.reused} reused (calls: {calls})"
             if model.fraction is not None:
                 line += f", {model.fraction:.0%} of the MACs"
+            if model.derived:
+                line += f"; {model.derived} unconditional passes derived"
             if model.unplanned:
                 line += f"; {model.unplanned} computed for want of a history"
             lines.append(f"{line}; at most {model.peak_bytes / 1e6:.1f} MB stored")
@@ -70,7 +74,7 @@ def summarize_model(counts: CallCounts, table: LayerTable) -> ModelSummary:
     calls = sum(counts.calls.values())
     if table.full_macs and calls:
         work = sum(times * table.layers[layer].macs for layer, times in counts.computed.items())
-        fraction = (work + calls * table.rest_macs) / (calls * table.full_macs)
+        fraction = (work + calls * table.rest_macs) / ((calls + counts.derived) * table.full_macs)
     return ModelSummary(
         calls=dict(counts.calls),
         evaluations=len(counts.evaluations),
@@ -79,4 +83,5 @@ def summarize_model(counts: CallCounts, table: LayerTable) -> ModelSummary:
         unplanned=counts.unplanned,
         fraction=fraction,
         peak_bytes=counts.peak_bytes,
+        derived=counts.derived,
     )

@@ -29,6 +29,21 @@ def copy_value(value: Value) -> Value:
     return _each(Tensor.clone, value)
 
 
+def split_value(value: Value, parts: int) -> list[Value]:
+    """The value of each part of the rows; itself for one part."""
+    if parts == 1:
+        return [value]
+    if isinstance(value, Tensor):
+        return list(value.chunk(parts))
+    columns = [(None,) * parts if part is None else part.chunk(parts) for part in value]
+    return [tuple(column[index] for column in columns) for index in range(parts)]
+
+
+def join_values(values: Sequence[Value]) -> Value:
+    """Inverse of `split_value`."""
+    return values[0] if len(values) == 1 else _each(lambda *parts: torch.cat(parts), *values)
+
+
 def value_bytes(value: Value) -> int:
     """Bytes that it occupies."""
     parts = (value,) if isinstance(value, Tensor) else value

@@ -55,6 +55,17 @@ def fractions_of(given: Mapping[str, Any]) -> tuple[float, ...]:
     return (DEFAULT,) if given["budget"] is None else parse_fractions(given["budget"])
 
 
+def wholes_of(given: Mapping[str, Any], host: Host) -> float:
+    """What a run may cost, in whole evaluations; of several budgets the mean, and of milliseconds half of the run."""
+    if given["budget_evals"] is not None:
+        return float(given["budget_evals"])
+    evaluations = len(host.run.timesteps)
+    if given["macs"] is not None:
+        return parse_macs(given["macs"]) / host.table.full_macs
+    fractions = fractions_of(given)
+    return evaluations * sum(fractions) / len(fractions)
+
+
 def budget_of(given: Mapping[str, Any], host: Host) -> dict[str, Any]:
     """What `l2c.learn` is called with for the budget.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from l2c.cli.options import check_suffix, option
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
+    from l2c.hosts.base import Host
     from l2c.schedule.schedule import CacheSchedule
 
 BUDGET = "Budget, one of them"
@@ -110,6 +112,7 @@ def learn(
             options.LEARNING,
         ),
     ] = "closed-loop",
+    effort: session.Effort = None,
     iterations: session.Iterations = None,
     batch_size: session.BatchSize = 4,
     learning_rate: session.LearningRate = None,
@@ -160,6 +163,8 @@ def learn(
         int | None,
         option("N", "Masks that are judged for each budget, at most, 32 if not given.", session.CLOSED),
     ] = None,
+    branches: session.Branches = None,
+    tail: session.Tail = None,
     recompute: session.Recompute = False,
     max_minutes: session.MaxMinutes = None,
     checkpoint: session.CheckpointFile = None,
@@ -212,6 +217,8 @@ def learn(
         host = l2c.host_of(target, **run)
         if pattern == "alternate":
             return l2c.learn(host, pattern=pattern, data=data, **how)
+        if effort is not None:
+            _tell_minutes(host, effort, settings, given, asked)
         return l2c.learn(host, **budget_of(given, host), **how)
 
     def tell(learned: list[CacheSchedule]) -> None:
@@ -224,3 +231,20 @@ def learn(
             print_errors(learned[0].provenance)
 
     LearnCommand.of(given, settings).run(work, tell, asked)
+
+
+def _tell_minutes(host: Host, effort: str, settings: Any, given: Mapping[str, Any], asked: int) -> None:
+    """Says how long learning will take, from the time of one short run."""
+    from l2c.cli.budgets import wholes_of
+    from l2c.cli.console import note
+    from l2c.learning.effort import picture_evaluations, seconds_per_evaluation
+
+    try:
+        each_s = seconds_per_evaluation(host, 2 * settings.batch_size)
+    except ConfigError:
+        note(f"--effort {effort}: how long it takes is told as it goes on, since no short run can be made")
+        return
+    searches = 3 if given["budget_evals"] is not None else 1
+    work = picture_evaluations(settings, wholes_of(given, host), asked, searches)
+    minutes = round(work * each_s / 60)
+    note(f"--effort {effort}: about {f'{minutes} minutes' if minutes > 1 else 'a minute'} on this machine")

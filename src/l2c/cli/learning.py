@@ -92,7 +92,8 @@ class LearnCommand:
         took_s = perf_counter() - began
         schedules = list(learned) if isinstance(learned, ScheduleFamily) else [learned]
         done = [int(schedule.provenance["iterations"]) for schedule in schedules]
-        finished = len(schedules) == asked and min(done) == self.settings.iterations
+        ended = any(one.provenance["interrupted"] or one.provenance["time_was_up"] for one in schedules)
+        finished = len(schedules) == asked and not ended
         if not any(done):
             raise Interrupted("interrupted before anything was learned")
         if is_main():
@@ -145,8 +146,12 @@ class LearnCommand:
 
 def _progress_of_budgets(schedules: Iterable[CacheSchedule], asked: int, iterations: int) -> str:
     """How many budgets of a family were learned to the end, and how far the others came."""
-    done = {schedule.provenance["budget"]: schedule.provenance["iterations"] for schedule in schedules}
-    short = [f"{budget:g} has {some} of {iterations}" for budget, some in done.items() if some < iterations]
+    done = {one.provenance["budget"]: one.provenance for one in schedules}
+    short = [
+        f"{budget:g} has {how['iterations']} of {iterations}"
+        for budget, how in done.items()
+        if how["iterations"] < iterations and (how["interrupted"] or how["time_was_up"])
+    ]
     told = f" ({', '.join(short)} iterations)" if short else ""
     return f"{len(done) - len(short)} of {asked} budgets{told}"
 

@@ -16,7 +16,7 @@ _FORECASTS = {
     "taylor": "continues its last outputs as a polynomial over the noise level",
     "linear": "is a learned combination of its last outputs",
 }
-_ERRORS = ("held_out_error", "held_out_error_before", "held_out_error_of_everything")
+_ERRORS = ("held_out_error", "held_out_error_worst", "held_out_error_before", "held_out_error_of_everything")
 
 
 def print_family(family: Iterable[CacheSchedule], title: str) -> None:
@@ -29,7 +29,7 @@ def print_family(family: Iterable[CacheSchedule], title: str) -> None:
         f"{first['steps']} steps, {first['spacing']} spacing\n",
         markup=False,
     )
-    heads = ("left", "forecast", "error", "before\nlearning", "everything\ncomputed")
+    heads = ("left", "forecast", "error", "worst", "before\nlearning", "everything\ncomputed")
     listed = table("MACs per picture", *heads)
     for schedule in schedules:
         made, cost = schedule.provenance, schedule.cost
@@ -66,10 +66,14 @@ def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) ->
         console.print("\nLayers computed at each evaluation, from noise to picture", style="bold")
         kinds = list(cached["kinds"])
         sizes = {kind: summary["layer_kinds"].count(kind) for kind in kinds}
-        evaluations = table("evaluation", "timestep", *kinds, "MACs")
+        apart = len(summary["branches"]) > 1
+        heads = [*kinds, "uncond"] if apart else kinds
+        evaluations = table("evaluation", "timestep", *heads, "MACs")
         evaluations.add_column("", width=_BAR_WIDTH, no_wrap=True)
         for row in summary["rows"]:
             computed = [f"{row['kinds'][kind]}/{sizes[kind]}" for kind in kinds]
+            if apart:
+                computed.append(_unconditional(row["unconditional"]))
             share = row["fraction"]
             drawn = bar(share, _BAR_WIDTH, console.encoding)
             evaluations.add_row(
@@ -78,12 +82,24 @@ def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) ->
         console.print(evaluations)
 
 
+def _unconditional(mask: str | None) -> str:
+    """What the unconditional pass does at an evaluation, of whose layers it has a character each."""
+    if mask is None:
+        return "derived"
+    return f"{mask.count('1')}/{len(mask)}"
+
+
 def print_errors(provenance: Mapping[str, Any]) -> None:
     """Prints how close the pictures come, where learning measured that."""
     if "held_out_error" not in provenance:
         return
     line = f"\nError of pictures that were not learned on: {provenance['held_out_error']:.4f}"
     line += f" ({provenance['error_unit']})" if "error_unit" in provenance else ""
+    if {"held_out_error_p95", "held_out_error_worst", "held_out_worst"} <= provenance.keys():
+        line += (
+            f", 95th percentile {provenance['held_out_error_p95']:.4f}, worst {provenance['held_out_error_worst']:.4f} "
+            f"({provenance['held_out_worst']})"
+        )
     if "held_out_error_of_everything" in provenance:
         line += f"; with everything computed {provenance['held_out_error_of_everything']:.4f}"
     if "held_out_error_before" in provenance:
@@ -112,6 +128,12 @@ def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:
     if sizes := provenance.get("resolution"):
         found["resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
     found["reuse"] = f"{forecast}: a reused layer {_FORECASTS.get(forecast.partition('-')[0], 'is forecast')}"
+    if len(summary["branches"]) > 1:
+        runs = sum(row["unconditional"] is not None for row in summary["rows"])
+        found["guidance"] = (
+            f"passes apart: the unconditional one runs at {runs} of {summary['evaluations']} evaluations, at the "
+            "others it is derived from the conditional one"
+        )
     plain = {
         k: v for k, v in provenance.items() if isinstance(v, str | int | float) and not isinstance(v, bool)
     }

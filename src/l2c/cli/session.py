@@ -63,6 +63,34 @@ NumExamples = Annotated[
 ReferenceSteps = Annotated[
     int | None, option("N", "Evaluations of that sampling in fine steps, 40 if not given.", CLOSED)
 ]
+Effort = Annotated[
+    str | None,
+    option(
+        "NAME",
+        "How long to learn: quick, default or best, which set steps, examples and trials where these are not given. "
+        "How many minutes that takes here is said beforehand.",
+        CLOSED,
+    ),
+]
+Branches = Annotated[
+    bool | None,
+    option(
+        None,
+        "Whether the unconditional pass of guidance may run at fewer evaluations than the conditional one; by default "
+        "it may. What is learned so is for l2c's own sampling, not for pipelines.",
+        CLOSED,
+        "--branches/--no-branches",
+    ),
+]
+Tail = Annotated[
+    float | None,
+    option(
+        "POWER",
+        "Power of the errors that is made small, 1 if not given: the mean over pictures. With 4, say, the worst "
+        "pictures count for more.",
+        CLOSED,
+    ),
+]
 History = Annotated[
     int | None, option("N", "How many computed values a forecast reads at most, 3 if not given.", CLOSED)
 ]
@@ -104,6 +132,7 @@ def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> Learn
     Raises:
         ConfigError: If the pattern is unknown, or one is out of range or belongs to the other pattern.
     """
+    from l2c.learning.effort import effort_settings
     from l2c.learning.paper import RouterSettings
     from l2c.learning.settings import LearnSettings
 
@@ -111,16 +140,22 @@ def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> Learn
     if pattern not in kinds:
         raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(kinds)}")
     own = {name: {field.name for field in fields(kind)} for name, kind in kinds.items()}
-    belong = {"closed-loop": own["closed-loop"].union(BUDGETS), "alternate": own["alternate"] | {"data"}}
+    belong = {
+        "closed-loop": own["closed-loop"].union(BUDGETS, ["effort"]),
+        "alternate": own["alternate"] | {"data"},
+    }
     (other,) = set(kinds) - {pattern}
     said = {name: value for name, value in given.items() if value is not None and value is not False}
+    if given.get("branches") is False:  # unlike other flags, it is on by default
+        said["branches"] = False
     for name in said:
         if name in belong[other] - belong[pattern]:
             shown = name.removeprefix("num_").rstrip("_").replace("_", "-")
             raise ConfigError(
                 f"--{shown} belongs to --pattern {other}, not {pattern}; leave one of the two out"
             )
+    effort = effort_settings(said["effort"]) if "effort" in said else {}
     chosen: LearnSettings | RouterSettings = kinds[pattern](
-        **{name: value for name, value in said.items() if name in own[pattern]}
+        **{**effort, **{name: value for name, value in said.items() if name in own[pattern]}}
     )
     return chosen

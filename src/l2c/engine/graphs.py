@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.cache.store import last_reads
+from l2c.cache.store import elements_of, last_reads
 from l2c.layers import LayerTable
 from l2c.schedule.forecast import ReusePlan
 
@@ -37,12 +37,17 @@ class Sharing:
         return tuple(sorted(set(self.graphs)))
 
 
-def share_graphs(forecasts: ReusePlan, num_evaluations: int) -> Sharing:
+def share_graphs(forecasts: ReusePlan, num_evaluations: int, kinds: Sequence[str] | None = None) -> Sharing:
     """Lets evaluations share a graph that compute, read and store the same, in the same places.
 
     A graph stores each value in one place. So an evaluation may use a graph again when it reads what the graph reads
     and when all that the graph stored before has been read for the last time. Weights do not matter: they are read
     from a table at the current evaluation.
+
+    Args:
+        forecasts: What is reused from where.
+        num_evaluations: Of the run.
+        kinds: For each evaluation, what else tells its work from that of others; nothing by default.
 
     >>> share_graphs({(1, 0): ((0, 1.0),), (3, 0): ((2, 1.0),)}, 4).graphs
     (0, 1, 0, 1)
@@ -51,8 +56,9 @@ def share_graphs(forecasts: ReusePlan, num_evaluations: int) -> Sharing:
     rows: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(num_evaluations)]
     for (evaluation, layer), terms in sorted(forecasts.items()):
         rows[evaluation].append((layer, tuple(source for source, _ in terms)))
-    reused = [tuple(layer for layer, _ in row) for row in rows]
-    stored: dict[tuple[int, ...], set[int]] = {}  # by row: what any evaluation like it stores
+    kinds = kinds or [""] * num_evaluations
+    reused = [(kind, tuple(layer for layer, _ in row)) for kind, row in zip(kinds, rows, strict=True)]
+    stored: dict[tuple[str, tuple[int, ...]], set[int]] = {}  # by row: what any evaluation like it stores
     for source, layer in reads:
         stored.setdefault(reused[source], set()).add(layer)
     graphs: list[int] = []
@@ -61,7 +67,7 @@ def share_graphs(forecasts: ReusePlan, num_evaluations: int) -> Sharing:
     held: dict[tuple[int, int], int] = {}
     for evaluation, row in enumerate(rows):
         places = tuple((layer, tuple(graphs[source] for source in sources)) for layer, sources in row)
-        same = candidates.setdefault(places, [])
+        same = candidates.setdefault((kinds[evaluation], places), [])
         graph = next((graph for graph in same if busy[graph] < evaluation), evaluation)
         if graph == evaluation:
             same.append(graph)
@@ -77,7 +83,7 @@ def held_elements(sharing: Sharing, layers: LayerTable) -> int:
     """Most elements that stored values take at once, for one image per call and one branch."""
     changes: dict[tuple[int, int], int] = {}  # (evaluation, 0 where given up and 1 where stored) -> elements
     for (graph, layer), last in sharing.held.items():
-        size = layers.layers[layer].out_elements
+        size = elements_of(layer, layers)
         changes[graph, 1] = changes.get((graph, 1), 0) + size
         changes[last + 1, 0] = changes.get((last + 1, 0), 0) - size
     return max(accumulate(changes[when] for when in sorted(changes)), default=0)

@@ -25,6 +25,10 @@ class Job:
         forecasts: What is reused from where; empty computes everything.
         null_class: Label for no class, of guided runs; None without guidance.
         split: Whether the two halves of guidance are calls of their own.
+        passes: What each evaluation runs where the passes of guidance have rows of their own, see `passes_of`; then
+            forecasts are by column.
+        differences: With `passes`, weights (N, N) that continue the difference of the passes where one is derived.
+        num_layers: With `passes`, layers of the model.
         combine: Guided prediction from both halves; `combine_key` tells different ones apart.
     """
 
@@ -33,6 +37,9 @@ class Job:
     forecasts: ReusePlan
     null_class: int | None = None
     split: bool = False
+    passes: tuple[str, ...] | None = None
+    differences: Tensor | None = None
+    num_layers: int = 0
     combine: Combine | None = None
     combine_key: Hashable = None
 
@@ -46,6 +53,6 @@ class Job:
         """Equal for jobs that do the same work."""
         parts = (
             self.timesteps, self.solver.tolist(), sorted(self.forecasts.items()), self.null_class, self.split,
-            self.combine_key,
+            self.combine_key, self.passes, None if self.differences is None else self.differences.tolist(),
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()

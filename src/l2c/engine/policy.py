@@ -21,6 +21,7 @@ class PlanPolicy:
         evaluation: Its number.
         weights: Weights (layers, at least history) of the forecasts.
         history: How many values every forecast reads; 0 where all are plain copies.
+        first: Column of the first layer, where the passes of guidance have columns of their own.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class PlanPolicy:
         evaluation: int,
         weights: Tensor,
         history: int,
+        first: int = 0,
     ) -> None:
-        self._plan, self._store, self._branch = plan, store, branch
+        self._plan, self._store, self._branch, self._first = plan, store, branch, first
         self._evaluation, self._weights, self._history_length = evaluation, weights, history
 
     def forecast(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
         """See `EvaluationPolicy.forecast`."""
+        layer += self._first
         terms = self._plan.get((self._evaluation, layer))
         if terms is None:
             return None
@@ -53,11 +56,43 @@ class PlanPolicy:
         """See `EvaluationPolicy.place`."""
         if isinstance(self._store, FeatureStore):
             return None
-        return self._store.place(self._branch, self._evaluation, layer)
+        return self._store.place(self._branch, self._evaluation, self._first + layer)
+
+    def take(self, layer: int, value: Tensor) -> None:
+        """Keeps a copy of a value that was computed elsewhere, if it is read later."""
+        if isinstance(self._store, FeatureStore):
+            if (self._evaluation, self._first + layer) in self._store.reads:
+                self.keep(layer, value.clone())
+        elif (place := self.place(layer)) is not None:
+            place.copy_(value)
 
     def keep(self, layer: int, value: Tensor) -> None:
         """See `EvaluationPolicy.keep`."""
-        self._store.put(self._branch, self._evaluation, layer, value)
+        self._store.put(self._branch, self._evaluation, self._first + layer, value)
+
+
+class PairPolicy:
+    """Both passes of guidance in one call that computes everything; what is kept is kept for each by itself.
+
+    Args:
+        halves: The policies of the passes.
+    """
+
+    def __init__(self, *halves: PlanPolicy) -> None:
+        self._halves = halves
+
+    def forecast(self, layer: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+        """See `EvaluationPolicy.forecast`."""
+        return None
+
+    def place(self, layer: int) -> Tensor | None:
+        """See `EvaluationPolicy.place`."""
+        return None
+
+    def keep(self, layer: int, value: Tensor) -> None:
+        """See `EvaluationPolicy.keep`."""
+        for half, part in zip(self._halves, value.chunk(2), strict=True):
+            half.take(layer, part)
 
 
 class TrialPolicy:

@@ -15,7 +15,7 @@ from torch import Tensor
 from l2c.cache.store import FeatureStore, last_reads
 from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
 from l2c.engine.job import Job
-from l2c.engine.policy import PlanPolicy, TrialPolicy
+from l2c.engine.policy import PairPolicy, PlanPolicy, TrialPolicy
 from l2c.engine.programs import Constants, Program
 from l2c.schedule.forecast import is_copy
 
@@ -63,6 +63,8 @@ class PreparedJob:
         )
         if job.null_class is not None:
             self._labels[len(noise) :] = job.null_class
+        self._differences = torch.zeros((count, *noise.shape), device=device) if job.passes else None
+        self._continuations = None if job.differences is None else job.differences.to(device, torch.float32)
         self._history_length, self._weights = _history_length(job), _weight_table(job).to(device)
         timesteps = torch.tensor(job.timesteps, device=device)
         sample = program.constants(timesteps[:1], self._labels)
@@ -82,7 +84,8 @@ class PreparedJob:
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps between runs: its tensors and the memory of its graphs."""
-        tensors = (self._terms, self._solver, self._labels, self._weights, self._timesteps, *self._constants)
+        tensors = [self._terms, self._solver, self._labels, self._weights, self._timesteps, *self._constants]
+        tensors += [part for part in (self._differences, self._continuations) if part is not None]
         return sum(part.numel() * part.element_size() for part in tensors) + self._pool_bytes
 
     @property
@@ -130,14 +133,15 @@ class PreparedJob:
         These are all the kinds of pieces there are, so afterwards no schedule whose forecasts read as many values
         compiles anything.
         """
-        halves = 2 if self.job.split else 1
-        x = self._terms[0].repeat(len(self._labels) // halves // self._terms.shape[1], 1, 1, 1)
-        constants = tuple(part[0][: len(x)] for part in self._constants)
-        policy = TrialPolicy(self._history_length, self._weights[0, 0])
-        for reused in range(2 * max_pending + 1):
-            for first in range(reused + 1):
-                policy.reused, policy.first = reused, first
-                self._program.evaluate(x, constants, policy)
+        job, pictures, rows = self.job, self._terms.shape[1], len(self._labels)
+        for size in {pictures, rows} if job.passes else {rows // 2 if job.split else rows}:
+            x = self._terms[0].repeat(size // pictures, 1, 1, 1)
+            constants = tuple(part[0][:size] for part in self._constants)
+            policy = TrialPolicy(self._history_length, self._weights[0, 0])
+            for reused in range(2 * max_pending + 1):
+                for first in range(reused + 1):
+                    policy.reused, policy.first = reused, first
+                    self._program.evaluate(x, constants, policy)
 
     def capture(self) -> None:
         """Runs once, which compiles what has to be compiled, then captures all evaluations."""
@@ -166,9 +170,9 @@ class PreparedJob:
         Args:
             capture: Captures some evaluations, and `REFILL`.
         """
-        sharing = share_graphs(self.job.forecasts, self.job.num_evaluations)
-        branches = ("cond", "uncond") if self.job.split else ("all",)
-        rows = len(self._labels) // len(branches)
+        sharing = share_graphs(self.job.forecasts, self.job.num_evaluations, self.job.passes)
+        branches = ("cond", "uncond") if self.job.split and not self.job.passes else ("all",)
+        rows = self._terms.shape[1] if self.job.passes else len(self._labels) // len(branches)
         value = self._weights.new_empty((rows, *self._program.token_shape), dtype=self._constants[0].dtype)
         self._store = Slots(sharing, value, branches)
         graphs = capture(sharing.captured)
@@ -191,6 +195,8 @@ class PreparedJob:
             self._store.clear()  # of a run that was interrupted
         self._terms[0].copy_(noise)
         self._terms[1:].zero_()
+        if self._differences is not None:
+            self._differences.zero_()
         self._labels[: len(labels)].copy_(labels)
         self._scale.fill_(scale)
         self._position.zero_()
@@ -217,10 +223,16 @@ class PreparedJob:
     def _predict(self, evaluation: int, x: Tensor, constants: Constants, weights: Tensor) -> Tensor:
         job, channels = self.job, x.shape[1]
 
-        def call(branch: str, x: Tensor, constants: Constants) -> Tensor:
-            policy = PlanPolicy(job.forecasts, self._store, branch, evaluation, weights, self._history_length)
-            return self._program.evaluate(x, constants, policy)[:, :channels].to(x.dtype)
+        def policy_of(branch: str, first: int = 0) -> PlanPolicy:
+            plan, history = job.forecasts, self._history_length
+            return PlanPolicy(plan, self._store, branch, evaluation, weights, history, first)
 
+        def call(branch: str, x: Tensor, constants: Constants) -> Tensor:
+            return self._program.evaluate(x, constants, policy_of(branch))[:, :channels].to(x.dtype)
+
+        if job.passes is not None:
+            halves_of = (policy_of("all"), policy_of("all", job.num_layers))
+            return self._predict_apart(job.passes[evaluation], x, constants, halves_of)
         if job.combine is None:
             return call("all", x, constants)
         if not job.split:
@@ -231,6 +243,30 @@ class PreparedJob:
                 call(branch, x, half) for branch, half in zip(("cond", "uncond"), halves, strict=True)
             )
         return job.combine(cond, uncond, self._scale)
+
+    def _predict_apart(
+        self, kind: str, x: Tensor, constants: Constants, policies: tuple[PlanPolicy, PlanPolicy]
+    ) -> Tensor:
+        """Guided prediction where the passes have rows of their own; for the kind see `passes_of`."""
+        job, channels, position = self.job, x.shape[1], self._position
+        assert job.combine is not None
+        assert self._differences is not None
+        assert self._continuations is not None
+        first, second = zip(*(part.chunk(2) for part in constants), strict=True)
+        uncond: Tensor | None = None
+        if kind == "both":
+            both = self._program.evaluate(torch.cat([x, x]), constants, PairPolicy(*policies))
+            cond, uncond = both[:, :channels].to(x.dtype).chunk(2)
+        else:
+            cond = self._program.evaluate(x, first, policies[0])[:, :channels].to(x.dtype)
+            if kind == "apart":
+                uncond = self._program.evaluate(x, second, policies[1])[:, :channels].to(x.dtype)
+        if uncond is not None:
+            self._differences.index_copy_(0, position, (cond - uncond)[None])
+            return job.combine(cond, uncond, self._scale)
+        weights = self._continuations.index_select(0, position)[0]
+        difference = (weights @ self._differences.flatten(1)).view(x.shape)
+        return job.combine(cond, cond - difference, self._scale)
 
     def _mix(self, weights: Tensor) -> Tensor:
         """Linear combination (B, C, H, W) of the noise and the predictions so far."""

@@ -26,6 +26,10 @@ class Examples(Protocol):
         """Some of them."""
         ...
 
+    def describe(self, row: int) -> str:
+        """What one of them is, for people."""
+        ...
+
 
 @dataclass(frozen=True)
 class SolverTable:
@@ -90,6 +94,11 @@ class Host(Protocol):
     @property
     def rows_and_calls(self) -> tuple[int, int]:
         """Rows of a call for one picture, and calls in an evaluation: 2 and 1 with guidance in one batch."""
+        ...
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether it can run the conditional pass of guidance without the unconditional one."""
         ...
 
     @property

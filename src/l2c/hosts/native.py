@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.cache.branches import policy_of
 from l2c.cache.cached_model import attach
-from l2c.cache.policy import ReusePolicy, StaticPolicy, compute_once
+from l2c.cache.policy import ReusePolicy
 from l2c.digest import digest
 from l2c.errors import ConfigError
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
@@ -54,6 +55,10 @@ class LabelledNoise:
         """See `Examples.rows`."""
         chosen = rows if isinstance(rows, slice) else list(rows)
         return LabelledNoise(self.noise[chosen], self.labels[chosen])
+
+    def describe(self, row: int) -> str:
+        """See `Examples.describe`."""
+        return f"label {int(self.labels[row])}, example {row}"
 
 
 class ModelHost:
@@ -126,6 +131,11 @@ class ModelHost:
     def rows_and_calls(self) -> tuple[int, int]:
         """See `Host.rows_and_calls`."""
         return self.sampler.guidance.call_size(1), self.sampler.guidance.calls
+
+    @property
+    def has_branches(self) -> bool:
+        """See `Host.has_branches`."""
+        return self.sampler.guidance.scale != 1
 
     @cached_property
     def _fingerprint(self) -> tuple[float, ...]:
@@ -203,7 +213,7 @@ class ModelHost:
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         if isinstance(policy, CacheSchedule):
-            policy = StaticPolicy(policy.plan, policy.num_evaluations, around or compute_once)
+            policy = policy_of(policy, around)
         with attach(self.target, self.table, policy) as cache:
             yield cache
 

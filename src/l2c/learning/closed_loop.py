@@ -8,7 +8,7 @@ coefficients to the features instead, layer by layer, leaves small biases that p
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class StudentTask:
         settings: How to learn.
         references: What to learn on.
         rows: Rows of a batch to learn on; the other processes have the others.
+        scale: What errors are measured in where the worst pictures count for more: the mean error at first.
+        validation: Tells the error by which the best state is kept.
     """
 
     def __init__(
@@ -47,23 +49,34 @@ class StudentTask:
         settings: LearnSettings,
         references: References,
         rows: slice,
+        scale: float,
+        validation: Callable[[], float],
     ) -> None:
         self.student, self.fraction = student, fraction
+        self.validate_every, self.patience = settings.validate_every, settings.patience
+        self._scale, self._validation = scale, validation
         self._host, self._settings, self._references, self._rows = host, settings, references, rows
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(student.groups(), betas=(0.9, 0.99))
 
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """See `Task.backward`; a host that runs one example after another goes back through each by itself."""
+        """See `Task.backward`; a host that runs one example after another goes back through each by itself.
+
+        With a tail, the loss of a picture is a power of its error. So it needs no other pictures, and batches with
+        hard ones weigh more.
+        """
         mine = self._draw(iteration)[self._rows].tolist()
         parts = [mine] if self._host.batched else [[row] for row in mine]
-        total = torch.zeros((), device=self._host.device)
+        power, scale = self._settings.tail, self._scale
+        total, loss = (torch.zeros((), device=self._host.device) for _ in range(2))
         for part in parts:
             batch = self._references.rows(part)
             made = self.student(batch.examples)
-            error = errors(made, batch.target, self._host.unit).sum() / len(mine)
-            error.backward()  # type: ignore[no-untyped-call]
-            total += error.detach()
-        return total, total
+            each = errors(made, batch.target, self._host.unit)
+            weighed = each.sum() if power == 1 else scale * ((each / scale) ** power).sum() / power
+            (weighed / len(mine)).backward()  # type: ignore[no-untyped-call]
+            loss += weighed.detach() / len(mine)
+            total += each.detach().sum() / len(mine)
+        return loss, total
 
     def update(self, iteration: int) -> None:
         """See `Task.update`."""
@@ -71,6 +84,10 @@ class StudentTask:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         self.optimizer.step()
+
+    def validate(self) -> float:
+        """See `Task.validate`."""
+        return self._validation()
 
     def _draw(self, iteration: int) -> Tensor:
         """Indices of a batch's examples: all of them in random order, then all again, and so on."""
@@ -107,18 +124,31 @@ class ClosedLoop:
         self.training = references.rows(slice(settings.num_held_out, None))
         self.trial = self.training.rows(slice(0, settings.trial_examples))
 
-    @torch.no_grad()
     def error(self, student: Student, references: References | None = None) -> float:
         """Mean error of the held-out examples, or of others; for the unit see `Host`.
 
         Held-out examples are made in the precision that the schedule will be used in.
         """
         student.train(references is not None)
-        references, size = references or self._held_out, round_size(self.trainer, self.host)
         with student.attached():
-            made = list(self.trainer.processes.in_rounds(student, references.examples, size))
+            found = self._errors(student, references or self._held_out)
         student.train()
-        return errors(torch.cat(made), references.target, self.host.unit).mean().item()
+        return found.mean().item()
+
+    @torch.no_grad()
+    def _errors(self, student: Student, references: References) -> Tensor:
+        """Error of every example, made by a student that is attached."""
+        size = round_size(self.trainer, self.host)
+        made = list(self.trainer.processes.in_rounds(student, references.examples, size))
+        return errors(torch.cat(made), references.target, self.host.unit)
+
+    def _validate(self, student: Student) -> float:
+        """Error of the examples by which the best state is kept: as the loss, but of all of them together."""
+        assert self._references.validation is not None, "settings that validate have solved some"
+        student.eval()
+        found, power = self._errors(student, self._references.validation), self.settings.tail
+        student.train()
+        return float((found**power).mean() ** (1 / power))
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
@@ -180,10 +210,22 @@ class ClosedLoop:
         begun = CacheSchedule(compute, host.table, contract)
         before = self.kept_error(f"error before {stage}", student)
         fraction = begun.cost.fraction
-        task = StudentTask(student, host, fraction, self.settings, self.training, self.trainer.rows)
+        task = StudentTask(
+            student,
+            host,
+            fraction,
+            self.settings,
+            self.training,
+            self.trainer.rows,
+            before,
+            lambda: self._validate(student),
+        )
         with student.attached():
             outcome = self.trainer.run(task, stage)
-        error = self.error(student)
+            student.eval()
+            each = self._errors(student, self._held_out)
+            student.train()
+        error = each.mean().item()
         if round(error, 4) > round(before, 4):
             logger.warning(
                 "learning took the error of pictures that it did not see from %.4f to %.4f; "
@@ -196,8 +238,12 @@ class ClosedLoop:
             "predictor": "linear, learned end to end on the final picture",
             "settings": asdict(self.settings),
             "iterations": outcome.iterations,
+            "iterations_kept": outcome.kept,
             "held_out_error_before": round(before, 5),
             "held_out_error": round(error, 5),
+            "held_out_error_p95": round(each.quantile(0.95).item(), 5),
+            "held_out_error_worst": round(each.max().item(), 5),
+            "held_out_worst": self._held_out.examples.describe(int(each.argmax())),
             "error_unit": host.unit,
             "interrupted": outcome.interrupted,
             "time_was_up": outcome.time_was_up,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from l2c.schedule.branches import difference_column, without_derived
 from l2c.schedule.forecast import Predictor, ReusePlan, lagrange_weights, plan_reuse
 
 
@@ -26,6 +27,8 @@ class Coefficients(nn.Module):
         start: Weights (evaluations, layers, history) to begin with instead; their history is kept.
         begins: Evaluations, rising and from 0 on, at which a model takes over from another. Its forecasts read values
             of its own only.
+        num_layers: Layers of the model; None where the mask has no rows for each pass of guidance. The difference of
+            the passes begins at the line through its last values.
 
     Attributes:
         compute: The mask.
@@ -46,22 +49,31 @@ class Coefficients(nn.Module):
         order: int | None = None,
         start: Tensor | None = None,
         begins: Sequence[int] = (0,),
+        num_layers: int | None = None,
     ) -> None:
         super().__init__()
         self.compute = compute
+        num_layers = compute.shape[1] if num_layers is None else num_layers
+        self._difference = difference_column(num_layers)
         history = history if start is None else start.shape[-1]
         self._order = history - 1 if order is None else min(order, history - 1)
         self._start: ReusePlan = {}
         for first, end in zip(begins, [*begins[1:], len(compute)], strict=True):
             part = compute[first:end]
-            weights = (
-                _polynomial(part, log_snrs[first:end], history, self._order)
-                if start is None
-                else start[first:end]
-            )
+            if start is None:
+                weights = _polynomial(part, log_snrs[first:end], history, self._order)
+                line = _polynomial(part, log_snrs[first:end], history, self._order_of(self._difference))
+                weights[:, self._difference :] = line[:, self._difference :]
+            else:
+                weights = start[first:end]
             self._start |= _plan_of_part(part, weights, first)
+        self._start = without_derived(self._start, compute, num_layers)
         self._differences = difference_weights(history).to(device)
         self.added = nn.Parameter(torch.zeros(*compute.shape, history, device=device))
+
+    def _order_of(self, column: int) -> int:
+        """Order of the polynomial that a column begins with."""
+        return min(self._order, 1) if column == self._difference else self._order
 
     def plan(self, log_snrs: Tensor | None = None) -> ReusePlan:
         """The forecast plan with the weights as they are, tensors with a graph.
@@ -75,7 +87,7 @@ class Coefficients(nn.Module):
             sources = [source for source, _ in terms]
             start = [weight for _, weight in terms]
             if log_snrs is not None:
-                nodes = [log_snrs[source] for source in sources[: self._order + 1]]
+                nodes = [log_snrs[source] for source in sources[: self._order_of(layer) + 1]]
                 start[: len(nodes)] = lagrange_weights(log_snrs[evaluation], nodes)
             plan[evaluation, layer] = tuple(
                 (source, (start[index] + added[evaluation, layer, index]).float())

@@ -20,13 +20,15 @@ from l2c.learning.arguments import amounts_of, checked, refuse
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.data import ImageData
 from l2c.learning.mask_search import MaskSearchResult, check_budget, kept_costs, search_mask
-from l2c.learning.masks import Placement, near
+from l2c.learning.masks import near
 from l2c.learning.paper import RouterSettings, learn_router
+from l2c.learning.placement import Placement
 from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import learn_with_solver
 from l2c.learning.trainer import Trainer
+from l2c.schedule.branches import has_branches
 from l2c.schedule.budget import CURVE
 from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
@@ -260,7 +262,8 @@ def _search(
     settings, host = loop.settings, loop.host
     always = host.segments[1:]
     first: list[Placement] = []
-    if other is not None and not always:
+    apart = None if settings.branches and host.has_branches and costs.unit == "MACs" else False
+    if other is not None and not always and not has_branches(other.compute.shape[1], len(host.table)):
         count = max(1, round(NEAR_SHARE * settings.trials))
         first = near(other.compute, budget, costs, other.order, count, settings.seed)
     return search_mask(
@@ -274,6 +277,7 @@ def _search(
         stage=stage,
         always=always,
         first=first,
+        apart=apart,
     )
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.learning.masks import Placement, search, spread
+from l2c.learning.branch_masks import spread_apart
+from l2c.learning.masks import search, spread
+from l2c.learning.placement import Placement
 from l2c.learning.session import SEARCHING, Progress
 from l2c.learning.trainer import Trainer
 from l2c.schedule.cost import BUDGET_TOLERANCE, CostTable
@@ -82,6 +84,7 @@ def search_mask(
     always: Sequence[int] = (),
     first: Sequence[Placement] = (),
     until: float = 0.5,
+    apart: bool | None = False,
 ) -> MaskSearchResult:
     """The mask that a search finds for a budget, or the checkpoint has.
 
@@ -97,6 +100,7 @@ def search_mask(
         always: Evaluations besides the first that have to compute everything; the search is for the others.
         first: Placements to start from besides those that `spread` makes, and before them.
         until: Share of the time limit after which no more masks are judged.
+        apart: Whether the passes of guidance have rows of their own; None tries both.
     """
     key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
     if key not in trainer.kept:
@@ -106,16 +110,22 @@ def search_mask(
         others, left = evaluations - len(always), budget - len(always) * costs.full
 
         def mask_of(placement: Placement) -> Tensor:
-            mask = torch.ones(evaluations, len(costs.layers), dtype=torch.bool)
-            mask[~whole] = placement.mask(others, left, costs)
+            found = placement.mask(others, left, costs)
+            mask = torch.ones(evaluations, found.shape[1], dtype=torch.bool)
+            mask[~whole] = found
             return mask
 
+        def fits(placement: Placement) -> bool:
+            return placement.guided is None or costs.of(placement.mask(others, left, costs)) <= left
+
         known = [replace(placement, order=min(placement.order, orders[0])) for placement in first]
-        starts = list(dict.fromkeys([*known, *spread(others, left, costs, orders[0])]))
+        alike = [] if apart else spread(others, left, costs, orders[0])
+        split = [] if apart is False else spread_apart(others, left, costs, orders[0])
+        starts = list(dict.fromkeys([*known, *alike, *split]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
         judge = _Trials(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction, until)
         seed = trainer.settings.seed
-        found = search(starts, judge.error, others, trials, seed, judge.report, orders)
+        found = search(starts, judge.error, others, trials, seed, judge.report, orders, fits)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()

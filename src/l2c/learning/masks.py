@@ -15,43 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from l2c.learning.branch_masks import guided_moves, renamed
+from l2c.learning.placement import FILLS, Placement, along, widest_gap
 from l2c.sampling.draw import draw
 from l2c.schedule.cost import CostTable
-
-FILLS = ("first", "last", "middle")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A mask by its whole and its partial evaluations, and how to continue what is stored.
-
-    Attributes:
-        whole: Evaluations that compute every layer, rising; the first is 0.
-        partial: Evaluation that computes some layers; None where nothing is left for one.
-        fill: Which layers those are: the `first` ones, the `last`, or those in the `middle`.
-        order: Of the polynomial through stored values that forecasts follow before they are learned.
-    """
-
-    whole: tuple[int, ...]
-    partial: int | None
-    fill: str = "first"
-    order: int = 2
-
-    def mask(self, evaluations: int, budget: float, costs: CostTable) -> Tensor:
-        """Bool (evaluations, layers); the partial evaluation computes as many layers as the budget allows."""
-        compute = torch.zeros(evaluations, len(costs.layers), dtype=torch.bool)
-        compute[list(self.whole)] = True
-        if self.partial is not None:
-            for layer in _fill_order(self.fill, len(costs.layers)):
-                compute[self.partial, layer] = True
-                compute[self.partial, layer] = costs.of(compute) <= budget
-        return compute
-
-
-def _fill_order(fill: str, count: int) -> list[int]:
-    if fill == "middle":
-        return sorted(range(count), key=lambda layer: abs(layer - (count - 1) / 2))
-    return list(range(count)) if fill == "first" else list(reversed(range(count)))
 
 
 def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) -> list[Placement]:
@@ -72,12 +39,12 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
     total, starts = room.total, list[Placement]()
     every, all_but_last = range(evaluations), range(max(1, evaluations - 1))
     for places in (
-        _along(all_but_last, total, 1.0),
+        along(all_but_last, total, 1.0),
         _middles_first(evaluations, total, 1.25),
-        _along(every, total, 1.0),
-        _along(every, total, 1.25),
+        along(every, total, 1.0),
+        along(every, total, 1.25),
         _middles_first(evaluations, total, 1.0),
-        _along(every, total, 0.8),
+        along(every, total, 0.8),
     ):
         if len(places) == total:
             start = room.placement(places, order, total // 2)
@@ -116,7 +83,7 @@ def near(
                     left_out.append(rank)
         places = [place for rank, place in enumerate(known) if rank not in left_out]
         while len(places) < room.total:
-            places = sorted([*places, _widest_gap(places, room.evaluations)])
+            places = sorted([*places, widest_gap(places, room.evaluations)])
         drawn = 1 + int(torch.rand(1, generator=generator) * (len(places) - 1))
         found.append(room.placement(places, order, drawn, "last"))
     return list(dict.fromkeys(found))
@@ -153,35 +120,16 @@ class _Room:
         if self.total > self.count:
             partial = places.pop(which)
         elif self.more and self.total < self.evaluations:
-            partial = _widest_gap(places, self.evaluations)
+            partial = widest_gap(places, self.evaluations)
         return Placement(tuple(places), partial, fill, order)
-
-
-def _along(grid: Sequence[int], count: int, power: float) -> list[int]:
-    """So many places of a grid, if it has them, from its first to its last; a power above 1 is denser at first."""
-    if count > len(grid):
-        return []
-    places: list[int] = []
-    for index in range(count):
-        place = round((len(grid) - 1) * (index / max(1, count - 1)) ** power)
-        places.append(max(place, places[-1] + 1) if places else place)
-    room = range(len(grid) - count, len(grid))
-    return [grid[min(place, most)] for place, most in zip(places, room, strict=True)]
 
 
 def _middles_first(evaluations: int, total: int, power: float) -> list[int]:
     """The first evaluation, then of the odd ones as many as there may be, and then of the even ones; see `_along`."""
     chosen = [0]
     for grid in (range(1, evaluations, 2), range(2, evaluations, 2)):
-        chosen += _along(grid, min(total - len(chosen), len(grid)), power)
+        chosen += along(grid, min(total - len(chosen), len(grid)), power)
     return sorted(chosen)
-
-
-def _widest_gap(whole: Sequence[int], evaluations: int) -> int:
-    """The middle of the longest row of evaluations that compute nothing."""
-    gaps = [after - before for before, after in zip(whole, [*whole[1:], evaluations], strict=True)]
-    widest = max(range(len(gaps)), key=lambda index: gaps[index])
-    return whole[widest] + gaps[widest] // 2
 
 
 def moves(placement: Placement, evaluations: int) -> Iterator[Placement]:
@@ -190,6 +138,8 @@ def moves(placement: Placement, evaluations: int) -> Iterator[Placement]:
     for index in range(len(whole) - 1, 0, -1):
         for step in (-2, -1, 1, 2):
             yield from _moved(placement, index, whole[index] + step, evaluations)
+    if placement.guided is not None:
+        yield from guided_moves(placement, placement.guided, evaluations)
     if partial is None:
         return
     for fill in FILLS:
@@ -197,7 +147,10 @@ def moves(placement: Placement, evaluations: int) -> Iterator[Placement]:
             yield replace(placement, fill=fill)
     for target in (partial - 2, partial - 1, partial + 1, partial + 2):
         if target in whole[1:]:
-            yield replace(placement, whole=tuple(sorted({*whole, partial} - {target})), partial=target)
+            changed = tuple(sorted({*whole, partial} - {target}))
+            yield replace(
+                placement, whole=changed, partial=target, guided=renamed(placement.guided, target, partial)
+            )
         elif 0 < target < evaluations:
             yield replace(placement, partial=target)
 
@@ -215,7 +168,12 @@ def _moved(placement: Placement, index: int, target: int, evaluations: int) -> I
     whole, partial = placement.whole, placement.partial
     if 0 < target < evaluations and target not in whole:
         moved = tuple(sorted({*whole, target} - {whole[index]}))
-        yield replace(placement, whole=moved, partial=whole[index] if target == partial else partial)
+        yield replace(
+            placement,
+            whole=moved,
+            partial=whole[index] if target == partial else partial,
+            guided=renamed(placement.guided, whole[index], target),
+        )
 
 
 def search(
@@ -226,6 +184,7 @@ def search(
     seed: int,
     on_trial: Callable[[int, float], bool] | None = None,
     orders: Sequence[int] = (2, 1),
+    fits: Callable[[Placement], bool] = lambda placement: True,
 ) -> Placement:
     """The best placement that a local search finds.
 
@@ -241,6 +200,7 @@ def search(
         seed: Of the order of the moves.
         on_trial: Called with the number of placements judged and the least error after each; True ends the search.
         orders: Of polynomials to try.
+        fits: Whether a placement is within the budget; the others are not judged.
     """
     best, least = starts[0], error_of(starts[0])
     seen = {best}
@@ -256,7 +216,7 @@ def search(
             ways = [moves(best, evaluations), far_moves(best, evaluations), iter(reordered)]
             first = 0 if drawn[0] < 0.5 else 1 if drawn[0] < 0.92 else 2
             for way in (ways[first], *ways[:first], *ways[first + 1 :]):
-                if found := _unseen(way, seen):
+                if found := [one for one in _unseen(way, seen) if fits(one)]:
                     ahead = [found[int(drawn[1] * len(found))]]
                     break
         if not ahead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,6 +155,9 @@ class _RouterTask:
         rows: Rows of a batch to learn on; the other processes have the others.
     """
 
+    validate_every = 0
+    patience: int | None = None
+
     def __init__(self, host: Host, settings: RouterSettings, data: ImageData | None, rows: slice) -> None:
         self._host, self._settings, self._data, self._rows = host, settings, data, rows
         self._contract = host.contract()
@@ -197,6 +201,10 @@ class _RouterTask:
         """See `Task.update`."""
         self.optimizer.step()
         self._router.clamp_()
+
+    def validate(self) -> float:
+        """See `Task.validate`; the last router is kept, as in the paper."""
+        return math.nan
 
     def _step_from_images(self, iteration: int) -> None:
         """One solver step from noised images to an evaluation that the router decides, as in the paper."""

@@ -19,10 +19,17 @@ REPEATS = 0.01
 
 @dataclass(frozen=True)
 class References:
-    """Examples, and the solutions (B, ...) that runs of them come close to."""
+    """Examples, and the solutions (B, ...) that runs of them come close to.
+
+    Attributes:
+        examples: What is run.
+        target: The solutions.
+        validation: Others, by which the best state is kept; None if the last one is.
+    """
 
     examples: Examples
     target: Tensor
+    validation: References | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -44,13 +51,18 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings) -> References:
         ConfigError: If the time is up before they are done.
     """
     key = (settings.seed, "pictures")
-    examples = host.examples(settings.num_examples, *key, held_out=settings.num_held_out)
+    held_out = settings.num_held_out
+    examples = host.examples(settings.num_examples, *key, held_out=held_out)
     _check_repeats(host, examples)
     size = round_size(trainer, host)
-    target = trainer.compute(
-        "fine-step solutions", host.reference(settings.reference_steps).sample, examples, size
-    )
-    return References(examples, target.to(host.device))
+    fine = host.reference(settings.reference_steps)
+    target = trainer.compute("fine-step solutions", fine.sample, examples, size).to(host.device)
+    if not settings.num_validation:
+        return References(examples, target)
+    others = host.examples(held_out + settings.num_validation, *key, "validation", held_out=held_out)
+    others = others.rows(slice(held_out, None))  # with prompts that are not held out
+    checked = trainer.compute("fine-step solutions for validation", fine.sample, others, size)
+    return References(examples, target, References(others, checked.to(host.device)))
 
 
 def _check_repeats(host: Host, examples: Examples) -> None:

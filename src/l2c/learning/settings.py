@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from l2c.documents import MOST_EVALUATIONS, Count, LearningRate
+from l2c.documents import MOST_EVALUATIONS, Count, LearningRate, Real, Whole
 from l2c.errors import ConfigError
 from l2c.learning.task import TaskSettings
 
@@ -23,10 +23,15 @@ class LearnSettings(TaskSettings):
             with prompts that nothing is learned on, as far as there are enough.
         history: How many computed values a forecast reads at most.
         learning_rate: Of Adam, for the coefficients of forecasts; it warms up over 5 steps and falls to 0 on a cosine.
+        validate_every: Steps between two validations on further pictures, an eighth as many; the state that is best on
+            them is kept. 0 keeps the last state.
+        patience: Validations without a lower error after which learning ends; None does all iterations.
+        tail: Power of the mean over pictures that is made small: 1 is the mean error, more weighs the worst pictures.
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most.
         trial_examples: Pictures that each of them makes.
+        branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory.
     """
@@ -35,13 +40,21 @@ class LearnSettings(TaskSettings):
     num_examples: Count = 32
     history: Annotated[Count, Field(le=5)] = 3
     learning_rate: LearningRate = 4e-3
+    validate_every: Annotated[Whole, Field(ge=0)] = 5
+    patience: Count | None = None
+    tail: Annotated[Real, Field(ge=1, le=16)] = 1.0
     reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 40
     trials: Count = 32
     trial_examples: Count = 6
+    branches: bool = True
     recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.patience is not None and not self.validate_every:
+            raise ConfigError(
+                "patience counts validations, and validate_every=0 makes none; leave one of them out"
+            )
         if self.num_held_out < 1 or self.num_examples - self.num_held_out < self.batch_size:
             raise ConfigError(
                 f"num_examples must leave at least one batch of {self.batch_size} when a quarter is held out, "
@@ -52,3 +65,8 @@ class LearnSettings(TaskSettings):
     def num_held_out(self) -> int:
         """Pictures that take no part in learning and tell how good it is."""
         return int(self.num_examples * HELD_OUT_SHARE)
+
+    @property
+    def num_validation(self) -> int:
+        """Further pictures, by which the best state is kept."""
+        return max(1, self.num_examples // 8) if self.validate_every else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -18,7 +19,8 @@ from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.mask_search import MaskSearchResult, search_mask
-from l2c.learning.masks import Placement, spread
+from l2c.learning.masks import spread
+from l2c.learning.placement import Placement
 from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.settings import LearnSettings
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 RATIOS = (2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried."""
+APART = 2.5
+"""Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
 
 
 def learn_with_solver(
@@ -52,8 +56,10 @@ def learn_with_solver(
         raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
     check_value("per_computed", per_computed, Annotated[Real, Field(ge=1)] | None)
     costs = CostTable.macs(host.table)
-    ratios = (float(per_computed),) if per_computed else RATIOS
-    hosts = [host.with_solver(int(evaluations * ratio)) for ratio in ratios]
+    kinds = [(float(per_computed), False)] if per_computed else [(ratio, False) for ratio in RATIOS]
+    if settings.branches and host.has_branches and per_computed != 1:
+        kinds.append((APART, True))
+    hosts = [host.with_solver(int(evaluations * ratio)) for ratio, _ in kinds]
     for other in hosts:
         _ = other.run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
@@ -67,21 +73,23 @@ def learn_with_solver(
     )
     budget = evaluations * costs.full
     references = solve(trainer, host, settings)
-    structures: list[tuple[ClosedLoop, MaskSearchResult]] = []
-    for index, (other, ratio) in enumerate(zip(hosts, ratios, strict=True)):
+    structures: list[_Structure] = []
+    for index, (other, (ratio, apart)) in enumerate(zip(hosts, kinds, strict=True)):
         loop = ClosedLoop(trainer, other, references, settings, model_name)
-        until = 0.5 * (index + 1) / len(ratios)
-        structures.append((loop, _search(loop, ratio, budget, costs, until)))
-    loop, found = min(structures, key=lambda structure: structure[1].error)
+        until = 0.5 * (index + 1) / len(kinds)
+        found = _search(loop, ratio, budget, costs, until, apart=apart)
+        structures.append(_Structure(_name(loop, apart=apart), loop, found))
+    best = min(structures, key=lambda structure: structure.found.error)
+    loop, found = best.loop, best.found
     schedule, _ = loop.fit(
         found.compute,
         {
             "method": "l2c, closed loop, with its solver",
             "budget": evaluations,
             "budget_unit": "whole evaluations",
-            "structure": _name(loop),
-            "structures_before_learning": {_name(other): round(it.error, 5) for other, it in structures},
-            "masks_tried": sum(it.trials for _, it in structures),
+            "structure": best.name,
+            "structures_before_learning": {one.name: round(one.found.error, 5) for one in structures},
+            "masks_tried": sum(one.found.trials for one in structures),
             "polynomial_order": found.order,
             "fewer_steps": _fewer_steps(loop, host, int(evaluations)),
         },
@@ -91,14 +99,21 @@ def learn_with_solver(
     return schedule
 
 
-def _name(loop: ClosedLoop) -> str:
-    return f"{len(loop.host.run.timesteps)} evaluations"
+@dataclass(frozen=True)
+class _Structure:
+    name: str
+    loop: ClosedLoop
+    found: MaskSearchResult
+
+
+def _name(loop: ClosedLoop, *, apart: bool) -> str:
+    return f"{len(loop.host.run.timesteps)} evaluations{', passes apart' if apart else ''}"
 
 
 def _search(
-    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float
+    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float, *, apart: bool
 ) -> MaskSearchResult:
-    """A mask for a structure, or that with everything if nothing is reused; for `until` see `search_mask`."""
+    """A mask for a structure, or that with everything if nothing is reused; for the rest see `search_mask`."""
     steps = len(loop.host.run.timesteps)
 
     def error_of(mask: Tensor, order: int) -> float:
@@ -106,7 +121,7 @@ def _search(
 
     start = _every(ratio, steps, budget, costs)
     compute = start.mask(steps, budget, costs)
-    if compute.all():
+    if compute.all() and not apart:
         return MaskSearchResult(compute, start.order, error_of(compute, start.order), trials=0)
     return search_mask(
         loop.trainer,
@@ -116,10 +131,11 @@ def _search(
         costs,
         loop.settings.trials,
         history=loop.settings.history,
-        stage=f"of {_name(loop)}",
+        stage=f"of {_name(loop, apart=apart)}",
         always=loop.host.segments[1:],
-        first=[] if len(loop.host.segments) > 1 else [start],
+        first=[] if apart or len(loop.host.segments) > 1 else [start],
         until=until,
+        apart=apart,
     )
 
 

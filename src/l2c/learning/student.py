@@ -34,7 +34,7 @@ class Student(nn.Module):
 
     Args:
         host: The frozen model and its run; of `Host.with_solver` for a free solver.
-        compute: Where to compute, bool (evaluations, layers).
+        compute: Where to compute, bool (evaluations, layers), or with rows for each pass of guidance.
         history: How many computed values a forecast reads at most.
         order: Of the polynomial; `history - 1` if not given.
         start: Weights (evaluations, layers, history) that forecasts begin with instead.
@@ -68,7 +68,9 @@ class Student(nn.Module):
         self._host, self._bf16, self._recompute = host, bf16, recompute
         self.compute = compute
         run, device, count = host.run, host.device, len(compute)
-        self.forecasts = Coefficients(compute, run.log_snrs, history, device, order, start, host.segments)
+        self.forecasts = Coefficients(
+            compute, run.log_snrs, history, device, order, start, host.segments, len(host.table)
+        )
         self._log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64, device=device)
         self._room = _room(self._log_snrs)
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None

@@ -16,9 +16,17 @@ WARM_UP = 5
 
 
 class Task(Protocol):
-    """What is learned: the parameters of an optimizer."""
+    """What is learned: the parameters of an optimizer.
+
+    Attributes:
+        optimizer: Has the parameters.
+        validate_every: Iterations between two validations, by which the best state is kept; 0 keeps the last.
+        patience: Validations without a lower error after which learning ends; None never ends it.
+    """
 
     optimizer: torch.optim.Optimizer
+    validate_every: int
+    patience: int | None
 
     @property
     def fraction(self) -> float:
@@ -35,6 +43,10 @@ class Task(Protocol):
 
     def update(self, iteration: int) -> None:
         """One step of the optimizer."""
+        ...
+
+    def validate(self) -> float:
+        """Error of examples that nothing is learned on and nothing is reported of; the same in every process."""
         ...
 
 

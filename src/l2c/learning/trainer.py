@@ -10,6 +10,7 @@ learn what one does, up to rounding.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from l2c.errors import CheckpointError, ConfigError, NumericsError
 from l2c.hosts.base import Examples, Host
+from l2c.learning.best import BestState, copy_of, parameters_of, put
 from l2c.learning.checkpoint import Checkpoint
 from l2c.learning.interrupts import Interrupts
 from l2c.learning.log import Log
@@ -40,11 +42,13 @@ class Outcome:
 
     Attributes:
         iterations: Iterations done, those before it was resumed included.
+        kept: Iterations after which the state was that was kept: the best by validation.
         interrupted: Whether Ctrl-C ended it.
         time_was_up: Whether the time limit ended it.
     """
 
     iterations: int
+    kept: int
     interrupted: bool = False
     time_was_up: bool = False
 
@@ -113,6 +117,7 @@ class Trainer:
         self._learned: dict[str, Any] = state.get("learned", {})
         self._aside: dict[str, tuple[int, dict[str, Any]]] = state.get("aside", {})  # stages that time ended
         self._task: Task | None = None
+        self._best = BestState()
         limit = self.session.time_limit_s
         self._allowed_s = None if limit is None else (0.0, limit)  # from when on, and how long
 
@@ -156,12 +161,16 @@ class Trainer:
             self._iteration, self._learned = self._aside.pop(stage, (0, {}))
         self._restore(task)
         started, first = time.monotonic(), self._iteration
-        ended = interrupted = False
+        ended = interrupted = failed = False
         self._log.open(self._identity, first)
         with Interrupts(hold=self.processes.count > 1) as interrupts:
             try:
-                while self._iteration < self.settings.iterations and not (ended or interrupted):
+                while not (ended or interrupted or self._is_done(task)):
                     begun = time.monotonic()
+                    if self._best.due(task, self._iteration):
+                        self._best.validate(task, self._iteration)
+                        if self._best.exhausted(task):
+                            break
                     task.optimizer.zero_grad(set_to_none=True)
                     loss, error = task.backward(self._iteration)
                     late = self._is_late(time.monotonic() - begun)
@@ -173,24 +182,42 @@ class Trainer:
                     per_iteration_s = (time.monotonic() - started) / (self._iteration - first)
                     self._tell(task, *means, per_iteration_s)
             except KeyboardInterrupt:
-                if self.processes.count > 1:
+                if failed := self.processes.count > 1:
                     raise  # not from the keyboard, since that is held back, and the others do not know of it
                 interrupted = True
+            except BaseException:
+                failed = True
+                raise
             finally:
                 interrupts.hold()
-                if stage and self._iteration == self.settings.iterations:
-                    self.kept[f"learned {stage}"] = _flatten(task, self._iteration)
+                self._learned, self._task = self._state(), None  # a checkpoint goes on from the last state
+                kept = self._iteration if failed else self._keep_best(task)
+                if stage and self._is_done(task):
+                    self.kept[f"learned {stage}"] = _flatten(task, self._iteration, kept)
                 if self._iteration > first:
                     self.save()
                 self._log.close()
-        ended_early = self._iteration < self.settings.iterations
+        ended_early = not self._is_done(task)
         if ended_early:
             reason = "interrupted" if interrupted else "time is up"
             logger.warning("%s after %d of %d iterations", reason, self._iteration, self.settings.iterations)
         logger.info(
             "learned the %s: %d iterations in %.1f s", self.name, self._iteration - first, self.elapsed_s
         )
-        return Outcome(self._iteration, interrupted, time_was_up=ended_early and not interrupted)
+        return Outcome(self._iteration, kept, interrupted, time_was_up=ended_early and not interrupted)
+
+    def _is_done(self, task: Task) -> bool:
+        """Whether nothing is left to learn: all iterations are done, or the error falls no more."""
+        return self._iteration >= self.settings.iterations or self._best.exhausted(task)
+
+    def _keep_best(self, task: Task) -> int:
+        """Puts a task into its best state; returns after how many iterations that was."""
+        if self._best.due(task, self._iteration, last=True):
+            self._best.validate(task, self._iteration)
+        if not self._best.parameters:
+            return self._iteration
+        put(task, self._best.parameters)
+        return self._best.iteration
 
     def compute(
         self, name: str, function: Callable[[Examples], Tensor], examples: Examples, size: int
@@ -254,18 +281,16 @@ class Trainer:
         """Where the task of this stage is, or was when the checkpoint was written."""
         if self._task is None:
             return self._learned
-        parameters = [parameter.detach().cpu() for parameter in _parameters(self._task)]
-        return {"parameters": parameters, "optimizer": self._task.optimizer.state_dict()}
+        optimizer = copy.deepcopy(self._task.optimizer.state_dict())  # its tensors go on changing
+        return {"parameters": copy_of(self._task), "optimizer": optimizer, "best": self._best.to_state()}
 
     def _restore(self, task: Task) -> None:
         """Puts a task where the checkpoint was written."""
-        self._task = task
+        self._task, self._best = task, BestState.of(self._learned.get("best"))
         if not self._learned:
             return
         try:
-            with torch.no_grad():
-                for parameter, value in zip(_parameters(task), self._learned["parameters"], strict=True):
-                    parameter.copy_(value)
+            put(task, self._learned["parameters"])
             task.optimizer.load_state_dict(self._learned["optimizer"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -276,7 +301,7 @@ class Trainer:
         self, task: Task, means: tuple[Tensor, Tensor], flags: tuple[bool, bool]
     ) -> tuple[tuple[float, float], tuple[bool, bool]]:
         """Averages gradients and means over the processes; a flag of one of them becomes one of all."""
-        gradients = [parameter.grad for parameter in _parameters(task) if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters_of(task) if parameter.grad is not None]
         head = torch.stack([*means, *(means[0].new_tensor(float(flag)) for flag in flags)]).detach()
         message = self.processes.mean(torch.cat([head, *(gradient.flatten() for gradient in gradients)]))
         loss, error, first, second = message[:4].tolist()
@@ -315,21 +340,15 @@ class Trainer:
             self._on_progress(progress)
 
 
-def _parameters(task: Task) -> list[torch.nn.Parameter]:
-    return [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
-
-
-def _flatten(task: Task, iterations: int) -> Tensor:
-    """What was learned in a stage, and in how many iterations, as one vector."""
-    values = [parameter.detach().flatten().float().cpu() for parameter in _parameters(task)]
-    return torch.cat([torch.tensor([float(iterations)]), *values])
+def _flatten(task: Task, iterations: int, kept: int) -> Tensor:
+    """What was learned in a stage, in how many iterations and after how many it was best, as one vector."""
+    values = [value.flatten().float() for value in copy_of(task)]
+    return torch.cat([torch.tensor([float(iterations), float(kept)]), *values])
 
 
 def _recall(task: Task, learned: Tensor) -> Outcome:
     """Puts a task where `_flatten` was called."""
-    parameters = _parameters(task)
-    parts = torch.split(learned[1:], [parameter.numel() for parameter in parameters])
-    with torch.no_grad():
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
-    return Outcome(int(learned[0]))
+    parameters = parameters_of(task)
+    parts = torch.split(learned[2:], [parameter.numel() for parameter in parameters])
+    put(task, [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)])
+    return Outcome(int(learned[0]), int(learned[1]))

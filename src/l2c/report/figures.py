@@ -44,7 +44,8 @@ def heat_map(summary: Mapping[str, Any]) -> bytes:
 
     One panel for the attention layers and one for the MLPs, evaluations from left to right, blocks from
     bottom to top, and below them the share of every evaluation's MACs that is left. Where the schedule has
-    router scores, they stand beside it in panels of their own.
+    router scores, they stand beside it in panels of their own, and so do the layers of the unconditional pass where
+    the passes of guidance have rows of their own.
 
     Args:
         summary: What `CacheSchedule.summary` returns.
@@ -59,7 +60,8 @@ def _draw(summary: Mapping[str, Any]) -> bytes:
     rows, scores = summary["rows"], summary["scores"]
     kinds = list(dict.fromkeys(summary["layer_kinds"]))
     mask = np.array([[character == "1" for character in row["mask"]] for row in rows])
-    columns = 1 if scores is None else 2
+    apart = len(summary["branches"]) > 1
+    columns = 1 if scores is None and not apart else 2
     panel = 1.3 + 0.045 * max(summary["layer_kinds"].count(kind) for kind in kinds)  # inches
     figure = Figure(
         figsize=(5.6 * columns + 0.4, len(kinds) * panel + 2.3),
@@ -69,9 +71,17 @@ def _draw(summary: Mapping[str, Any]) -> bytes:
     heights = [*[panel] * len(kinds), 0.75]
     axes = figure.subplots(len(kinds) + 1, columns, squeeze=False, height_ratios=heights)
     for axis, kind in zip(axes[:, 0], kinds, strict=False):
-        _mask_panel(axis, mask[:, [k == kind for k in summary["layer_kinds"]]].T, kind, rows)
+        part = mask[:, [k == kind for k in summary["layer_kinds"]]].T
+        _mask_panel(axis, part, kind, rows, ", conditional" if apart else "")
     _cost_panel(axes[-1, 0], rows, summary["cost"]["fraction"])
-    if scores is not None:
+    if apart:
+        derived = np.array([row["unconditional"] is None for row in rows])
+        other = np.array([[c == "1" for c in row["unconditional"] or "0" * mask.shape[1]] for row in rows])
+        for axis, kind in zip(axes[:, 1], kinds, strict=False):
+            part = other[:, [k == kind for k in summary["layer_kinds"]]].T
+            _mask_panel(axis, part, kind, rows, ", unconditional", derived)
+        axes[-1, 1].set_axis_off()
+    elif scores is not None:
         values = np.array(scores, dtype=float)  # None becomes NaN
         for axis, kind in zip(axes[:, 1], kinds, strict=False):
             _score_panel(axis, values[:, [k == kind for k in summary["layer_kinds"]]].T, kind, rows)
@@ -94,7 +104,14 @@ def _title(summary: Mapping[str, Any]) -> str:
     return f"{model}{run}\n{share}" if len(model + run) > 40 else f"{model}{run} · {share}"
 
 
-def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[str, Any]]) -> None:
+def _mask_panel(
+    axis: Axes,
+    mask: NDArray[np.bool_],
+    kind: str,
+    rows: list[dict[str, Any]],
+    branch: str = "",
+    derived: NDArray[np.bool_] | None = None,
+) -> None:
     color = COLORS.get(kind, _BAR)
     axis.imshow(
         mask,
@@ -105,16 +122,23 @@ def _mask_panel(axis: Axes, mask: NDArray[np.bool_], kind: str, rows: list[dict[
         origin="lower",
         interpolation="nearest",
     )
-    title = TITLES.get(kind, kind)
+    title, handles = TITLES.get(kind, kind) + branch, []
+    if derived is not None:
+        for column in np.flatnonzero(derived):
+            axis.axvspan(
+                column - 0.5, column + 0.5, facecolor="#ffffff", edgecolor="#d4d8dd", hatch="////", lw=0
+            )
+        handles = [Patch(facecolor="#ffffff", edgecolor="#d4d8dd", hatch="////", label="derived")]
     axis.set_title(f"{title}: {mask.sum()} of {mask.size} computed", loc="left", fontsize=9)
     axis.legend(
         handles=[
             Patch(facecolor=color, label="computed"),
             Patch(facecolor=REUSED, edgecolor="#c4c9cf", label="reused"),
+            *handles,
         ],
         loc="lower right",
         bbox_to_anchor=(1, 1),
-        ncols=2,
+        ncols=2 + len(handles),
         frameon=False,
         borderaxespad=0.1,
         handlelength=1,

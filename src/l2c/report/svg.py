@@ -120,9 +120,14 @@ def scatter(
 def heat_map(summary: Mapping[str, Any], described: str) -> str:
     """Which layers are computed when: evaluations from left to right, blocks from bottom to top.
 
-    Attention and MLP layers are two panels, one above the other.
+    Attention and MLP layers are two panels, one above the other, and of a schedule whose passes of guidance have rows
+    of their own, those of the unconditional pass are two more.
     """
     rows, kinds = summary["rows"], summary["layer_kinds"]
+    if any("unconditional" in row for row in rows):
+        half = len(kinds)
+        kinds = [*kinds, *(f"{kind} unconditional" for kind in kinds)]
+        rows = [{"mask": row["mask"] + (row["unconditional"] or "0" * half)} for row in rows]
     width, gap, base, parts = len(rows), 1.5, 0.0, []
     for kind in dict.fromkeys(kinds):
         columns = [index for index, other in enumerate(kinds) if other == kind]

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from l2c.sampling.linear import LinearSolver, solver_table
 from l2c.sampling.lock import model_lock
 from l2c.sampling.noise_schedule import ForwardProcess
 from l2c.sampling.solvers import make_solver
+from l2c.schedule.branches import difference_table, of_layers, passes_of
 from l2c.schedule.contract import Run
 from l2c.schedule.schedule import CacheSchedule
 
@@ -49,14 +51,26 @@ class CompiledSampler:
         self.denoiser, self.guidance = denoiser, guidance
         self.engine = engine_of(denoiser.model, mode)
         guided = guidance.scale != 1
+        plan = {} if schedule is None else schedule.plan
+        apart: dict[str, Any] = {}
+        if schedule is not None and schedule.has_branches:
+            count = len(schedule.layers)
+            if guided:
+                apart = {
+                    "passes": passes_of(schedule.compute, count),
+                    "differences": difference_table(plan, schedule.num_evaluations, count),
+                    "num_layers": count,
+                }
+            plan = of_layers(plan, count, 2 if guided else 1)
         self.job = Job(
             timesteps=tuple(t + denoiser.first_timestep for t in run.timesteps),
             solver=_table(run, denoiser.noise_schedule),
-            forecasts={} if schedule is None else schedule.plan,
+            forecasts=plan,
             null_class=denoiser.null_class if guided else None,
             split=guided and guidance.mode == "split",
             combine=guidance.combine if guided else None,
             combine_key=guidance.channels,
+            **apart,
         )
 
     def __call__(self, noise: Tensor, labels: Tensor) -> Tensor:

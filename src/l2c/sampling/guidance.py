@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from l2c.cache.branches import BOTH, BranchPolicy
 from l2c.cache.clock import Clock
 from l2c.documents import Count, Real, check_fields, one_of
 from l2c.sampling.denoiser import Denoiser
@@ -46,9 +47,26 @@ class Guidance:
         return 2 * batch_size if self.scale != 1 and self.mode == "batch" else batch_size
 
     def predict(
-        self, denoiser: Denoiser, x: Tensor, timestep: Tensor, labels: Tensor, clock: Clock | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        timestep: Tensor,
+        labels: Tensor,
+        clock: Clock | None = None,
+        branches: BranchPolicy | None = None,
     ) -> Tensor:
-        """Guided prediction (B, C, H, W); arguments as for `Denoiser`."""
+        """Guided prediction (B, C, H, W).
+
+        Args:
+            denoiser: The model.
+            x: See `Denoiser`.
+            timestep: See `Denoiser`.
+            labels: See `Denoiser`.
+            clock: Of the cache that is enabled.
+            branches: Its policy, where each pass has rows of its own.
+        """
+        if branches is not None and clock is not None:
+            return self._predict_apart(denoiser, x, timestep, labels, clock, branches)
         if self.scale == 1:
             return denoiser(x, timestep, labels)
         null = torch.full_like(labels, denoiser.null_class)
@@ -61,6 +79,35 @@ class Guidance:
             with _branch(clock, "uncond"):
                 uncond = denoiser(x, timestep, null)
         return self.combine(cond, uncond)
+
+    def _predict_apart(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        timestep: Tensor,
+        labels: Tensor,
+        clock: Clock,
+        branches: BranchPolicy,
+    ) -> Tensor:
+        """The same where each pass has rows of its own: one call for both only where both compute the same."""
+        if self.scale == 1:
+            with clock.in_branch("cond"):
+                return denoiser(x, timestep, labels)
+        evaluation, null = clock.evaluation, torch.full_like(labels, denoiser.null_class)
+        runs = branches.runs_unconditional(evaluation)
+        uncond: Tensor | None = None
+        if runs and self.mode == "batch" and branches.alike(evaluation):
+            with clock.in_branch(BOTH):
+                both = denoiser(torch.cat([x, x]), timestep, torch.cat([labels, null]))
+            cond, uncond = both.chunk(2)
+        else:
+            with clock.in_branch("cond"):
+                cond = denoiser(x, timestep, labels)
+            if runs:
+                with clock.in_branch("uncond"):
+                    uncond = denoiser(x, timestep, null)
+        difference = branches.difference(evaluation, None if uncond is None else cond - uncond)
+        return self.combine(cond, cond - difference if uncond is None else uncond)
 
     def combine(self, cond: Tensor, uncond: Tensor, scale: Tensor | None = None) -> Tensor:
         """Guided prediction from the conditional and the unconditional one, all (B, C, H, W).

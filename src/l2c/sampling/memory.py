@@ -9,6 +9,7 @@ from l2c.cache.store import peak_bytes
 from l2c.engine.graphs import held_elements, share_graphs
 from l2c.layers import LayerTable
 from l2c.sampling.sampler import Sampler
+from l2c.schedule.branches import of_layers, passes_of
 from l2c.schedule.schedule import CacheSchedule
 
 
@@ -33,7 +34,13 @@ def planned_store_bytes(
     """
     if schedule is None:
         return 0
+    plan, passes = schedule.plan, passes_of(schedule.compute, len(table))
+    if passes is not None:
+        rows, calls = max(1, rows * calls // 2), 1  # a column is of one pass
+    if mode == "eager":
+        return peak_bytes(plan, table, rows, calls, dtype)
+    plan = of_layers(plan, len(table))  # differences are not among what the engine stores
     if mode != "graph":
-        return peak_bytes(schedule.plan, table, rows, calls, dtype)
-    held = held_elements(share_graphs(schedule.plan, schedule.num_evaluations), table)
+        return peak_bytes(plan, table, rows, calls, dtype)
+    held = held_elements(share_graphs(plan, schedule.num_evaluations, passes), table)
     return held * rows * calls * dtype.itemsize

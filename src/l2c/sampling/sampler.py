@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from l2c.cache.branches import branches_of, policy_of
 from l2c.cache.cached_model import active_cache, attach, check_model
-from l2c.cache.clock import Clock
-from l2c.cache.policy import StaticPolicy
 from l2c.errors import NumericsError
 from l2c.sampling.compiled import CompiledSampler, log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
@@ -105,8 +104,7 @@ class Sampler:
         def eager(noise: Tensor, labels: Tensor, observer: Observer | None = None) -> Tensor:
             with model_lock(model), ExitStack() as stack:
                 if schedule is not None and table is not None:
-                    policy = StaticPolicy(schedule.plan, schedule.num_evaluations)
-                    stack.enter_context(attach(model, table, policy, schedule))
+                    stack.enter_context(attach(model, table, policy_of(schedule), schedule))
                 return self(noise, labels, observer)
 
         return eager
@@ -167,28 +165,22 @@ class Sampler:
         fresh, timesteps = solver or (self.make_solver(), None)
         times = torch.tensor(fresh.run.timesteps, device=noise.device) if timesteps is None else timesteps
         run = replace(fresh.run, guidance=self.guidance.scale)
-        with _clocked(self.denoiser.model, run) as clock:
+        cache = active_cache(self.denoiser.model)
+        branches = None if cache is None else branches_of(cache.policy)
+        with nullcontext() if cache is None else cache.run(run) as clock:
 
             def predict(evaluation: int, x: Tensor) -> Tensor:
                 if clock is not None:
                     clock.tick(evaluation)
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                    predicted = self.guidance.predict(self.denoiser, x, times[evaluation], labels, clock)
+                    predicted = self.guidance.predict(
+                        self.denoiser, x, times[evaluation], labels, clock, branches
+                    )
                 if observer is not None:
                     observer(evaluation, x, predicted)
                 return predicted
 
             return run_loop(sampling_loop(fresh, noise), predict)
-
-
-@contextmanager
-def _clocked(model: nn.Module, run: Run) -> Iterator[Clock | None]:
-    cache = active_cache(model)
-    if cache is None:
-        yield None
-        return
-    with cache.run(run) as clock:
-        yield clock
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

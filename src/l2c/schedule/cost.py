@@ -15,6 +15,7 @@ from l2c.documents import MOST_LAYERS, Finite, parse
 from l2c.documents import Cost as Part
 from l2c.errors import ConfigError, DataError
 from l2c.layers import LayerTable
+from l2c.schedule.branches import has_branches
 
 BUDGET_TOLERANCE = 0.01
 """How far above a budget counts as within it, relatively."""
@@ -105,18 +106,31 @@ class CostTable:
         return sum(self.layers) + self.rest
 
     def of(self, compute: Tensor) -> float:
-        """Cost of a run with a mask, bool (evaluations, layers).
+        """Cost of a run with a mask, bool (evaluations, layers) or with rows for each pass of guidance.
+
+        A pass counts half, and so does what no schedule can save of an evaluation where the unconditional pass is
+        derived.
 
         Raises:
-            ConfigError: If the mask has another number of layers.
+            ConfigError: If the mask has another number of layers, or passes have rows and costs are not MACs.
         """
-        if compute.ndim != 2 or compute.shape[1] != len(self.layers):
+        count = len(self.layers)
+        apart = compute.ndim == 2 and has_branches(compute.shape[1], count)
+        if compute.ndim != 2 or not (apart or compute.shape[1] == count):
             raise ConfigError(
-                f"the costs are those of {len(self.layers)} layers but the mask is {tuple(compute.shape)} "
+                f"the costs are those of {count} layers but the mask is {tuple(compute.shape)} "
                 "(evaluations, layers)"
             )
         per_layer = torch.tensor(self.layers, dtype=torch.float64)
         compute = compute.cpu()
+        if apart:
+            if self.unit != "MACs":
+                raise ConfigError(
+                    f"the costs in {self.unit} are those of whole evaluations, not of a conditional pass alone; count "
+                    "in MACs"
+                )
+            halves = torch.cat([per_layer, per_layer, per_layer.new_tensor([self.rest])]) / 2
+            return float(compute.sum(dim=0).double() @ halves) + len(compute) * self.rest / 2
         missing = (self.history - compute.cumsum(dim=0)).clamp(min=0)[~compute].sum()
         least = len(compute) * self.rest - self.per_value * int(missing)
         return float(compute.sum(dim=0).double() @ per_layer) + least

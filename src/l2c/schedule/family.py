@@ -14,7 +14,8 @@ from l2c.schedule.header import FamilyHeader
 from l2c.schedule.schedule import CacheSchedule
 
 FORMAT = "l2c.schedule-family"
-VERSION = 1
+VERSION = 2
+"""Of what is read; a family is written in the version that its schedules need."""
 
 
 class ScheduleFamily:
@@ -79,7 +80,8 @@ class ScheduleFamily:
             parts, header = schedule.pack()
             tensors.update({f"{index}.{name}": tensor for name, tensor in parts.items()})
             headers.append(header)
-        write_tensors(path, FORMAT, tensors, {"version": VERSION, "schedules": headers})
+        version = max(schedule.version for schedule in self._schedules)
+        write_tensors(path, FORMAT, tensors, {"version": version, "schedules": headers})
 
     @classmethod
     def load(cls, path: str | Path) -> ScheduleFamily:

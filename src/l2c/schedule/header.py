@@ -45,6 +45,9 @@ class Provenance(TypedDict, total=False):
     held_out_error: Cost
     held_out_error_before: Cost
     held_out_error_of_everything: Cost
+    held_out_error_p95: Cost
+    held_out_error_worst: Cost
+    held_out_worst: str
     error_unit: str
     fewer_steps: dict[str, Cost]
     structure: str

@@ -16,15 +16,17 @@ from l2c.documents import MOST_CELLS, Share, check_value, parse
 from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.layers import LayerTable
 from l2c.schedule import hub
+from l2c.schedule.branches import check_branches, has_branches, without_derived
 from l2c.schedule.contract import Contract
-from l2c.schedule.cost import Cost
+from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
 from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
 from l2c.schedule.header import Header
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
-VERSION = 1
+VERSION = 2
+"""Of what is read; version 2 is written where the passes of guidance have rows of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,8 @@ class CacheSchedule:
     """Which layers compute at which evaluation, how the others are forecast, and the contract.
 
     Attributes:
-        compute: Bool (evaluations, layers); True where a layer is computed.
+        compute: Bool (evaluations, layers); True where a layer is computed. Bool (evaluations, 2 * layers + 1) where
+            conditional and unconditional pass have rows of their own, see `l2c.schedule.branches`.
         layers: The layers of the architecture it is for.
         contract: What it was made for.
         predictor: How reused layers are forecast.
@@ -57,18 +60,19 @@ class CacheSchedule:
             raise ScheduleError(
                 f"a schedule has at least one evaluation and layer and at most {MOST_CELLS} in all, got {expected}"
             )
-        if self.compute.dtype != torch.bool or tuple(self.compute.shape) != expected:
+        found, apart = tuple(self.compute.shape), (expected[0], 2 * expected[1] + 1)
+        if self.compute.dtype != torch.bool or found not in (expected, apart):
             raise ScheduleError(
-                f"the mask must be bool of shape {expected} (evaluations, layers), "
-                f"got {self.compute.dtype} {tuple(self.compute.shape)}"
+                f"the mask must be bool of shape {expected} (evaluations, layers), or {apart} with rows for each pass "
+                f"of guidance, got {self.compute.dtype} {found}"
             )
+        if self.has_branches:
+            check_branches(self.compute, len(self.layers))
         scores = self.scores
         if scores is not None and (
             scores.shape != self.compute.shape or not ((scores < 0) | (scores > 1)).sum() == 0
         ):
-            raise ScheduleError(
-                f"scores must be from 0 to 1 and of shape {expected}, got {tuple(scores.shape)}"
-            )
+            raise ScheduleError(f"scores must be from 0 to 1 and of shape {found}, got {tuple(scores.shape)}")
         if len(self.contract.fingerprint) % expected[1]:
             raise ScheduleError(
                 f"a fingerprint has a number for each of {expected[1]} layers, got {len(self.contract.fingerprint)}"
@@ -84,10 +88,21 @@ class CacheSchedule:
         """Number of model evaluations of the run."""
         return int(self.compute.shape[0])
 
+    @property
+    def has_branches(self) -> bool:
+        """Whether conditional and unconditional pass have rows of their own."""
+        return self.compute.ndim == 2 and has_branches(self.compute.shape[1], len(self.layers))
+
+    @property
+    def version(self) -> int:
+        """Of the file format that it needs; older programs read what has no axis of branches."""
+        return VERSION if self.has_branches else 1
+
     @cached_property
     def plan(self) -> ReusePlan:
-        """For every reused (evaluation, layer): which computed values are read, with which weights."""
-        return without_zeros(plan_reuse(self.compute, self.predictor, self.contract.run.log_snrs))
+        """For every reused (evaluation, column): which computed values are read, with which weights."""
+        plan = plan_reuse(self.compute, self.predictor, self.contract.run.log_snrs)
+        return without_zeros(without_derived(plan, self.compute, len(self.layers)))
 
     def plan_from(self, first: int) -> ReusePlan:
         """The plan of a run that begins at a later evaluation, which computes everything.
@@ -115,16 +130,14 @@ class CacheSchedule:
     @cached_property
     def cost(self) -> Cost:
         """Multiply-accumulates with and without the schedule."""
-        evaluations, table = self.num_evaluations, self.layers
-        linear = torch.tensor([layer.linear_macs for layer in table.layers], dtype=torch.float64)
-        total = torch.tensor([layer.macs for layer in table.layers], dtype=torch.float64)
-        counts = self.compute.sum(dim=0).double()
-        rest = evaluations * table.rest_macs
+        table, rows = self.layers, self.num_evaluations
+        macs = CostTable.macs(table)
+        linear = replace(macs, layers=tuple(float(layer.linear_macs) for layer in table.layers))
         return Cost(
-            macs=round(float(counts @ total)) + rest,
-            full_macs=evaluations * table.full_macs,
-            linear_macs=round(float(counts @ linear)) + rest,
-            full_linear_macs=evaluations * round(float(linear.sum())) + rest,
+            macs=round(macs.of(self.compute)),
+            full_macs=rows * table.full_macs,
+            linear_macs=round(linear.of(self.compute)),
+            full_linear_macs=rows * round(linear.full),
         )
 
     def with_any_weights(self) -> CacheSchedule:
@@ -174,7 +187,7 @@ class CacheSchedule:
             OutputError: If the file cannot be written.
         """
         tensors, header = self.pack()
-        write_tensors(path, FORMAT, tensors, {"version": VERSION, **header})
+        write_tensors(path, FORMAT, tensors, {"version": self.version, **header})
 
     @classmethod
     def load(cls, path: str | Path) -> CacheSchedule:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from l2c.layers import LayerTable
+from l2c.schedule.branches import BRANCHES, branch_masks
 from l2c.schedule.contract import Contract
-from l2c.schedule.cost import Cost
+from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.forecast import Predictor
 
 
@@ -42,21 +42,27 @@ class _Summarized(Protocol):
     @property
     def num_evaluations(self) -> int: ...
 
+    @property
+    def has_branches(self) -> bool: ...
+
 
 def summarize(schedule: _Summarized) -> dict[str, Any]:
     """The schedule as JSON types.
 
     `cached` speaks of the evaluations that a router decided, as the L2C paper counts its layers, or, without
     scores, of those that reuse anything. In `rows`, one per evaluation, `mask` has a character per layer, `1`
-    where it is computed, and `fraction` is the share of the evaluation's MACs that is left.
+    where it is computed, and `fraction` is the share of the evaluation's MACs that is left. Where the passes of
+    guidance have rows of their own, `branches` names them, counts are over both, `mask` is that of the conditional pass
+    and `unconditional` that of the other, None where it is derived.
     """
     run, table, cost = schedule.contract.run, schedule.layers, schedule.cost
     scores = schedule.scores
+    masks = branch_masks(schedule.compute, len(table))[: 2 if schedule.has_branches else 1]
     cached = ~schedule.compute.all(dim=1) if scores is None else scores.isfinite().any(dim=1)
     kinds = {
         kind: {
-            "computed": int(schedule.compute[cached][:, columns].sum()),
-            "total": int(cached.sum()) * len(columns),
+            "computed": sum(int(mask[cached][:, columns].sum()) for mask in masks),
+            "total": int(cached.sum()) * len(columns) * len(masks),
         }
         for kind, columns in _columns_by_kind(schedule).items()
     }
@@ -70,6 +76,7 @@ def summarize(schedule: _Summarized) -> dict[str, Any]:
         "spacing": run.spacing,
         "guidance": run.guidance,
         "evaluations": schedule.num_evaluations,
+        "branches": list(BRANCHES) if schedule.has_branches else ["all"],
         "layers": len(table),
         "layer_names": list(table.names),
         "layer_kinds": [layer.kind for layer in table.layers],
@@ -106,8 +113,8 @@ def _columns_by_kind(schedule: _Summarized) -> dict[str, list[int]]:
 
 def _rows(schedule: _Summarized) -> list[dict[str, Any]]:
     run, table = schedule.contract.run, schedule.layers
-    macs = torch.tensor([layer.macs for layer in table.layers], dtype=torch.float64)
-    columns = _columns_by_kind(schedule)
+    columns, costs = _columns_by_kind(schedule), CostTable.macs(table)
+    cond, uncond, runs = branch_masks(schedule.compute, len(table))
     return [
         {
             "evaluation": evaluation,
@@ -115,13 +122,23 @@ def _rows(schedule: _Summarized) -> list[dict[str, Any]]:
             "log_snr": log_snr if math.isfinite(log_snr) else None,
             "computed": int(row.sum()),
             "kinds": {kind: int(row[indices].sum()) for kind, indices in columns.items()},
-            "fraction": (float(row.double() @ macs) + table.rest_macs) / table.full_macs,
-            "mask": "".join("1" if computes else "0" for computes in row.tolist()),
+            "fraction": costs.of(schedule.compute[evaluation, None]) / table.full_macs,
+            "mask": _characters(row),
+            **(
+                {"unconditional": _characters(uncond[evaluation]) if runs[evaluation] else None}
+                if schedule.has_branches
+                else {}
+            ),
         }
         for evaluation, (timestep, log_snr, row) in enumerate(
-            zip(run.timesteps, run.log_snrs, schedule.compute, strict=True)
+            zip(run.timesteps, run.log_snrs, cond, strict=True)
         )
     ]
+
+
+def _characters(row: Tensor) -> str:
+    """A character per layer, `1` where it is computed."""
+    return "".join("1" if computes else "0" for computes in row.tolist())
 
 
 def _scores(schedule: _Summarized) -> list[list[float | None]] | None:

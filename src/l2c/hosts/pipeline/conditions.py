@@ -95,6 +95,15 @@ class SeededConditions:
             tuple(self.conditions[i] for i in places), tuple(self.seeds[i] for i in places)
         )
 
+    def describe(self, row: int) -> str:
+        """See `Examples.describe`."""
+        said = [
+            f"{name} {value!r}"
+            for name, value in self.conditions[row].items()
+            if isinstance(value, str | int)
+        ]
+        return ", ".join([*said, f"seed {self.seeds[row]}"])
+
 
 def repeated(condition: Condition, count: int) -> Condition:
     """A condition for so many pictures in one call.

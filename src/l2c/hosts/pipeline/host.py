@@ -146,6 +146,8 @@ class PipelineHost:
         """See `Host.rows_and_calls`."""
         return self.dry.rows, self.dry.calls_per_evaluation[self.dry.order[0]]
 
+    has_branches = False
+
     @cached_property
     def _fingerprint(self) -> tuple[float, ...]:
         return tuple(

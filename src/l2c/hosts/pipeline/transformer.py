@@ -13,7 +13,7 @@ from l2c.cache.clock import DEFAULT_BRANCH
 from l2c.cache.patch import MethodPatch, patch_of
 from l2c.cache.policy import Compute, ReusePolicy
 from l2c.cache.values import Value
-from l2c.errors import CacheStateError
+from l2c.errors import CacheStateError, ConfigError
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
 from l2c.hosts.pipeline.policy import PipelinePolicy
@@ -58,6 +58,11 @@ class CachedTransformer:
         refuse_other_cache(model)
         table = find_layers(model)
         if isinstance(reuse, CacheSchedule):
+            if reuse.has_branches:
+                raise ConfigError(
+                    "the schedule has rows of its own for each pass of guidance, which a pipeline cannot run apart; "
+                    "learn one for the pipeline itself, or for its model with branches=False (--no-branches)"
+                )
             self.schedule: CacheSchedule | None = reuse
             table = check_model(model, reuse, any_weights=owner.any_weights, stacklevel=6)
             self.policy: ReusePolicy = PipelinePolicy(
