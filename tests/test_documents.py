@@ -38,6 +38,10 @@ FOREIGN = {
     "enable_sequential_cpu_offload",
     "compile_repeated_blocks",
     "proj_out",
+    "clip_sample",
+    "true_cfg_scale",
+    "guidance_scale_2",
+    "disable_corrector",
     "use_flow_sigmas",
     *TRANSFORMERS,
 }

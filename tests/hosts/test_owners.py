@@ -164,3 +164,68 @@ def test_another_picture_size_under_dynamic_shifting_is_told_and_not_refused(sol
         warnings.simplefilter("always")
         pipe(**{**options, "height": 128, "width": 128})
     assert any(told in str(warning.message) for warning in warned)
+
+
+def notes_of(pipe, schedule, **options):
+    with l2c.enable_cache(pipe, schedule), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        pipe(**options)
+    return [str(warning.message) for warning in warned if "it works" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "made", "used"),
+    [
+        ("flux", "true_cfg_scale", 2.0, 4.5),
+        ("qwen", "true_cfg_scale", 2.0, 4.5),
+        ("wan2.2", "guidance_scale_2", 3.0, 1.5),  # which follows guidance_scale where it is not said
+        ("pixart", "eta", 0.0, 0.5),
+    ],
+)
+def test_other_words_for_guidance_are_part_of_the_run_and_of_its_warning(name, word, made, used, tmp_path):
+    pipe = tiny_pipeline(name)
+    l2c.learn(pipe, budget=0.6, settings=QUICK, **call(name)).save(tmp_path / "schedule.safetensors")
+    schedule = l2c.CacheSchedule.load(tmp_path / "schedule.safetensors")
+    assert dict(schedule.contract.run.call)[word] == made
+    assert notes_of(pipe, schedule, **tiny_call(name)) == []
+    (note,) = notes_of(pipe, schedule, **{**tiny_call(name), word: used})
+    assert note.startswith(f"the schedule was made with {word}={made:g} and the run uses {used:g}; it works")
+
+
+def test_a_pattern_fits_any_guidance():
+    pipe = tiny_pipeline("flux")
+    schedule = l2c.methods.interval(pipe, **call("flux"))
+    assert notes_of(pipe, schedule, **{**tiny_call("flux"), "true_cfg_scale": 5.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "option"),
+    [
+        ("dit", diffusers.DDIMScheduler, {"clip_sample": False}),
+        ("dit", diffusers.DDIMScheduler, {"set_alpha_to_one": False}),
+        ("pixart", diffusers.UniPCMultistepScheduler, {"disable_corrector": [0, 1]}),
+        ("pixart", diffusers.DPMSolverMultistepScheduler, {"lower_order_final": False}),
+        ("sd3", diffusers.FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_change_a_schedulers_steps_are_another_run(name, scheduler, option):
+    pipe = tiny_pipeline(name, scheduler())
+    schedule = l2c.methods.interval(pipe, **call(name))
+    pipe.scheduler = scheduler(**option)
+    ((key, value),) = option.items()
+    with l2c.enable_cache(pipe, schedule), pytest.raises(l2c.ContractError, match="the run uses") as refused:
+        pipe(**tiny_call(name))
+    assert f"{key}={value}" in str(refused.value)
+
+
+def test_options_that_only_move_noise_levels_are_told_by_those():
+    from l2c.hosts.pipeline.runs import settings_of
+
+    assert (
+        settings_of(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True))
+        == "default"
+    )
+    assert settings_of(diffusers.DDIMScheduler(beta_end=0.03, sample_max_value=2.0)) == settings_of(
+        diffusers.DDIMScheduler()
+    )

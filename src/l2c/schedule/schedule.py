@@ -202,6 +202,9 @@ class CacheSchedule:
             }
             if run.get("weights") is not None:
                 run["weights"] = tuple(tuple(row) for row in run["weights"])
+            run["call"] = tuple(
+                (name, tuple(v) if isinstance(v, list) else v) for name, v in run.get("call", ())
+            )
             contract["fingerprint"] = tuple(contract["fingerprint"])
             if (kind := header["predictor"]["kind"]) not in predictor_kinds():
                 raise ScheduleError(

@@ -16,7 +16,7 @@ from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
 from l2c.hosts.pipeline.policy import PipelinePolicy
-from l2c.hosts.pipeline.runs import describe_run
+from l2c.hosts.pipeline.runs import call_now, describe_run
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import ReusePlan
@@ -116,26 +116,30 @@ class PipelineCache:
 
     def _check_run(self) -> None:
         guidance = getattr(self._target, "_guidance_scale", None)
-        run = describe_run(self.clock.scheduler, float(guidance) if guidance is not None else None)
+        scale = float(guidance) if guidance is not None else None
+        run = describe_run(self.clock.scheduler, scale, call_now(self._target))
         first = self.clock.evaluation
+        told: set[str] = set()
         for transformer in self.transformers.values():
             refuse_other_cache(transformer.model)
             transformer.begin_at(first, len(run.timesteps))
             if transformer.schedule is not None and not self._quiet:
-                self._compare_run(transformer.schedule, run.since(transformer.offset))
+                self._compare_run(transformer.schedule, run.since(transformer.offset), told)
             transformer.cache.follow()
             if note := transformer.compile_note():
                 warnings.warn(note, stacklevel=2)
         self._note_adapters()
 
-    def _compare_run(self, schedule: CacheSchedule, run: Run) -> None:
+    def _compare_run(self, schedule: CacheSchedule, run: Run, told: set[str]) -> None:
         problem = schedule.contract.run_problem(run)
         if problem is not None:
             if not self.any_run or len(run.timesteps) != schedule.num_evaluations:
                 raise problem
             warnings.warn(problem.args[0], stacklevel=3)
         for note in schedule.contract.notes(run):
-            warnings.warn(note, stacklevel=3)
+            if note not in told:  # of two transformers, once
+                told.add(note)
+                warnings.warn(note, stacklevel=3)
 
     def use(self, plan: ReusePlan) -> None:
         """Takes another plan, between runs; all transformers have it."""

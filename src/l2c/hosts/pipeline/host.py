@@ -162,7 +162,7 @@ class PipelineHost:
             "weights": digest(self._fingerprint, self.table.to_json()),
             "dtype": str(next(first.parameters()).dtype).removeprefix("torch."),
             "device": self.device.type,
-            "run": digest([run.solver, run.spacing, run.timesteps, run.log_snrs, run.guidance]),
+            "run": digest([run.solver, run.spacing, run.timesteps, run.log_snrs, run.guidance, run.call]),
             "call": digest(plain(self.call)),
             "conditions": digest(plain(self.conditions)),
         }
@@ -187,7 +187,7 @@ class PipelineHost:
         """See `Host.contract`."""
         kind = prediction_of(self._scheduler)
         if not weights:
-            return Contract(replace(self.run, guidance=None), model_name, prediction_type=kind)
+            return Contract(replace(self.run, guidance=None, call=()), model_name, prediction_type=kind)
         return Contract(self.run, model_name, self._fingerprint, kind)
 
     @contextmanager
