@@ -42,6 +42,7 @@ FOREIGN = {
     "true_cfg_scale",
     "guidance_scale_2",
     "disable_corrector",
+    "IPNDMScheduler",
     "use_flow_sigmas",
     *TRANSFORMERS,
 }

@@ -1,5 +1,7 @@
 """What owners of large pipelines do every day: quantised weights, LoRAs, schedulers that draw noise of their own."""
 
+import copy
+import pickle
 import warnings
 
 import diffusers
@@ -229,3 +231,94 @@ def test_options_that_only_move_noise_levels_are_told_by_those():
     assert settings_of(diffusers.DDIMScheduler(beta_end=0.03, sample_max_value=2.0)) == settings_of(
         diffusers.DDIMScheduler()
     )
+
+
+def test_a_transformer_replaced_while_the_cache_is_enabled_is_told_before_anything_runs():
+    pipe, other = tiny_pipeline("sd3"), tiny_pipeline("sd3", seed=1)
+    own, theirs = pipe.transformer, other.transformer
+    bare = [pipe(**tiny_call("sd3")).images, other(**tiny_call("sd3")).images]
+    with l2c.enable_cache(pipe, l2c.methods.interval(pipe, **call("sd3"))):
+        cached = pipe(**tiny_call("sd3")).images
+        pipe.transformer = theirs
+        with pytest.raises(l2c.CacheStateError, match="another model was put in the place of .* transformer"):
+            pipe(**tiny_call("sd3"))
+        pipe.transformer = own
+        assert torch.equal(pipe(**tiny_call("sd3")).images, cached)
+    assert torch.equal(pipe(**tiny_call("sd3")).images, bare[0])
+    pipe.transformer = theirs
+    assert torch.equal(pipe(**tiny_call("sd3")).images, bare[1])
+
+
+def test_a_wrapper_around_the_transformer_is_no_other_model():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return self._modules["inner"] if name == "inner" else getattr(self._modules["inner"], name)
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    pipe = tiny_pipeline("sd3")
+    with l2c.enable_cache(pipe, l2c.methods.interval(pipe, **call("sd3"))):
+        cached = pipe(**tiny_call("sd3")).images
+        own, pipe.transformer = pipe.transformer, Wrapper(pipe.transformer)
+        assert torch.equal(pipe(**tiny_call("sd3")).images, cached)
+        pipe.transformer = own
+
+
+@pytest.mark.parametrize("solver", [None, "auto"])
+def test_copies_and_pickles_of_a_pipeline_with_a_cache_are_refused(solver):
+    pipe = tiny_pipeline("sd3")
+    learning = {"solver": "auto", "evaluations": 3} if solver else {"budget": 0.6}
+    schedule = l2c.learn(pipe, settings=QUICK, **learning, **call("sd3"))
+    with l2c.enable_cache(pipe, schedule):
+        with pytest.raises(l2c.CacheStateError, match=r"is not copied .* l2c.disable_cache"):
+            copy.deepcopy(pipe)
+        for saved in (pipe, pipe.transformer, pipe.scheduler):
+            with pytest.raises(l2c.CacheStateError, match=r"is not pickled .* l2c.disable_cache"):
+                pickle.dumps(saved)
+        cached = pipe(**tiny_call("sd3")).images
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(pipe)))
+    with l2c.enable_cache(twin, schedule):
+        assert torch.equal(twin(**tiny_call("sd3")).images, cached)
+
+
+def test_a_copy_of_the_transformer_alone_is_bare():
+    pipe = tiny_pipeline("sd3")
+    bare = pipe(**tiny_call("sd3")).images
+    with l2c.enable_cache(pipe, l2c.methods.interval(pipe, **call("sd3"))):
+        twin = copy.deepcopy(pipe.transformer)
+    pipe.transformer = twin
+    assert torch.equal(pipe(**tiny_call("sd3")).images, bare)
+
+
+def test_taylor_forecasts_over_the_levels_of_ipndm():
+    pipe = tiny_pipeline("pixart", diffusers.IPNDMScheduler())
+    schedule = l2c.methods.interval(pipe, every=2, predictor="taylor", **call("pixart"))
+    levels = schedule.contract.run.log_snrs
+    assert list(levels) == sorted(set(levels))
+    assert levels[3] == pytest.approx(
+        torch.tensor(3**0.5).log().item()
+    )  # betas are the sine of steps, alphas the rest
+    assert schedule.contract.prediction_type == "epsilon"
+    with l2c.enable_cache(pipe, schedule):
+        assert pipe(**tiny_call("pixart")).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make", [l2c.methods.interval, l2c.check, l2c.learn], ids=["interval", "check", "learn"]
+)
+def test_nothing_is_made_or_measured_on_a_pipeline_whose_cache_is_enabled(make):
+    pipe = tiny_pipeline("sd3")
+    schedule = l2c.methods.interval(pipe, **call("sd3"))
+    given = (pipe, schedule) if make is l2c.check else (pipe,)
+    with (
+        l2c.enable_cache(pipe, schedule),
+        pytest.raises(
+            l2c.CacheStateError, match=r"call l2c.disable_cache\(pipe\) before another schedule is made"
+        ),
+    ):
+        make(*given, **call("sd3"))

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from l2c.cache.patch import MethodPatch
 from l2c.cache.policy import Compute, ReusePolicy, compute_once
 from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
+from l2c.errors import CacheStateError
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
 from l2c.hosts.pipeline.policy import PipelinePolicy
 from l2c.hosts.pipeline.runs import call_now, describe_run
@@ -87,8 +88,14 @@ class PipelineCache:
     def _start(self) -> None:
         self._checked = False
         for name, transformer in self.transformers.items():
-            wrapper = self._wrapper
-            transformer.begin_run(wrapper if wrapper is not None else getattr(self._target, name, None))
+            component = getattr(self._target, name, None) if self._wrapper is None else self._wrapper
+            if isinstance(component, nn.Module) and transformer.model not in component.modules():
+                self.clock.end()
+                raise CacheStateError(
+                    f"another model was put in the place of the pipeline's {name} since the cache was enabled; call "
+                    "l2c.disable_cache(pipe), and enable a cache on the pipeline as it is now"
+                )
+            transformer.begin_run(component)
 
     def _end(self) -> None:
         for transformer in self.transformers.values():
@@ -188,6 +195,18 @@ class PipelineCache:
             with suppress(AttributeError):
                 delattr(self._target, HANDLE)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise CacheStateError(
+            f"what a cache is enabled on is not copied (here {type(self._target).__name__}); call l2c.disable_cache "
+            "first, and enable a cache on each of the two"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise CacheStateError(
+            f"what a cache is enabled on is not pickled (here {type(self._target).__name__}); call l2c.disable_cache "
+            "first"
+        )
+
     def __enter__(self) -> PipelineCache:
         return self
 
@@ -195,3 +214,16 @@ class PipelineCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+
+def refuse_enabled(target: Any) -> None:
+    """Refuses a pipeline whose cache is enabled, where another schedule is to be made, learned or checked.
+
+    Raises:
+        CacheStateError: If it is.
+    """
+    if vars(target).get(HANDLE) is not None:
+        raise CacheStateError(
+            "a cache is enabled on this pipeline; call l2c.disable_cache(pipe) before another schedule is made, "
+            "learned or checked"
+        )

@@ -28,7 +28,7 @@ from l2c.hosts.pipeline.conditions import (
     repeated,
 )
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
-from l2c.hosts.pipeline.handle import PipelineCache
+from l2c.hosts.pipeline.handle import PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_scheduler
@@ -91,7 +91,9 @@ class PipelineHost:
 
         Raises:
             ConfigError: If there are both prompts and conditions, or the pipeline does not take an argument.
+            CacheStateError: If a cache is enabled on it.
         """
+        refuse_enabled(pipe)
         if prompts is None and conditions is None:
             names = ("prompt", "class_labels")
             chosen: Sequence[Condition] = [{name: call.pop(name) for name in names if name in call}]

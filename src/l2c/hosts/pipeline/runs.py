@@ -160,6 +160,9 @@ def _log_snrs(scheduler: Any, times: tuple[float, ...]) -> tuple[float, ...]:
     elif (alphas := getattr(scheduler, "alphas_cumprod", None)) is not None:
         table = 0.5 * (alphas.double().log() - (1 - alphas.double()).clamp_min(1e-12).log()).cpu().numpy()
         values = [float(np.interp(t, np.arange(len(table)), table)) for t in times]
+    elif len(getattr(scheduler, "betas", ())) >= len(times) <= len(getattr(scheduler, "alphas", ())):  # IPNDM
+        pairs = zip(scheduler.alphas.tolist(), scheduler.betas.tolist(), strict=True)
+        values = [_ratio(alpha, beta) for alpha, beta in pairs][: len(times)]
     else:
         values = [_ratio(1000.0 - t, t) for t in times]
     levels = [min(max(value, -LARGEST_LOG_SNR), LARGEST_LOG_SNR) for value in values]
