@@ -161,6 +161,7 @@ def learn(
         option("N", "Masks that are judged for each budget, at most, 32 if not given.", session.CLOSED),
     ] = None,
     recompute: session.Recompute = False,
+    recompute_evaluations: session.RecomputeEvaluations = False,
     max_minutes: session.MaxMinutes = None,
     checkpoint: session.CheckpointFile = None,
     save_every: session.SaveEvery = 30.0,

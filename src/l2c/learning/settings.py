@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from l2c.errors import ConfigError
 from l2c.learning.task import TaskSettings
@@ -25,7 +26,8 @@ class LearnSettings(TaskSettings):
         trials: Masks that are tried for a budget, at most.
         trial_examples: Pictures that each of them makes.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
-            it: a third more time, for a fraction of the memory.
+            it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
+            the run and the values that are reused, and compute whole evaluations again, one at a time.
     """
 
     iterations: int = 30
@@ -35,13 +37,15 @@ class LearnSettings(TaskSettings):
     reference_steps: int | None = 40
     trials: int = 32
     trial_examples: int = 6
-    recompute: bool = False
+    recompute: bool | Literal["evaluations"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("reference_steps", "trials", "trial_examples"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.recompute not in (False, True, "evaluations"):
+            raise ConfigError(f"recompute is False, True (layers) or 'evaluations', got {self.recompute!r}")
         if not 1 <= self.history <= 5:
             raise ConfigError(f"history must be from 1 to 5, got {self.history}")
         if not 0 < self.learning_rate < math.inf:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from l2c.cache.patch import MethodPatch
 from l2c.errors import ConfigError, L2CError
+from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import eagerly
 from l2c.hosts.pipeline.components import transformers_of
@@ -108,6 +109,9 @@ class _DryForward:
                     self.rows = 1 if shape is None else shape[0]
                     table = find_layers(self.model)
                     self.table, output = measure_layers(self.model, table, args, kwargs)
+                    context = context_of({"transformer": self.model})
+                    if context is not None:  # each of the processes counts its part
+                        self.table = self.table.times(context.size)
                 else:
                     output = original(*args, **kwargs)
             finally:

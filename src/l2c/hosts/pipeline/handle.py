@@ -40,12 +40,14 @@ class PipelineCache:
         wrapper: What `torch.compile` has wrapped around a transformer alone.
         around: What computes a layer.
         quiet: Compare no run with that of the schedule.
+        recompute: Where gradients are taken, compute whole calls of a transformer again in the backward pass.
 
     Attributes:
         clock: The scheduler's clock.
         transformers: The cached transformers by name of the component.
         any_weights: As given.
         any_run: As given.
+        recompute: As given.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class PipelineCache:
         wrapper: Any = None,
         around: Callable[[Compute], Value] = compute_once,
         quiet: bool = False,
+        recompute: bool = False,
     ) -> None:
         self.any_weights, self.any_run, self.around = any_weights, any_run, around
+        self.recompute = recompute
         self.transformers: dict[str, CachedTransformer] = {}
         self._target, self._wrapper, self._bar = target, wrapper, None
         self._checked, self._quiet = False, quiet

@@ -229,17 +229,15 @@ class PipelineHost:
         policy: CacheSchedule | ReusePolicy,
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
+        recompute: bool = False,
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         models = dict(self.models)
         reuse: Mapping[str, CacheSchedule] | ReusePolicy = (
             dict.fromkeys(models, policy.with_any_weights()) if isinstance(policy, CacheSchedule) else policy
         )
-        around = around or compute_once
-        with (
-            self._driven(),
-            PipelineCache(self.target, self._scheduler, models, reuse, around=around, quiet=True) as cache,
-        ):
+        how: dict[str, Any] = {"around": around or compute_once, "recompute": recompute, "quiet": True}
+        with self._driven(), PipelineCache(self.target, self._scheduler, models, reuse, **how) as cache:
             yield cache
 
     def reference(self, steps: int | None) -> Host:
