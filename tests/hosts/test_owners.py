@@ -1,5 +1,7 @@
 """What owners of large pipelines do every day: quantised weights, LoRAs, schedulers that draw noise of their own."""
 
+import copy
+import pickle
 import warnings
 
 import diffusers
@@ -164,3 +166,159 @@ def test_another_picture_size_under_dynamic_shifting_is_told_and_not_refused(sol
         warnings.simplefilter("always")
         pipe(**{**options, "height": 128, "width": 128})
     assert any(told in str(warning.message) for warning in warned)
+
+
+def notes_of(pipe, schedule, **options):
+    with l2c.enable_cache(pipe, schedule), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        pipe(**options)
+    return [str(warning.message) for warning in warned if "it works" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "made", "used"),
+    [
+        ("flux", "true_cfg_scale", 2.0, 4.5),
+        ("qwen", "true_cfg_scale", 2.0, 4.5),
+        ("wan2.2", "guidance_scale_2", 3.0, 1.5),  # which follows guidance_scale where it is not said
+        ("pixart", "eta", 0.0, 0.5),
+    ],
+)
+def test_other_words_for_guidance_are_part_of_the_run_and_of_its_warning(name, word, made, used, tmp_path):
+    pipe = tiny_pipeline(name)
+    l2c.learn(pipe, budget=0.6, settings=QUICK, **call(name)).save(tmp_path / "schedule.safetensors")
+    schedule = l2c.CacheSchedule.load(tmp_path / "schedule.safetensors")
+    assert dict(schedule.contract.run.call)[word] == made
+    assert notes_of(pipe, schedule, **tiny_call(name)) == []
+    (note,) = notes_of(pipe, schedule, **{**tiny_call(name), word: used})
+    assert note.startswith(f"the schedule was made with {word}={made:g} and the run uses {used:g}; it works")
+
+
+def test_a_pattern_fits_any_guidance():
+    pipe = tiny_pipeline("flux")
+    schedule = l2c.methods.interval(pipe, **call("flux"))
+    assert notes_of(pipe, schedule, **{**tiny_call("flux"), "true_cfg_scale": 5.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "option"),
+    [
+        ("dit", diffusers.DDIMScheduler, {"clip_sample": False}),
+        ("dit", diffusers.DDIMScheduler, {"set_alpha_to_one": False}),
+        ("pixart", diffusers.UniPCMultistepScheduler, {"disable_corrector": [0, 1]}),
+        ("pixart", diffusers.DPMSolverMultistepScheduler, {"lower_order_final": False}),
+        ("sd3", diffusers.FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_change_a_schedulers_steps_are_another_run(name, scheduler, option):
+    pipe = tiny_pipeline(name, scheduler())
+    schedule = l2c.methods.interval(pipe, **call(name))
+    pipe.scheduler = scheduler(**option)
+    ((key, value),) = option.items()
+    with l2c.enable_cache(pipe, schedule), pytest.raises(l2c.ContractError, match="the run uses") as refused:
+        pipe(**tiny_call(name))
+    assert f"{key}={value}" in str(refused.value)
+
+
+def test_options_that_only_move_noise_levels_are_told_by_those():
+    from l2c.hosts.pipeline.runs import settings_of
+
+    assert (
+        settings_of(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True))
+        == "default"
+    )
+    assert settings_of(diffusers.DDIMScheduler(beta_end=0.03, sample_max_value=2.0)) == settings_of(
+        diffusers.DDIMScheduler()
+    )
+
+
+def test_a_transformer_replaced_while_the_cache_is_enabled_is_told_before_anything_runs():
+    pipe, other = tiny_pipeline("sd3"), tiny_pipeline("sd3", seed=1)
+    own, theirs = pipe.transformer, other.transformer
+    bare = [pipe(**tiny_call("sd3")).images, other(**tiny_call("sd3")).images]
+    with l2c.enable_cache(pipe, l2c.methods.interval(pipe, **call("sd3"))):
+        cached = pipe(**tiny_call("sd3")).images
+        pipe.transformer = theirs
+        with pytest.raises(l2c.CacheStateError, match="another model was put in the place of .* transformer"):
+            pipe(**tiny_call("sd3"))
+        pipe.transformer = own
+        assert torch.equal(pipe(**tiny_call("sd3")).images, cached)
+    assert torch.equal(pipe(**tiny_call("sd3")).images, bare[0])
+    pipe.transformer = theirs
+    assert torch.equal(pipe(**tiny_call("sd3")).images, bare[1])
+
+
+def test_a_wrapper_around_the_transformer_is_no_other_model():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return self._modules["inner"] if name == "inner" else getattr(self._modules["inner"], name)
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    pipe = tiny_pipeline("sd3")
+    with l2c.enable_cache(pipe, l2c.methods.interval(pipe, **call("sd3"))):
+        cached = pipe(**tiny_call("sd3")).images
+        own, pipe.transformer = pipe.transformer, Wrapper(pipe.transformer)
+        assert torch.equal(pipe(**tiny_call("sd3")).images, cached)
+        pipe.transformer = own
+
+
+@pytest.mark.parametrize("solver", [None, "auto"])
+def test_copies_and_pickles_of_a_pipeline_with_a_cache_are_refused(solver):
+    pipe = tiny_pipeline("sd3")
+    learning = {"solver": "auto", "evaluations": 3} if solver else {"budget": 0.6}
+    schedule = l2c.learn(pipe, settings=QUICK, **learning, **call("sd3"))
+    with l2c.enable_cache(pipe, schedule):
+        with pytest.raises(l2c.CacheStateError, match=r"is not copied .* l2c.disable_cache"):
+            copy.deepcopy(pipe)
+        for saved in (pipe, pipe.transformer, pipe.scheduler):
+            with pytest.raises(l2c.CacheStateError, match=r"is not pickled .* l2c.disable_cache"):
+                pickle.dumps(saved)
+        cached = pipe(**tiny_call("sd3")).images
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(pipe)))
+    with l2c.enable_cache(twin, schedule):
+        assert torch.equal(twin(**tiny_call("sd3")).images, cached)
+
+
+def test_a_copy_of_the_transformer_alone_is_bare():
+    pipe = tiny_pipeline("sd3")
+    bare = pipe(**tiny_call("sd3")).images
+    with l2c.enable_cache(pipe, l2c.methods.interval(pipe, **call("sd3"))):
+        twin = copy.deepcopy(pipe.transformer)
+    pipe.transformer = twin
+    assert torch.equal(pipe(**tiny_call("sd3")).images, bare)
+
+
+def test_taylor_forecasts_over_the_levels_of_ipndm():
+    pipe = tiny_pipeline("pixart", diffusers.IPNDMScheduler())
+    schedule = l2c.methods.interval(pipe, every=2, predictor="taylor", **call("pixart"))
+    levels = schedule.contract.run.log_snrs
+    assert list(levels) == sorted(set(levels))
+    assert levels[3] == pytest.approx(
+        torch.tensor(3**0.5).log().item()
+    )  # betas are the sine of steps, alphas the rest
+    assert schedule.contract.prediction_type == "epsilon"
+    with l2c.enable_cache(pipe, schedule):
+        assert pipe(**tiny_call("pixart")).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make", [l2c.methods.interval, l2c.check, l2c.learn], ids=["interval", "check", "learn"]
+)
+def test_nothing_is_made_or_measured_on_a_pipeline_whose_cache_is_enabled(make):
+    pipe = tiny_pipeline("sd3")
+    schedule = l2c.methods.interval(pipe, **call("sd3"))
+    given = (pipe, schedule) if make is l2c.check else (pipe,)
+    with (
+        l2c.enable_cache(pipe, schedule),
+        pytest.raises(
+            l2c.CacheStateError, match=r"call l2c.disable_cache\(pipe\) before another schedule is made"
+        ),
+    ):
+        make(*given, **call("sd3"))

@@ -2,6 +2,7 @@
 
 import warnings
 
+import diffusers
 import pytest
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ RUN = Run("euler", STEPS, "none", (900.0, 700.0, 500.0, 300.0, 100.0), (-3.0, -1
 
 @pytest.fixture(params=sorted(TINY), scope="module")
 def tiny(request):
+    if not hasattr(diffusers, request.param):
+        pytest.skip(f"this release of diffusers has no {request.param}")
     return TINY[request.param]
 
 
@@ -121,6 +124,7 @@ def test_every_layer_matters(tiny, model, table):
         compute[1:, index] = False
         text_only = tiny.class_name == "Lumina2Transformer2DModel" and name.startswith("context_refiner")
         unread = name == "transformer_blocks.1.txt_mlp"  # Qwen-Image leaves the text of the last block unread
+        unread |= tiny.class_name == "HunyuanVideo15Transformer3DModel" and name.endswith("3.ff_context")
         same = torch.equal(cached_walk(tiny, model, schedule_of(table, compute)), bare)
         assert same == (text_only or unread), name  # what sees only the text is the same at every evaluation
 
@@ -238,7 +242,8 @@ def test_soft_gates_pass_gradients(tiny, model, table):
         loop(tiny, model, cache).square().mean().backward()
     blind = sum("context_refiner" in name for name in table.names)
     blind += 2 * (tiny.class_name == "LuminaNextDiT2DModel")  # zero gates, see above
-    blind += tiny.class_name == "QwenImageTransformer2DModel"  # an unread text, see above
+    unread = ("QwenImageTransformer2DModel", "HunyuanVideo15Transformer3DModel")
+    blind += tiny.class_name in unread  # the last text, see above
     assert (logits.grad[1::2] != 0).all(0).sum() >= len(table) - blind
     assert all(parameter.grad is None for parameter in model.parameters())
 

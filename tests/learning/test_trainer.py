@@ -266,7 +266,7 @@ def test_a_log_that_cannot_be_written_does_not_end_learning(tmp_path):
 def test_processes_share_a_batch_evenly_or_not_at_all():
     processes = Processes(torch.device("cpu"))
     assert processes.rows(3) == slice(0, 3)
-    processes.count, processes.index = 3, 1
+    processes.count, processes.num_groups, processes.group = 3, 3, 1
     assert processes.rows(6) == slice(2, 4)
     with pytest.raises(ConfigError, match=r"4 cannot be shared evenly by 3 processes.*a multiple of 3"):
         processes.rows(4)

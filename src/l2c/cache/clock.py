@@ -60,6 +60,16 @@ class Clock:
         self._entered = True
 
     @contextmanager
+    def again(self, evaluation: int) -> Iterator[None]:
+        """Enters an evaluation once more, wherever the run is by now: a backward pass that computes it again."""
+        before = (self.running, self.evaluation, self._entered)
+        self.running, self.evaluation, self._entered = True, evaluation, True
+        try:
+            yield
+        finally:
+            self.running, self.evaluation, self._entered = before
+
+    @contextmanager
     def in_branch(self, branch: str) -> Iterator[None]:
         """Names the calls made inside the block, which then have stores of their own."""
         previous, self.branch = self.branch, branch

@@ -7,7 +7,9 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
+
+from l2c.errors import CacheStateError
 
 _MISSING = object()
 
@@ -52,7 +54,8 @@ class MethodPatch:
         return MethodType(call, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodPatch:
-        twin = copy.copy(self)
+        twin = object.__new__(MethodPatch)
+        vars(twin).update(vars(self))
         twin.replacement = None
         owner = memo.get(id(self.owner))
         if owner is None:  # the method is copied without its owner
@@ -63,6 +66,12 @@ class MethodPatch:
         else:
             twin._original = twin._before = copy.deepcopy(self._before, memo)
         return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise CacheStateError(
+            f"what a cache is enabled on is not pickled (here {type(self.owner).__name__}); call l2c.disable_cache "
+            "first, or save weights with save_pretrained or state_dict"
+        )
 
     @property
     def uppermost(self) -> bool:

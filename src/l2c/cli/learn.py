@@ -166,6 +166,7 @@ def learn(
     branches: session.Branches = None,
     tail: session.Tail = None,
     recompute: session.Recompute = False,
+    recompute_evaluations: session.RecomputeEvaluations = False,
     max_minutes: session.MaxMinutes = None,
     checkpoint: session.CheckpointFile = None,
     save_every: session.SaveEvery = 30.0,

@@ -31,6 +31,7 @@ def repair(
     history: session.History = None,
     bf16: session.BF16 = False,
     recompute: session.Recompute = False,
+    recompute_evaluations: session.RecomputeEvaluations = False,
     seed: session.Seed = 0,
     max_minutes: session.MaxMinutes = None,
     checkpoint: session.CheckpointFile = None,

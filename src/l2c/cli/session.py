@@ -104,6 +104,16 @@ Recompute = Annotated[
         "--recompute",
     ),
 ]
+RecomputeEvaluations = Annotated[
+    bool,
+    option(
+        None,
+        "On a pipeline: keep only the latents of the run and the values that are reused, and compute whole evaluations "
+        "again for the gradient.",
+        CLOSED,
+        "--recompute-evaluations",
+    ),
+]
 MaxMinutes = Annotated[
     float | None,
     option("MINUTES", "End before this time is over, with what has been learned by then.", SESSION),
@@ -148,6 +158,8 @@ def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> Learn
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     if given.get("branches") is False:  # unlike other flags, it is on by default
         said["branches"] = False
+    if said.pop("recompute_evaluations", False):
+        said["recompute"] = "evaluations"
     for name in said:
         if name in belong[other] - belong[pattern]:
             shown = name.removeprefix("num_").rstrip("_").replace("_", "-")

@@ -153,12 +153,18 @@ class Host(Protocol):
         policy: CacheSchedule | ReusePolicy,
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
+        recompute: bool = False,
     ) -> AbstractContextManager[Handle]:
         """Enables a schedule or another policy, without comparing run or weights, until the context ends.
 
         Args:
             policy: What is computed and what is forecast.
             around: What computes a layer, for a schedule.
+            recompute: Where gradients are taken, compute whole evaluations again in the backward pass instead of
+                keeping what it needs of them.
+
+        Raises:
+            ConfigError: If the host cannot do that.
         """
         ...
 

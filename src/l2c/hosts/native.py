@@ -210,8 +210,13 @@ class ModelHost:
         policy: CacheSchedule | ReusePolicy,
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
+        recompute: bool = False,
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
+        if recompute:
+            raise ConfigError(
+                "whole evaluations are computed again on pipelines; take recompute=True (--recompute) for this model"
+            )
         if isinstance(policy, CacheSchedule):
             policy = policy_of(policy, around)
         with attach(self.target, self.table, policy) as cache:

@@ -126,6 +126,19 @@ class LayerTable:
         )
         return replace(other, layers=layers)
 
+    def times(self, parts: int) -> LayerTable:
+        """The table of the whole model, from that of one of so many equal parts of the sequence."""
+        layers = tuple(
+            replace(
+                layer,
+                linear_macs=parts * layer.linear_macs,
+                attention_macs=parts * layer.attention_macs,
+                out_elements=parts * layer.out_elements,
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, rest_macs=parts * self.rest_macs)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for a schedule file."""
         data = asdict(self)

@@ -19,6 +19,7 @@ _PLAIN: BlockParts = {"attn": ATTENTION, "ff": MLP}
 _TEXT: BlockParts = {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ff": MLP}
 _JOINT: BlockParts = {"attn": ATTENTION, "attn2": ATTENTION, "ff": MLP, "ff_context": MLP}
 _SINGLE: BlockParts = {"proj_out": Residual(BLOCK, ("attn", "proj_mlp", "act_mlp"))}
+_WAN: BlockParts = {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ffn": MLP}
 _LUMINA2: BlockParts = {"attn": ATTENTION, "feed_forward": MLP}
 
 TRANSFORMERS: dict[str, tuple[str, dict[str, BlockParts]]] = {
@@ -47,14 +48,34 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, BlockParts]]] = {
         "qwen-image",
         {"transformer_blocks": {"attn": ATTENTION, "img_mlp": MLP, "txt_mlp": MLP}},
     ),
-    "WanTransformer3DModel": (
-        "wan",
-        {"blocks": {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ffn": MLP}},
-    ),
+    "WanTransformer3DModel": ("wan", {"blocks": _WAN}),
+    "WanVACETransformer3DModel": ("wan-vace", {"vace_blocks": _WAN, "blocks": _WAN}),
+    "SkyReelsV2Transformer3DModel": ("skyreels-v2", {"blocks": _WAN}),
+    "ChronoEditTransformer3DModel": ("chronoedit", {"blocks": _WAN}),
     "HunyuanVideoTransformer3DModel": (
         "hunyuan-video",
         {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE},
     ),
+    "HunyuanVideo15Transformer3DModel": ("hunyuan-video-1.5", {"transformer_blocks": _JOINT}),
+    "HunyuanImageTransformer2DModel": (
+        "hunyuan-image",
+        {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE},
+    ),
+    "Flux2Transformer2DModel": (
+        "flux2",
+        {"transformer_blocks": _JOINT, "single_transformer_blocks": {"attn": BLOCK}},
+    ),
+    "BriaTransformer2DModel": ("bria", {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE}),
+    "OvisImageTransformer2DModel": (
+        "ovis-image",
+        {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE},
+    ),
+    "LongCatImageTransformer2DModel": (
+        "longcat-image",
+        {"transformer_blocks": _JOINT, "single_transformer_blocks": _SINGLE},
+    ),
+    "SanaVideoTransformer3DModel": ("sana-video", {"transformer_blocks": _TEXT}),
+    "CosmosTransformer3DModel": ("cosmos", {"transformer_blocks": _TEXT}),
     "LTXVideoTransformer3DModel": ("ltx-video", {"transformer_blocks": _TEXT}),
     "MochiTransformer3DModel": (
         "mochi",

@@ -19,6 +19,7 @@ from l2c.documents import LearningRate, Real, Share, one_of
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import check_class_host
+from l2c.hosts.parallel import context_of
 from l2c.learning.data import ImageData, images_for
 from l2c.learning.objective import REDUCTIONS, router_loss
 from l2c.learning.router import Router, alternating
@@ -168,6 +169,11 @@ class _RouterTask:
                 _ = denoiser.null_class  # what they are learned with: refused here if there is none
         self._run = self._contract.run
         evaluations = alternating(self._run)
+        if context_of(host.models) is not None:
+            raise ConfigError(
+                "the paper's router is not learned on a pipeline that is split by context; learn in the closed loop, "
+                "without pattern='alternate'"
+            )
         if len(host.segments) > 1:
             raise ConfigError("the paper's router is for one model, and two take turns in this pipeline")
         if not evaluations:

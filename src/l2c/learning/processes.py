@@ -1,21 +1,24 @@
 """The processes that learn together, started by `accelerate launch`; usually it is one.
 
-Every process has the whole frozen model and takes its rows of every batch. What they share is small: the gradients of
-some thousand numbers, once per iteration.
+Every process takes its rows of every batch. Where a pipeline is split by context, the processes of a group make each
+run together, and a group takes its rows. What all of them share is small: the gradients of some thousand numbers, once
+per iteration.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from l2c.digest import digest
 from l2c.errors import ConfigError, L2CError
 from l2c.hosts.base import Examples
+from l2c.hosts.parallel import ContextGroup
 
 _LAUNCHED = ("LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _T = TypeVar("_T")
@@ -27,18 +30,23 @@ class Processes:
     Args:
         device: Where the model is.
         log_dir: Folder for TensorBoard, if there is to be a log.
+        context: Processes that make one run with this one; None if it makes its own.
 
     Attributes:
         accelerator: The `accelerate.Accelerator` underneath.
         count: How many there are.
         index: Which one this is.
+        num_groups: How many runs they make at a time.
+        group: Which of those this process is in.
 
     Raises:
-        ConfigError: If TensorBoard is wanted and not installed, or if one of several processes has its model on
-            another device than its own.
+        ConfigError: If TensorBoard is wanted and not installed, if one of several processes has its model on
+            another device than its own, or if processes have other groups than those that they are in.
     """
 
-    def __init__(self, device: torch.device, log_dir: Path | None = None) -> None:
+    def __init__(
+        self, device: torch.device, log_dir: Path | None = None, context: ContextGroup | None = None
+    ) -> None:
         from accelerate import Accelerator
         from accelerate.utils import is_tensorboard_available
 
@@ -65,24 +73,73 @@ class Processes:
                 "load it there (accelerate.PartialState().device)"
             )
 
+        groups = self._groups(context)
+        self.num_groups, self._first = len(groups), [ranks[0] for ranks in groups]
+        self.group = next(place for place, ranks in enumerate(groups) if self.index in ranks)
+
+    def _groups(self, context: ContextGroup | None) -> list[tuple[int, ...]]:
+        """The processes of every run, in order; the same in all processes."""
+        mine = (self.index,) if context is None else context.ranks
+        groups = sorted(set(self._gather(mine)))
+        if sorted(rank for ranks in groups for rank in ranks) != list(range(self.count)):
+            raise ConfigError(
+                f"the {self.count} processes do not agree on which of them make a run together ("
+                f"{' and '.join(map(str, groups))}); enable the same context parallelism in all, on one mesh of all "
+                "processes"
+            )
+        if len({len(ranks) for ranks in groups}) > 1:
+            raise ConfigError(
+                f"the groups of processes that make a run together are of different sizes "
+                f"({' and '.join(map(str, groups))}); take a mesh of data x context processes"
+            )
+        return groups
+
+    def _gather(self, value: _T) -> list[_T]:
+        """Plain data of all processes, in their order."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        every: list[_T] = gather_object([value])
+        return every
+
+    def check_alike(self, values: Mapping[str, object]) -> None:
+        """Compares what decides the result between the processes, so that none waits for another in vain.
+
+        Args:
+            values: Plain data by name.
+
+        Raises:
+            ConfigError: If something differs, in all of them.
+        """
+        first, *others = self._gather({name: digest(value) for name, value in values.items()})
+        for index, other in enumerate(others, start=1):
+            names = sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
+            if names:
+                raise ConfigError(
+                    f"process {index} learns with another {names[0]} than process 0; start all processes that learn "
+                    "together with the same pipeline, call and settings"
+                )
+
     @property
     def is_main(self) -> bool:
         """Whether this is the one that writes and prints."""
         return self.index == 0
 
     def rows(self, batch_size: int) -> slice:
-        """This process's rows of a batch.
+        """The rows of a batch that this process runs.
 
         Raises:
             ConfigError: If the batch cannot be shared evenly.
         """
-        if batch_size % self.count:
+        if batch_size % self.num_groups:
+            what = "processes" if self.num_groups == self.count else "groups of processes"
             raise ConfigError(
-                f"a batch of {batch_size} cannot be shared evenly by {self.count} processes; "
-                f"take a batch size that is a multiple of {self.count}"
+                f"a batch of {batch_size} cannot be shared evenly by {self.num_groups} {what}; "
+                f"take a batch size that is a multiple of {self.num_groups}"
             )
-        share = batch_size // self.count
-        return slice(self.index * share, (self.index + 1) * share)
+        share = batch_size // self.num_groups
+        return slice(self.group * share, (self.group + 1) * share)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of equally shaped tensors over the processes."""
@@ -96,11 +153,11 @@ class Processes:
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def each(self, values: Tensor) -> Tensor:
-        """Equally shaped tensors of all processes (count, ...), in their order."""
+        """Equally shaped tensors of all groups (num_groups, ...), in their order."""
         if self.count == 1:
             return values[None]
         every: Tensor = self.accelerator.gather(values[None].contiguous())
-        return every
+        return every[self._first]
 
     def in_rounds(
         self, function: Callable[[Examples], Tensor], examples: Examples, size: int, start: int = 0
@@ -110,7 +167,7 @@ class Processes:
         Args:
             function: Returns a row for each example that it is given.
             examples: Its argument for all rows.
-            size: Examples that all processes together compute in a round.
+            size: Examples that all groups together compute in a round.
             start: Example to begin with.
 
         Yields:
@@ -121,8 +178,8 @@ class Processes:
             if self.count == 1:
                 yield function(examples.rows(slice(rows.start, rows.stop)))
                 continue
-            share = -(-len(rows) // self.count)  # the last ones may be made twice
-            mine = [min(self.index * share + place, len(rows) - 1) for place in range(share)]
+            share = -(-len(rows) // self.num_groups)  # the last ones may be made twice
+            mine = [min(self.group * share + place, len(rows) - 1) for place in range(share)]
             result = function(examples.rows([rows[place] for place in mine]))
             yield self.each(result).flatten(0, 1)[: len(rows)]
 

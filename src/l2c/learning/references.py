@@ -84,4 +84,4 @@ def _check_repeats(host: Host, examples: Examples) -> None:
 
 def round_size(trainer: Trainer, host: Host) -> int:
     """Examples that all processes together run at a time where no gradients are taken."""
-    return 2 * trainer.settings.batch_size if host.batched else trainer.processes.count
+    return 2 * trainer.settings.batch_size if host.batched else trainer.processes.num_groups

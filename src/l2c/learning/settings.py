@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,7 +33,8 @@ class LearnSettings(TaskSettings):
         trial_examples: Pictures that each of them makes.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
-            it: a third more time, for a fraction of the memory.
+            it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
+            the run and the values that are reused, and compute whole evaluations again, one at a time.
     """
 
     iterations: Count = 30
@@ -47,7 +48,7 @@ class LearnSettings(TaskSettings):
     trials: Count = 32
     trial_examples: Count = 6
     branches: bool = True
-    recompute: bool = False
+    recompute: bool | Literal["evaluations"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.hosts.native import learned_run
+from l2c.hosts.parallel import ContextGroup, context_of
 from l2c.learning.coefficients import Coefficients
 from l2c.learning.recompute import again_in_backward
 from l2c.schedule.contract import Run
-from l2c.schedule.forecast import Predictor
+from l2c.schedule.forecast import Predictor, ReusePlan
 from l2c.schedule.schedule import CacheSchedule
 
 LARGEST_SHIFT = 0.45
@@ -40,7 +41,8 @@ class Student(nn.Module):
         start: Weights (evaluations, layers, history) that forecasts begin with instead.
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
         bf16: Run the network in bfloat16 in training mode; in evaluation mode, it runs in its own precision.
-        recompute: Keep only the inputs of computed layers for the backward pass.
+        recompute: Keep only the inputs of computed layers for the backward pass; `evaluations`: only those of whole
+            calls of the network, and the values that are reused.
 
     Attributes:
         forecasts: Their weights.
@@ -62,7 +64,7 @@ class Student(nn.Module):
         start: Tensor | None = None,
         free_solver: bool = False,
         bf16: bool = False,
-        recompute: bool = False,
+        recompute: bool | str = False,
     ) -> None:
         super().__init__()
         self._host, self._bf16, self._recompute = host, bf16, recompute
@@ -78,6 +80,7 @@ class Student(nn.Module):
             nn.Parameter(torch.zeros(count + 1, count + 1, device=device)) if free_solver else None
         )
         self._handle: Handle | None = None
+        self._context = context_of(host.models)
 
     def groups(self) -> list[dict[str, object]]:
         """Parameters for an optimizer, with their learning rates relative to that of the coefficients."""
@@ -94,8 +97,9 @@ class Student(nn.Module):
         """Attaches it to its host, which it has to be while it runs."""
         contract = self._host.contract(weights=False)
         blank = CacheSchedule(self.compute, self._host.table, contract, self.forecasts.predictor())
-        around = again_in_backward if self._recompute else None
-        with self._host.attach(blank, around=around) as handle:
+        whole = self._recompute == "evaluations"
+        around = again_in_backward if self._recompute and not whole else None
+        with self._host.attach(blank, around=around, recompute=whole) as handle:
             self._handle = handle
             try:
                 yield
@@ -106,7 +110,8 @@ class Student(nn.Module):
         """Final pictures or latents (B, ...) of examples."""
         assert self._handle is not None, "a student runs while it is attached"
         solver = self._solver()
-        self._handle.use(self.forecasts.plan(None if solver is None else solver.log_snrs))
+        plan = self.forecasts.plan(None if solver is None else solver.log_snrs)
+        self._handle.use(plan if self._context is None or not plan else _shared(plan, self._context))
         return self._host.sample(examples, bf16=self._bf16 and self.training, solver=solver)
 
     @torch.no_grad()
@@ -128,6 +133,13 @@ class Student(nn.Module):
         free = torch.ones_like(weights).tril()
         free[0] = 0  # the initial noise is the first input
         return SolverTable(log_snrs, weights + free * self.corrections)
+
+
+def _shared(plan: ReusePlan, context: ContextGroup) -> ReusePlan:
+    """A plan whose weights have the gradients of all parts of the sequence, in one message."""
+    weights = [weight for terms in plan.values() for _, weight in terms]
+    whole = iter(context.shared(torch.stack([torch.as_tensor(weight) for weight in weights])).unbind())
+    return {place: tuple((source, next(whole)) for source, _ in terms) for place, terms in plan.items()}
 
 
 def _room(log_snrs: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from l2c.errors import CheckpointError, ConfigError, NumericsError
 from l2c.hosts.base import Examples, Host
+from l2c.hosts.parallel import context_of
 from l2c.learning.best import BestState, copy_of, parameters_of, put
 from l2c.learning.checkpoint import Checkpoint
 from l2c.learning.interrupts import Interrupts
@@ -85,7 +86,7 @@ class Trainer:
     ) -> None:
         self._started = time.monotonic()
         self.name, self.settings, self.session = name, settings, session or Session()
-        self.processes = Processes(host.device, self.session.log_dir)
+        self.processes = Processes(host.device, self.session.log_dir, context_of(host.models))
         self.rows = self.processes.rows(settings.batch_size)
         self._log = Log(self.processes, name)
         self._on_progress = on_progress
@@ -98,10 +99,11 @@ class Trainer:
         self._identity = {
             "what is learned": name,
             **host.identity,
-            "processes": self.processes.count,
+            "processes": self.processes.num_groups,
             **asdict(settings),
             **identity,
         }
+        self.processes.check_alike(self._identity)
         self._checkpoint: Checkpoint | None = None
         if self.session.checkpoint is not None:
             path = Path(self.session.checkpoint)

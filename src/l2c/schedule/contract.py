@@ -36,6 +36,8 @@ class Run:
         guidance: Guidance scale; 1 is without guidance. None: any.
         weights: Of a solver that was learned with the schedule, the table of `l2c.sampling.linear.LinearSolver`;
             None for one that has a name.
+        call: What else a pipeline was called with that changes the run, by name: further guidance scales, `eta`. Empty
+            if that is not known.
     """
 
     solver: str
@@ -45,6 +47,7 @@ class Run:
     log_snrs: Levels
     guidance: Annotated[Finite, Field(ge=0)] | None = None
     weights: tuple[tuple[Finite, ...], ...] | None = None
+    call: tuple[tuple[str, Finite | str | tuple[Finite, ...]], ...] = ()
 
     def since(self, first: int) -> Run:
         """What is left of the run from an evaluation on, as image to image begins late."""
@@ -162,6 +165,13 @@ class Contract:
         """What to tell whoever samples in another way than the schedule was learned for, where that is possible."""
         if note := self.guidance_note(run):
             yield note
+        now = dict(run.call)
+        for name, value in self.run.call:
+            if now.get(name, value) != value:
+                yield (
+                    f"the schedule was made with {name}={_text(value)} and the run uses {_text(now[name])}; it works, "
+                    "but how close the pictures are was not measured there: l2c.check tells"
+                )
         if abs(shift := self.shift(run) or 0.0) > LOG_SNR_TOLERANCE:
             yield (
                 f"the noise levels of the run are shifted by {shift:.2f} in half log-SNR, as by another resolution; it "
@@ -195,3 +205,7 @@ class Contract:
             f"{size} layers differ; learn one for these weights with l2c learn, or accept the difference "
             "with any_weights=True (--any-weights)"
         )
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

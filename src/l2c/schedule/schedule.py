@@ -22,6 +22,7 @@ from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
 from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
 from l2c.schedule.header import Header
+from l2c.schedule.interchange import interchange
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
@@ -245,6 +246,16 @@ class CacheSchedule:
             )
         except (KeyError, ConfigError, ScheduleError) as error:
             raise ScheduleError(f"{path} is malformed: {error}; {ANEW}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The schedule as plain data for other programs, as docs/interchange.md describes it field by field.
+
+        >>> import l2c
+        >>> schedule = l2c.methods.interval(l2c.testing.tiny_dit(), every=2, steps=4)
+        >>> schedule.to_json()["compute"], schedule.to_json()["reused"][0]
+        (['111111', '000000', '111111', '000000'], {'evaluation': 1, 'layer': 0, 'sources': [0], 'weights': [1.0]})
+        """
+        return interchange(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the schedule into a folder, with its heat map and a card that says what it is for.

@@ -9,7 +9,8 @@ from l2c.testing.pipelines import (
     tiny_pipeline,
     tiny_run,
 )
-from l2c.testing.transformers import TINY, TinyTransformer
+from l2c.testing.tiny_transformer import TinyTransformer
+from l2c.testing.transformers import TINY
 
 __all__ = [
     "TINY",

@@ -98,6 +98,27 @@ def ltx(batch: int) -> dict[str, Any]:
     return {**masked(batch), "num_frames": 2, "height": 4, "width": 4}
 
 
+def flux2(batch: int) -> dict[str, Any]:
+    """Those of FLUX.2, whose positions have four axes."""
+    ids = {"img_ids": torch.zeros(16, 4), "txt_ids": torch.zeros(WORDS, 4)}
+    return {**text(batch), **ids, "guidance": torch.ones(batch)}
+
+
+def hunyuan_video15(batch: int) -> dict[str, Any]:
+    """Those of HunyuanVideo 1.5: two text encoders, and an image that is not there."""
+    return {
+        **masked(batch),
+        "encoder_hidden_states_2": random(1, 1, TEXT).repeat(batch, 1, 1),
+        "encoder_attention_mask_2": torch.ones(batch, 1, dtype=torch.bool),
+        "image_embeds": torch.zeros(batch, 1, TEXT),
+    }
+
+
+def wan_vace(batch: int) -> dict[str, Any]:
+    """Those of Wan VACE, with latents to control by."""
+    return {**text(batch), "control_hidden_states": random(1, 4, 2, 8, 8).repeat(batch, 1, 1, 1, 1)}
+
+
 def stable_audio(batch: int) -> dict[str, Any]:
     """Those of Stable Audio."""
     from diffusers.models.embeddings import get_1d_rotary_pos_embed

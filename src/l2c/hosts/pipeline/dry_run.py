@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from l2c.cache.patch import MethodPatch
 from l2c.errors import ConfigError, L2CError
+from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import eagerly
 from l2c.hosts.pipeline.components import transformers_of
-from l2c.hosts.pipeline.runs import describe_run
+from l2c.hosts.pipeline.runs import Call, call_now, describe_run
 from l2c.layers import LayerTable, find_layers, measure_layers
 from l2c.schedule.contract import Run
 
@@ -85,8 +86,9 @@ class DryRun:
 class _DryForward:
     """Replaces a transformer's forward: the first call is real and measured, the others return zeros."""
 
-    def __init__(self, model: nn.Module, clock: SchedulerClock) -> None:
-        self.model, self.clock = model, clock
+    def __init__(self, pipe: Any, model: nn.Module, clock: SchedulerClock) -> None:
+        self.pipe, self.model, self.clock = pipe, model, clock
+        self.call: Call = ()
         self.table: LayerTable | None = None
         self.evaluations: list[int] = []
         self.rows = 1
@@ -103,9 +105,13 @@ class _DryForward:
             self._real = True
             try:
                 if self.table is None:
+                    self.call = call_now(self.pipe)
                     self.rows = 1 if shape is None else shape[0]
                     table = find_layers(self.model)
                     self.table, output = measure_layers(self.model, table, args, kwargs)
+                    context = context_of({"transformer": self.model})
+                    if context is not None:  # each of the processes counts its part
+                        self.table = self.table.times(context.size)
                 else:
                     output = original(*args, **kwargs)
             finally:
@@ -154,7 +160,7 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
         models = transformers_of(pipe)
         clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None)
         stack.callback(clock.restore)
-        actors = {name: _DryForward(model, clock) for name, model in models.items()}
+        actors = {name: _DryForward(pipe, model, clock) for name, model in models.items()}
         for name, actor in actors.items():
             stack.callback(MethodPatch(models[name], "forward", actor.forward).remove)
         quiet = MethodPatch(pipe, "progress_bar", _quiet)
@@ -169,7 +175,8 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
                 raise
             said = " ".join(str(error).split("\n")[0].split()).rstrip(".")
             raise ConfigError(f"{type(pipe).__name__} refuses the call: {said}") from error
-        run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call))
+        known = next((actor.call for actor in actors.values() if actor.call), ())
+        run = describe_run(pipe.scheduler, _guidance(pipe, parameters, call), known)
     tables = {name: actor.table for name, actor in actors.items() if actor.table is not None}
     if not tables:
         raise ConfigError(f"{type(pipe).__name__} called no transformer in its scheduler's run")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -14,9 +14,10 @@ from l2c.cache.patch import MethodPatch
 from l2c.cache.policy import Compute, ReusePolicy, compute_once
 from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
+from l2c.errors import CacheStateError
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
 from l2c.hosts.pipeline.policy import PipelinePolicy
-from l2c.hosts.pipeline.runs import describe_run
+from l2c.hosts.pipeline.runs import call_now, describe_run
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import ReusePlan
@@ -39,12 +40,14 @@ class PipelineCache:
         wrapper: What `torch.compile` has wrapped around a transformer alone.
         around: What computes a layer.
         quiet: Compare no run with that of the schedule.
+        recompute: Where gradients are taken, compute whole calls of a transformer again in the backward pass.
 
     Attributes:
         clock: The scheduler's clock.
         transformers: The cached transformers by name of the component.
         any_weights: As given.
         any_run: As given.
+        recompute: As given.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class PipelineCache:
         wrapper: Any = None,
         around: Callable[[Compute], Value] = compute_once,
         quiet: bool = False,
+        recompute: bool = False,
     ) -> None:
         self.any_weights, self.any_run, self.around = any_weights, any_run, around
+        self.recompute = recompute
         self.transformers: dict[str, CachedTransformer] = {}
         self._target, self._wrapper, self._bar = target, wrapper, None
         self._checked, self._quiet = False, quiet
@@ -87,8 +92,14 @@ class PipelineCache:
     def _start(self) -> None:
         self._checked = False
         for name, transformer in self.transformers.items():
-            wrapper = self._wrapper
-            transformer.begin_run(wrapper if wrapper is not None else getattr(self._target, name, None))
+            component = getattr(self._target, name, None) if self._wrapper is None else self._wrapper
+            if isinstance(component, nn.Module) and transformer.model not in component.modules():
+                self.clock.end()
+                raise CacheStateError(
+                    f"another model was put in the place of the pipeline's {name} since the cache was enabled; call "
+                    "l2c.disable_cache(pipe), and enable a cache on the pipeline as it is now"
+                )
+            transformer.begin_run(component)
 
     def _end(self) -> None:
         for transformer in self.transformers.values():
@@ -116,26 +127,30 @@ class PipelineCache:
 
     def _check_run(self) -> None:
         guidance = getattr(self._target, "_guidance_scale", None)
-        run = describe_run(self.clock.scheduler, float(guidance) if guidance is not None else None)
+        scale = float(guidance) if guidance is not None else None
+        run = describe_run(self.clock.scheduler, scale, call_now(self._target))
         first = self.clock.evaluation
+        told: set[str] = set()
         for transformer in self.transformers.values():
             refuse_other_cache(transformer.model)
             transformer.begin_at(first, len(run.timesteps))
             if transformer.schedule is not None and not self._quiet:
-                self._compare_run(transformer.schedule, run.since(transformer.offset))
+                self._compare_run(transformer.schedule, run.since(transformer.offset), told)
             transformer.cache.follow()
             if note := transformer.compile_note():
                 warnings.warn(note, stacklevel=2)
         self._note_adapters()
 
-    def _compare_run(self, schedule: CacheSchedule, run: Run) -> None:
+    def _compare_run(self, schedule: CacheSchedule, run: Run, told: set[str]) -> None:
         problem = schedule.contract.run_problem(run)
         if problem is not None:
             if not self.any_run or len(run.timesteps) != schedule.num_evaluations:
                 raise problem
             warnings.warn(problem.args[0], stacklevel=3)
         for note in schedule.contract.notes(run):
-            warnings.warn(note, stacklevel=3)
+            if note not in told:  # of two transformers, once
+                told.add(note)
+                warnings.warn(note, stacklevel=3)
 
     def use(self, plan: ReusePlan) -> None:
         """Takes another plan, between runs; all transformers have it."""
@@ -184,6 +199,18 @@ class PipelineCache:
             with suppress(AttributeError):
                 delattr(self._target, HANDLE)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise CacheStateError(
+            f"what a cache is enabled on is not copied (here {type(self._target).__name__}); call l2c.disable_cache "
+            "first, and enable a cache on each of the two"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise CacheStateError(
+            f"what a cache is enabled on is not pickled (here {type(self._target).__name__}); call l2c.disable_cache "
+            "first"
+        )
+
     def __enter__(self) -> PipelineCache:
         return self
 
@@ -191,3 +218,16 @@ class PipelineCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+
+def refuse_enabled(target: Any) -> None:
+    """Refuses a pipeline whose cache is enabled, where another schedule is to be made, learned or checked.
+
+    Raises:
+        CacheStateError: If it is.
+    """
+    if vars(target).get(HANDLE) is not None:
+        raise CacheStateError(
+            "a cache is enabled on this pipeline; call l2c.disable_cache(pipe) before another schedule is made, "
+            "learned or checked"
+        )

@@ -28,7 +28,7 @@ from l2c.hosts.pipeline.conditions import (
     repeated,
 )
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
-from l2c.hosts.pipeline.handle import PipelineCache
+from l2c.hosts.pipeline.handle import PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_scheduler
@@ -91,7 +91,9 @@ class PipelineHost:
 
         Raises:
             ConfigError: If there are both prompts and conditions, or the pipeline does not take an argument.
+            CacheStateError: If a cache is enabled on it.
         """
+        refuse_enabled(pipe)
         if prompts is None and conditions is None:
             names = ("prompt", "class_labels")
             chosen: Sequence[Condition] = [{name: call.pop(name) for name in names if name in call}]
@@ -164,7 +166,7 @@ class PipelineHost:
             "weights": digest(self._fingerprint, self.table.to_json()),
             "dtype": str(next(first.parameters()).dtype).removeprefix("torch."),
             "device": self.device.type,
-            "run": digest([run.solver, run.spacing, run.timesteps, run.log_snrs, run.guidance]),
+            "run": digest([run.solver, run.spacing, run.timesteps, run.log_snrs, run.guidance, run.call]),
             "call": digest(plain(self.call)),
             "conditions": digest(plain(self.conditions)),
         }
@@ -189,7 +191,7 @@ class PipelineHost:
         """See `Host.contract`."""
         kind = prediction_of(self._scheduler)
         if not weights:
-            return Contract(replace(self.run, guidance=None), model_name, prediction_type=kind)
+            return Contract(replace(self.run, guidance=None, call=()), model_name, prediction_type=kind)
         return Contract(self.run, model_name, self._fingerprint, kind)
 
     @contextmanager
@@ -229,17 +231,15 @@ class PipelineHost:
         policy: CacheSchedule | ReusePolicy,
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
+        recompute: bool = False,
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         models = dict(self.models)
         reuse: Mapping[str, CacheSchedule] | ReusePolicy = (
             dict.fromkeys(models, policy.with_any_weights()) if isinstance(policy, CacheSchedule) else policy
         )
-        around = around or compute_once
-        with (
-            self._driven(),
-            PipelineCache(self.target, self._scheduler, models, reuse, around=around, quiet=True) as cache,
-        ):
+        how: dict[str, Any] = {"around": around or compute_once, "recompute": recompute, "quiet": True}
+        with self._driven(), PipelineCache(self.target, self._scheduler, models, reuse, **how) as cache:
             yield cache
 
     def reference(self, steps: int | None) -> Host:

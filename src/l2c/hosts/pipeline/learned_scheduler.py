@@ -313,4 +313,5 @@ def scheduler_of(schedule: CacheSchedule, scheduler: Any) -> LearnedScheduler:
 
 def prediction_of(scheduler: Any) -> str:
     """What a network predicts, as its scheduler is told."""
-    return str(scheduler.config.get("prediction_type") or "flow_prediction")
+    told = scheduler.config.get("prediction_type")
+    return str(told or ("epsilon" if "trained_betas" in scheduler.config else "flow_prediction"))

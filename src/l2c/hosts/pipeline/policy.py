@@ -8,7 +8,8 @@ meets the same program at every evaluation of the same structure, in every branc
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -144,6 +145,27 @@ class PipelinePolicy(StaticPolicy):
             with torch.inference_mode(False):
                 self._rows[key] = torch.tensor(padded, dtype=torch.float32, device=device).unbind()
         return self._rows[key][layer]
+
+    def repeat(self) -> Callable[[], AbstractContextManager[None]]:
+        """What lets the cells do once more what they are about to do in this call, keeping nothing.
+
+        It holds the stored values that the call reads, so that they are there when the store has long let go of them.
+        """
+        begun = [(list(cell.history), cell.weights) for cell in self.cells]
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            before = [vars(cell).copy() for cell in self.cells]
+            for cell, (history, weights) in zip(self.cells, begun, strict=True):
+                cell.clear()
+                cell.history, cell.weights, cell.keeps = list(history), weights, False
+            try:
+                yield
+            finally:
+                for cell, state in zip(self.cells, before, strict=True):
+                    vars(cell).update(state)
+
+        return again
 
     def end_call(self) -> None:
         """Stores what was computed and is read later."""

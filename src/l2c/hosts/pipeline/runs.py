@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
+from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from l2c.errors import ConfigError
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
 from l2c.schedule.contract import LARGEST_LOG_SNR, Run
 
+Call = tuple[tuple[str, float | str | tuple[float, ...]], ...]
 SAME_LOG_SNR = 1e-4
 """Half log-SNRs that are closer than this are one noise level, computed with other rounding."""
 
@@ -30,12 +35,47 @@ _SETTINGS = (
 """What decides a scheduler's step besides its timesteps and noise levels."""
 
 
-def describe_run(scheduler: Any, guidance: float | None = None) -> Run:
+_LEVELS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+    "steps_offset",
+    "lambda_min_clipped",
+    "shift",
+    "flow_shift",
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "time_shift_type",
+    "shift_terminal",
+    "snr_shift_scale",
+    "sigma_min",
+    "sigma_max",
+    "sigma_schedule",
+    "rho",
+)
+"""What its timesteps and noise levels tell already."""
+
+_THRESHOLDS = ("dynamic_thresholding_ratio", "sample_max_value")
+"""What matters only where thresholding is on."""
+
+_GUIDANCE_WORDS = ("guidance", "cfg", "scale")
+"""In the names of arguments that change a run."""
+
+
+def describe_run(scheduler: Any, guidance: float | None = None, call: Call = ()) -> Run:
     """The run that a scheduler is set to make.
 
     Args:
         scheduler: A diffusers scheduler on which `set_timesteps` has been called.
         guidance: Guidance scale, if it is known.
+        call: See `Run.call`.
 
     Raises:
         ConfigError: If no timesteps are set.
@@ -46,7 +86,7 @@ def describe_run(scheduler: Any, guidance: float | None = None) -> Run:
     times = tuple(float(t) for t in timesteps.tolist())
     if isinstance(scheduler, LearnedScheduler):
         learned: Run = scheduler.learned_run(guidance)
-        return learned
+        return replace(learned, call=call)
     steps = getattr(scheduler, "num_inference_steps", None) or len(times)
     return Run(
         type(scheduler).__name__,
@@ -55,6 +95,7 @@ def describe_run(scheduler: Any, guidance: float | None = None) -> Run:
         times,
         _log_snrs(scheduler, times),
         guidance,
+        call=call,
     )
 
 
@@ -62,9 +103,39 @@ def settings_of(scheduler: Any) -> str:
     """What of a scheduler's configuration decides its steps, as text."""
     config = getattr(scheduler, "config", {})
     given = {key: config.get(key) for key in _SETTINGS}
-    return (
-        ", ".join(f"{key}={value}" for key, value in given.items() if value not in (None, False)) or "default"
-    )
+    told = [f"{key}={value}" for key, value in given.items() if value not in (None, False)]
+    skipped = {*_SETTINGS, *_LEVELS, *(() if config.get("thresholding") else _THRESHOLDS)}
+    for key, parameter in inspect.signature(type(scheduler).__init__).parameters.items():
+        value = config.get(key, parameter.default)
+        if key not in skipped and parameter.default is not parameter.empty and value != parameter.default:
+            told.append(f"{key}={value}")
+    return ", ".join(told) or "default"
+
+
+def call_now(pipe: Any) -> Call:
+    """What a pipeline is being called with that changes the run besides its guidance scale; see `Run.call`.
+
+    They are read where the pipeline's own call stands, below the transformer that asks: what a pipeline has worked out
+    itself by then, as a second guidance scale that follows the first, counts. Empty outside such a call.
+    """
+    code = getattr(inspect.unwrap(type(pipe).__call__), "__code__", None)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    if frame is None or code is None:
+        return ()
+    values = frame.f_locals
+    found: dict[str, float | str | tuple[float, ...]] = {}
+    for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        value = values.get(name)
+        named = name == "eta" or any(word in name for word in _GUIDANCE_WORDS)
+        if not named or name in ("guidance_scale", "decode_noise_scale"):
+            continue
+        if isinstance(value, (int, float, str)):
+            found[name] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(part, (int, float)) for part in value):
+            found[name] = tuple(value)
+    return tuple(sorted(found.items()))
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -89,6 +160,9 @@ def _log_snrs(scheduler: Any, times: tuple[float, ...]) -> tuple[float, ...]:
     elif (alphas := getattr(scheduler, "alphas_cumprod", None)) is not None:
         table = 0.5 * (alphas.double().log() - (1 - alphas.double()).clamp_min(1e-12).log()).cpu().numpy()
         values = [float(np.interp(t, np.arange(len(table)), table)) for t in times]
+    elif len(getattr(scheduler, "betas", ())) >= len(times) <= len(getattr(scheduler, "alphas", ())):  # IPNDM
+        pairs = zip(scheduler.alphas.tolist(), scheduler.betas.tolist(), strict=True)
+        values = [_ratio(alpha, beta) for alpha, beta in pairs][: len(times)]
     else:
         values = [_ratio(1000.0 - t, t) for t in times]
     levels = [min(max(value, -LARGEST_LOG_SNR), LARGEST_LOG_SNR) for value in values]

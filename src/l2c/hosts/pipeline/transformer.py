@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from l2c.cache.cached_model import CachedModel, attach, check_model
 from l2c.cache.clock import DEFAULT_BRANCH
@@ -14,6 +16,7 @@ from l2c.cache.patch import MethodPatch, patch_of
 from l2c.cache.policy import Compute, ReusePolicy
 from l2c.cache.values import Value
 from l2c.errors import CacheStateError, ConfigError
+from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
 from l2c.hosts.pipeline.policy import PipelinePolicy
@@ -31,6 +34,7 @@ class Owner(Protocol):
 
     any_weights: bool
     around: Callable[[Compute], Value]
+    recompute: bool
     clock: SchedulerClock
 
     def enter_evaluation(self) -> int:
@@ -77,6 +81,7 @@ class CachedTransformer:
         self._calls: dict[str, int] = {}
         self._compilation, self._graphs = Compilation(), 0
         self._entered = False
+        self._context_group = context_of({name: model})
         self.offset = self._begun = 0
         self._patches = [MethodPatch(model, "forward", self._forward)]
         if hasattr(model, "cache_context"):
@@ -168,7 +173,12 @@ class CachedTransformer:
         self._entered = True
         try:
             with clock.in_branch(branch), self._compilation.room(self._graphs):
-                result = original(*args, **kwargs)
+                if self._context_group is not None:
+                    args, kwargs = self._context_group.shared((args, kwargs))
+                if policy is not None and self._owner.recompute and torch.is_grad_enabled():
+                    result = self._call_again_in_backward(policy, evaluation, original, args, kwargs)
+                else:
+                    result = original(*args, **kwargs)
         except BaseException:
             self._owner.clock.end()
             raise
@@ -177,6 +187,28 @@ class CachedTransformer:
         if policy is not None:
             policy.end_call()
         return result
+
+    def _call_again_in_backward(
+        self,
+        policy: PipelinePolicy,
+        evaluation: int,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Calls the model, keeping for the backward pass nothing but what it is called with and what it reuses."""
+        repeat, calls = policy.repeat(), 0
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                return original(*args, **kwargs)
+            with repeat(), self.cache.clock.again(evaluation):
+                return original(*args, **kwargs)
+
+        draws = self.model.training  # else nothing is drawn that would have to be drawn again
+        return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
 
     def _branch(self, sample: Any, kwargs: Mapping[str, Any]) -> str:
         """Name of a call: its `cache_context`, then its place among the calls of the evaluation, then its shape."""
