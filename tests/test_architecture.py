@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "models", "layers", "schedule", "cache"},
     "sampling": {"errors", "models", "layers", "schedule", "cache", "engine"},
     "digest": set(),
-    "hosts": {"errors", "digest", "models", "layers", "schedule", "cache", "sampling"},
+    "hosts": {"errors", "digest", "scenes", "models", "layers", "schedule", "cache", "sampling"},
     "learning": {"errors", "digest", "files", "models", "layers", "schedule", "cache", "sampling", "hosts"},
     "methods": {"errors", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
     "evaluation": {"errors", "files", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
@@ -42,8 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"models", "layers", "schedule", "cache", "hosts", "methods"},
     "report": {"errors", "files", "records", "bootstrap"},
     "compare": {
-        "errors", "files", "records", "bootstrap", "models", "layers", "schedule", "cache", "sampling", "methods",
-        "hosts", "learning", "evaluation", "bench", "report", "testing",
+        "errors", "files", "records", "bootstrap", "scenes", "models", "layers", "schedule", "cache", "sampling",
+        "methods", "hosts", "learning", "evaluation", "bench", "report", "testing",
     },
     "demo": {
         "errors", "files", "records", "models", "layers", "schedule", "cache", "sampling", "methods", "learning",
@@ -51,9 +51,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "cli": {
-        "errors", "files", "allocator", "devices", "processes", "records", "models", "layers", "schedule", "cache",
-        "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo", "hosts",
-        "sets", "l2c",
+        "errors", "files", "allocator", "devices", "processes", "records", "scenes", "models", "layers", "schedule",
+        "cache", "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo",
+        "hosts", "sets", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

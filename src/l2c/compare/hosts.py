@@ -18,7 +18,6 @@ from l2c.hosts.pipeline.conditions import Condition
 from l2c.hosts.pipeline.host import PipelineHost
 from l2c.hosts.pipeline.loading import load_pipeline
 from l2c.hosts.targets import host_of
-from l2c.methods.learned import ASSET_PREFIX, find_schedule
 from l2c.methods.registry import unknown
 from l2c.models import load_model
 from l2c.schedule.schedule import CacheSchedule
@@ -119,10 +118,7 @@ def _open(config: CompareConfig, device: str) -> Host:
         pipe, call, conditions = _tiny(chosen)
         pipe.to(device)
     else:
-        name = chosen.pipeline
-        if name.startswith(ASSET_PREFIX):
-            name = str(find_schedule(name))
-        pipe = load_pipeline(name, dtype=dtype, device=device, quiet=True)
+        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True)
         call, conditions = dict(chosen.call), chosen.conditions
     return host_of(
         pipe,

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from l2c.errors import ConfigError
+from l2c.hosts.pipeline.loading import ASSET_PREFIX
 from l2c.methods.base import Method
 from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
-
-ASSET_PREFIX = "l2c:"
 
 
 def learned(target: Any, *, path: str | Path = "", budget: float | None = None, **run: Any) -> CacheSchedule:
