@@ -34,7 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "hosts": {"errors", "digest", "scenes", "models", "layers", "schedule", "cache", "sampling"},
     "learning": {"errors", "digest", "files", "models", "layers", "schedule", "cache", "sampling", "hosts"},
     "methods": {"errors", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
-    "evaluation": {"errors", "files", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
+    "evaluation": {
+        "errors", "files", "scenes", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning",
+    },
     "bench": {"errors", "records", "models", "layers", "schedule", "cache", "engine", "sampling", "hosts"},
     "sets": {
         "errors", "files", "processes", "records", "layers", "schedule", "cache", "sampling", "bench", "report",
