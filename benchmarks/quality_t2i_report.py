@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from l2c.bootstrap import ErrorSummary, statistic_confidence_interval
 from l2c.files import atomic_write
 from l2c.report.figures import figure_png
 from l2c.report.pictures import to_pixels
+from l2c.report.prompt_sheet import prompt_sheet
 
 COSTS = (12, 10, 8, 6, 4)
 """In whole evaluations, at which learned solvers are compared."""
@@ -214,17 +214,6 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 def sheet(pictures: Mapping[str, Tensor], prompts: Sequence[str], path: Path) -> None:
     """Pictures, a row for each way of sampling, under their prompts."""
-    columns = len(next(iter(pictures.values())))
-    figure = Figure(figsize=(1.25 * columns + 1.6, 1.25 * len(pictures) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(pictures), columns, squeeze=False)
-    for row, (name, images) in zip(grid, pictures.items(), strict=True):
-        for axes, pixels in zip(row, to_pixels(images), strict=True):
-            axes.imshow(pixels, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        row[0].set_ylabel(textwrap.fill(name, 16), rotation=0, ha="right", va="center", fontsize=8)
-    for axes, prompt in zip(grid[0], prompts, strict=False):
-        axes.set_title(textwrap.fill(prompt, 18), fontsize=6)
-    atomic_write(path, figure_png(figure, 150))
+    count = len(next(iter(pictures.values())))
+    rows = {name: to_pixels(images) for name, images in pictures.items()}
+    atomic_write(path, prompt_sheet(rows, prompts[:count]))

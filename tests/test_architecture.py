@@ -51,11 +51,14 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "files", "records", "models", "layers", "schedule", "cache", "sampling", "methods", "learning",
         "evaluation", "bench", "report",
     },
+    "pipeline_demo": {
+        "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
+    },
     "__main__": {"cli"},
     "cli": {
         "errors", "files", "allocator", "devices", "processes", "records", "scenes", "models", "layers", "schedule",
         "cache", "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo",
-        "hosts", "sets", "l2c",
+        "pipeline_demo", "hosts", "sets", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

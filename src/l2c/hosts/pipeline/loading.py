@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ def load_pipeline(
     from diffusers import DiffusionPipeline
 
     folder = pipeline_folder(name)
+    if name in EMBEDDED and find_spec("transformers") is None:
+        raise CheckpointError(
+            f"{name} has text encoders of transformers, which is not installed; pip install 'l2c[pipelines]'"
+        )
     if str(name).startswith((".", "/", "~")) and not folder.is_dir():
         raise CheckpointError(
             f"there is no folder '{name}'; give one that a pipeline's save_pretrained wrote, or the name of a "
