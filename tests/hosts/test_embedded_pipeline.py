@@ -79,3 +79,11 @@ def test_comparison_takes_its_call_and_both_kinds_of_prompts():
     assert chosen.prompts == tuple(scene_prompts(64, held_out=True))
     assert chosen.learning_prompts == tuple(scene_prompts(64))
     assert CompareConfig.from_plain(to_plain(config)) == config
+
+
+def test_learned_solver_begins_without_an_evaluation_next_to_the_picture(scenes_pipeline):
+    host = l2c.host_of(l2c.load_pipeline(PIPELINE, quiet=True), prompts=scene_prompts(2), **CALL)
+    plain, start = host.with_steps(8).run, host.with_solver(8).run
+    assert plain.timesteps[-1] == pytest.approx(1)
+    assert len(start.timesteps) == 8
+    assert start.timesteps == pytest.approx([1000 - index * 999 / 8 for index in range(8)], rel=1e-3)
