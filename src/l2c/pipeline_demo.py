@@ -48,7 +48,7 @@ class PipelineDemoSettings:
         pictures: How many are drawn, of prompts that neither the pipeline nor the schedule has learned on.
         fine_steps: Steps of the run that stands for the exact solution.
         learning: How the schedule is learned.
-        learning_limit_s: Seconds after which learning ends, which keeps the demo short on a slow machine.
+        learning_limit_s: Seconds after which learning ends, which keeps the demo short on a slow machine, or None.
         repetitions: How often each way of drawing is timed.
         compare_limit_s: No further repetition is begun if it would probably end after so many seconds.
     """
@@ -57,7 +57,7 @@ class PipelineDemoSettings:
     pictures: int = 10
     fine_steps: int = 60
     learning: LearnSettings = field(default_factory=lambda: LEARNING)
-    learning_limit_s: float = 120.0
+    learning_limit_s: float | None = 150.0
     repetitions: int = 3
     compare_limit_s: float = 45.0
 
@@ -67,7 +67,7 @@ class PipelineDemoSettings:
         learning = LearnSettings(
             iterations=2, batch_size=1, num_examples=4, reference_steps=12, trials=2, trial_examples=1
         )
-        return cls(pictures=4, fine_steps=30, learning=learning, learning_limit_s=20.0, repetitions=1)
+        return cls(pictures=4, fine_steps=30, learning=learning, learning_limit_s=None, repetitions=1)
 
 
 def run_pipeline_demo(

@@ -109,8 +109,8 @@ def start_scheduler(
             f"{found}"
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
-    levels = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
-    return learned_from(scheduler, levels.tolist(), prediction_type=prediction_of(scheduler))
+    even = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
+    return learned_from(scheduler, even.tolist(), prediction_type=prediction_of(scheduler))
 
 
 SHIFTS = (1.0, 3.0, 5.0)
