@@ -87,3 +87,17 @@ def test_learned_solver_begins_without_an_evaluation_next_to_the_picture(scenes_
     assert plain.timesteps[-1] == pytest.approx(1)
     assert len(start.timesteps) == 8
     assert start.timesteps == pytest.approx([1000 - index * 999 / 8 for index in range(8)], rel=1e-3)
+
+
+def test_family_of_learned_solvers_serves_the_pipeline(scenes_pipeline):
+    pipe = l2c.load_pipeline(PIPELINE, quiet=True)
+    quick = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1)
+    family = l2c.learn(
+        pipe, prompts=scene_prompts(4), solver="auto", budgets=(2, 3), per_computed=1, settings=quick, **CALL
+    )
+    own = pipe.scheduler
+    for budget in (2, 3):
+        with l2c.enable_cache(pipe, family, budget=budget):
+            pipe(scene_prompts(1), output_type="latent", **CALL)
+            assert len(pipe.scheduler.timesteps) == budget
+    assert pipe.scheduler is own

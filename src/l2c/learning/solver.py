@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from l2c.learning.session import OnProgress, Session
 from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
 from l2c.schedule.cost import CostTable
+from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
@@ -29,64 +31,103 @@ RATIOS = (2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried."""
 
 
+CURVE_EVALUATIONS = (12.0, 10.0, 8.0, 6.0, 4.0)
+"""In whole evaluations, what a family of learned solvers is for where it is to be along the curve of costs."""
+
+
 def learn_with_solver(
     host: Host,
-    evaluations: float,
+    budgets: Sequence[float],
     per_computed: int | None,
     settings: LearnSettings,
     session: Session | None,
     model_name: str,
     on_progress: OnProgress | None,
-) -> CacheSchedule:
-    """Learns a whole run for a budget: noise levels, solver, what to compute, and how the rest follows.
+) -> ScheduleFamily:
+    """Learns a whole run for each budget: noise levels, solver, what to compute, and how the rest follows.
 
     For several structures (how many evaluations there are for each that is computed), a mask is searched, and the one
     that makes the best pictures before learning is taken. Then everything else is learned together, end to end. The
     schedule brings its own solver; `provenance` says which structure was chosen, and what plain fewer steps of known
-    solvers give on the same held-out examples. Arguments and errors as for `learn`.
+    solvers give on the same held-out examples. Budgets are in whole evaluations and share their references. Other
+    arguments and errors as for `learn`.
     """
-    if not 2 <= evaluations < float("inf"):
-        raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
+    if not budgets:
+        raise ConfigError("name at least one budget, in whole evaluations")
+    for evaluations in budgets:
+        if not 2 <= evaluations < float("inf"):
+            raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
     if per_computed is not None and per_computed < 1:
         raise ConfigError(f"per_computed must be at least 1, got {per_computed}")
-    costs = CostTable.macs(host.table)
     ratios = (float(per_computed),) if per_computed else RATIOS
-    hosts = [host.with_solver(int(evaluations * ratio)) for ratio in ratios]
-    for other in hosts:
-        _ = other.run  # more evaluations than a solver can make are refused before anything is computed
+    tried: list[list[tuple[Host, float]]] = []
+    for evaluations in budgets:
+        tried.append([(host.with_solver(int(evaluations * ratio)), ratio) for ratio in ratios])
+        for other, _ratio in tried[-1]:
+            _ = other.run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
         "schedule and solver",
-        host.with_solver(int(evaluations)),
+        host.with_solver(int(max(budgets))),
         settings,
         session,
         on_progress,
-        evaluations=evaluations,
+        evaluations=budgets[0] if len(budgets) == 1 else list(budgets),
         per_computed=per_computed,
     )
-    budget = evaluations * costs.full
     references = solve(trainer, host, settings)
+    schedules: list[CacheSchedule] = []
+    for index, (evaluations, structures) in enumerate(zip(budgets, tried, strict=True)):
+        trainer.allow(1 / (len(budgets) - index))
+        stage = f"at {evaluations:g}" if len(budgets) > 1 else ""
+        loop = ClosedLoop(trainer, host, references, settings, model_name)
+        try:
+            schedule, interrupted = _learn_one(loop, evaluations, structures, stage)
+        except KeyboardInterrupt:
+            if schedules and trainer.processes.count == 1:
+                break
+            raise
+        schedules.append(schedule)
+        if interrupted:
+            break
+    return ScheduleFamily(schedules)
+
+
+def _learn_one(
+    own: ClosedLoop, evaluations: float, tried: Sequence[tuple[Host, float]], stage: str
+) -> tuple[CacheSchedule, bool]:
+    """The schedule for a budget, and whether learning it was interrupted.
+
+    Args:
+        own: Learning on the host whose solver is not learned.
+        evaluations: The budget.
+        tried: Hosts of structures, with the evaluations for each that is computed.
+        stage: Tells it from other budgets.
+    """
+    host, costs = own.host, CostTable.macs(own.host.table)
+    budget = evaluations * costs.full
     structures: list[tuple[ClosedLoop, MaskSearchResult]] = []
-    for index, (other, ratio) in enumerate(zip(hosts, ratios, strict=True)):
-        loop = ClosedLoop(trainer, other, references, settings, model_name)
-        until = 0.5 * (index + 1) / len(ratios)
-        structures.append((loop, _search(loop, ratio, budget, costs, until)))
+    for index, (other, ratio) in enumerate(tried):
+        loop = own.on(other)
+        until = 0.5 * (index + 1) / len(tried)
+        structures.append((loop, _search(loop, ratio, budget, costs, until, stage)))
     loop, found = min(structures, key=lambda structure: structure[1].error)
-    schedule, _ = loop.fit(
+    schedule, outcome = loop.fit(
         found.compute,
         {
             "method": "l2c, closed loop, with its solver",
             "budget": evaluations,
             "budget_unit": "whole evaluations",
             "structure": _name(loop),
-            "structures_before_learning": {_name(other): round(it.error, 5) for other, it in structures},
+            "structures_before_learning": {_name(one): round(it.error, 5) for one, it in structures},
             "masks_tried": sum(it.trials for _, it in structures),
             "polynomial_order": found.order,
-            "fewer_steps": _fewer_steps(loop, host, int(evaluations)),
+            "fewer_steps": _fewer_steps(loop, host, int(evaluations), stage),
         },
         order=found.order,
         free_solver=True,
+        stage=stage,
     )
-    return schedule
+    return schedule, outcome.interrupted
 
 
 def _name(loop: ClosedLoop) -> str:
@@ -94,7 +135,7 @@ def _name(loop: ClosedLoop) -> str:
 
 
 def _search(
-    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float
+    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float, stage: str
 ) -> MaskSearchResult:
     """A mask for a structure, or that with everything if nothing is reused; for `until` see `search_mask`."""
     steps = len(loop.host.run.timesteps)
@@ -114,7 +155,7 @@ def _search(
         costs,
         loop.settings.trials,
         history=loop.settings.history,
-        stage=f"of {_name(loop)}",
+        stage=f"of {_name(loop)} {stage}".rstrip(),
         always=loop.host.segments[1:],
         first=[] if len(loop.host.segments) > 1 else [start],
         until=until,
@@ -133,10 +174,11 @@ def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placeme
     return start
 
 
-def _fewer_steps(loop: ClosedLoop, host: Host, steps: int) -> dict[str, float]:
+def _fewer_steps(loop: ClosedLoop, host: Host, steps: int, stage: str) -> dict[str, float]:
     """Errors of the held-out examples by known solvers with so many evaluations."""
     errors = {}
     for name, other in host.fewer_steps(steps).items():
         on = loop.on(other)
-        errors[name] = round(on.kept_error(f"error of {name.replace(',', '')}", on.everything()), 5)
+        key = f"error of {name.replace(',', '')} {stage}".rstrip()
+        errors[name] = round(on.kept_error(key, on.everything()), 5)
     return errors
