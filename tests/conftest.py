@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +75,63 @@ def uvit() -> UViT:
     model = load_model("uvit-mini-cifar10")
     assert isinstance(model, UViT)
     return model
+
+
+@pytest.fixture(scope="session")
+def scenes_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of assets whose `scenes-sd3` is a small pipeline of random weights, with the vocabulary of scenes."""
+    pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from scenes_recipe.autoencoder import new_autoencoder
+        from scenes_recipe.export import write_vocabulary
+        from scenes_recipe.networks import TEXT_WIDTH, new_text_encoder
+        from scenes_recipe.tokenizer import new_tokenizer
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=4,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=2 * TEXT_WIDTH,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * TEXT_WIDTH,
+            pos_embed_max_size=4,
+        )
+        for weight in transformer.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+        pipe = StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+            vae=new_autoencoder(),
+            text_encoder=new_text_encoder(),
+            tokenizer=new_tokenizer(),
+            text_encoder_2=new_text_encoder(),
+            tokenizer_2=new_tokenizer(),
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+    pipe.vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
+    assets = tmp_path_factory.mktemp("assets")
+    pipe.to(torch.float16).save_pretrained(assets / "scenes-sd3")
+    for name in ("tokenizer", "tokenizer_2"):
+        write_vocabulary(assets / "scenes-sd3" / name, new_tokenizer())
+    return assets
+
+
+@pytest.fixture
+def scenes_pipeline(scenes_assets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lets `l2c:scenes-sd3` be that small pipeline; its folder."""
+    monkeypatch.setattr("l2c.hosts.pipeline.loading.ASSETS", scenes_assets)
+    return scenes_assets / "scenes-sd3"
 
 
 @pytest.fixture

@@ -32,13 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "models", "layers", "schedule", "cache"},
     "sampling": {"errors", "documents", "models", "layers", "schedule", "cache", "engine"},
     "digest": set(),
-    "hosts": {"errors", "documents", "digest", "models", "layers", "schedule", "cache", "sampling"},
+    "hosts": {"errors", "documents", "digest", "scenes", "models", "layers", "schedule", "cache", "sampling"},
     "learning": {
         "errors", "documents", "digest", "files", "models", "layers", "schedule", "cache", "sampling", "hosts",
     },
     "methods": {"errors", "documents", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning"},
     "evaluation": {
-        "errors", "documents", "files", "models", "layers", "schedule", "cache", "sampling", "hosts", "learning",
+        "errors", "documents", "files", "scenes", "models", "layers", "schedule", "cache", "sampling", "hosts",
+        "learning",
     },
     "bench": {
         "errors", "documents", "records", "models", "layers", "schedule", "cache", "engine", "sampling", "hosts",
@@ -50,18 +51,21 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"models", "layers", "schedule", "cache", "hosts", "methods"},
     "report": {"errors", "documents", "files", "records", "bootstrap"},
     "compare": {
-        "errors", "documents", "files", "records", "bootstrap", "models", "layers", "schedule", "cache", "sampling",
-        "methods", "hosts", "learning", "evaluation", "bench", "report", "testing",
+        "errors", "documents", "files", "records", "bootstrap", "scenes", "models", "layers", "schedule", "cache",
+        "sampling", "methods", "hosts", "learning", "evaluation", "bench", "report", "testing",
     },
     "demo": {
         "errors", "files", "records", "models", "layers", "schedule", "cache", "sampling", "methods", "learning",
         "evaluation", "bench", "report",
     },
+    "pipeline_demo": {
+        "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
+    },
     "__main__": {"cli"},
     "cli": {
-        "errors", "documents", "files", "allocator", "devices", "processes", "records", "models", "layers", "schedule",
-        "cache", "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare", "demo",
-        "hosts", "sets", "l2c",
+        "errors", "documents", "files", "allocator", "devices", "processes", "records", "scenes", "models", "layers",
+        "schedule", "cache", "engine", "sampling", "methods", "learning", "evaluation", "bench", "report", "compare",
+        "demo", "pipeline_demo", "hosts", "sets", "l2c",
     },
 }  # fmt: skip
 """`l2c` stands for the package itself, which offers the parts by name and loads them on first use."""

@@ -1,6 +1,7 @@
 """The examples of docs/pipelines.md run, on tiny models."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -122,3 +123,18 @@ def test_add_a_model(capsys):
     printed = capsys.readouterr().out
     assert "32 layers computed, 32 reused" in printed
     assert "at 50% of the multiply-accumulates" in printed
+
+
+def test_first_example_of_the_readme(scenes_pipeline, tmp_path, monkeypatch):
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^<!-- pipeline -->\n```python\n(.*?)\n```$", text, flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    quick = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1)
+    learn = l2c.learn
+    monkeypatch.setattr(l2c, "learn", lambda *given, **how: learn(*given, settings=quick, **how))
+    names = {"l2c": l2c}
+    exec(block, names)
+    assert (tmp_path / "scene.png").is_file()
+    schedule = l2c.load_schedule("eight.safetensors")
+    assert schedule.num_evaluations * schedule.cost.fraction <= 8
+    assert type(names["pipe"].scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2c import layers, methods, models, sampling, testing
+    from l2c import layers, methods, models, sampling, scenes, testing
     from l2c.bench.cost import measure_costs
     from l2c.bench.schedules import measure_schedules
     from l2c.cache.cached_model import CachedModel
@@ -110,6 +110,7 @@ _HOMES = {
     "sample": "l2c.sampling.images",
     "sample_set": "l2c.sets",
     "sampling": "l2c.sampling",
+    "scenes": "l2c.scenes",
     "score_pairs": "l2c.evaluation.registry",
     "solver_names": "l2c.sampling.solvers",
     "summary": "l2c.hosts.enable",
@@ -172,6 +173,7 @@ __all__ = [
     "sample",
     "sample_set",
     "sampling",
+    "scenes",
     "score_pairs",
     "solver_names",
     "summary",

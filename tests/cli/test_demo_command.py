@@ -93,3 +93,27 @@ def test_interrupt_while_learning_ends_the_demo(invoke, tmp_path, small, monkeyp
     monkeypatch.setattr(DemoSettings, "quick", classmethod(lambda cls: small))
     assert invoke("demo", "--quick", "--out", tmp_path / "demo").code == 130
     assert not (tmp_path / "demo").exists()
+
+
+def test_demo_of_the_pipeline_shows_pictures_with_their_prompts(invoke, scenes_pipeline, tmp_path):
+    folder = tmp_path / "drawn"
+    done = invoke("demo", "--pipeline", "--quick", "-o", folder)
+    assert done.code == 0, done.err
+    assert "half of the work" in done.out
+    assert "4 pictures of prompts that nothing was learned on" in done.out
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "pictures.png",
+        "record.json",
+        "schedule.safetensors",
+    ]
+    full, half = Record.load(folder / "record.json").results["variants"]
+    assert half["fraction"] <= 0.5 < full["fraction"] == 1
+    assert 0 <= half["adherence"]["objects"] <= 1
+    assert l2c.load_schedule(folder / "schedule.safetensors").contract.run.steps == 28
+
+
+def test_demo_of_a_pipeline_that_is_missing_says_so(invoke, tmp_path, monkeypatch):
+    monkeypatch.setattr("l2c.hosts.pipeline.loading.ASSETS", tmp_path)
+    done = invoke("demo", "--pipeline", "-o", tmp_path / "drawn")
+    assert done.code == 1
+    assert "this installation of l2c has no weights of l2c:scenes-sd3" in done.err

@@ -161,3 +161,14 @@ def test_passes_of_guidance_apart_are_shown(invoke, tmp_path):
     assert "passes apart: the unconditional one runs at 2 of 6 evaluations" in text
     assert text.count("derived") == 1 + 4
     assert open_picture(tmp_path / "apart.png").width > 1000
+
+
+def test_a_family_of_learned_solvers_is_shown_in_whole_evaluations(invoke, tmp_path):
+    once = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1)
+    family = l2c.learn(tiny_dit(), solver="auto", budgets=(2, 3), per_computed=2, settings=once)
+    family.save(tmp_path / "solvers.safetensors")
+    shown = " ".join(invoke("inspect", tmp_path / "solvers.safetensors").out.split())
+    assert "each with a learned solver of its own" in shown
+    assert "of 6" in shown
+    assert "such as --budget 8" in shown
+    assert ": 4 evaluations" in invoke("inspect", tmp_path / "solvers.safetensors", "--budget", "2").out

@@ -318,3 +318,15 @@ def test_two_processes_learn_what_one_does(start, folder, tmp_path):
         assert together.provenance[name] == pytest.approx(alone.provenance[name], abs=1e-4)
     assert outputs[0]["rows"] == outputs[1]["rows"]
     assert {path.name for path in tmp_path.iterdir()} == {"1.safetensors", "2.safetensors"}
+
+
+def test_embedded_pipeline_needs_no_prompts_and_no_call(invoke, scenes_pipeline, tmp_path):
+    out = tmp_path / "four.safetensors"
+    auto = ("--solver", "auto", "--budget-evals", "2", "--per-computed", "2")
+    done = invoke("learn", "l2c:scenes-sd3", *auto, *QUICK, "--iterations", "1", "-o", out)
+    assert done.code == 0, done.err
+    schedule = CacheSchedule.load(out)
+    assert schedule.provenance["call"]["max_sequence_length"] == 0
+    assert schedule.contract.run.guidance == 4.5
+    done = invoke("check", "l2c:scenes-sd3", out, "--prompt", "a red ring on a grey background", "--json")
+    assert done.code == 0, done.err

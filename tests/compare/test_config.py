@@ -43,7 +43,9 @@ def test_settings_that_differ_after_the_point_are_variants_of_their_own(tmp_path
     ]
 
 
-@pytest.mark.parametrize("name", ["embedded-dit", "embedded-uvit", "smoke", "dit-xl-2-256", "uvit-h-2-256"])
+@pytest.mark.parametrize(
+    "name", ["embedded-dit", "embedded-t2i", "embedded-uvit", "smoke", "dit-xl-2-256", "uvit-h-2-256"]
+)
 def test_presets_are_comparisons(name):
     assert name in preset_names()
     config = CompareConfig.preset(name)

@@ -11,6 +11,7 @@ from l2c.errors import ConfigError
 from l2c.evaluation import registry
 from l2c.evaluation.metrics import psnr, rmse
 from l2c.evaluation.registry import all_metrics, find_metric, register_metric, score_pairs
+from l2c.scenes import draw_pictures, random_scenes
 from l2c.testing import tiny_dit
 
 
@@ -33,7 +34,7 @@ def test_a_registered_metric_scores_what_is_sampled(largest):
 
 def test_equal_pictures_score_best():
     images = torch.rand(2, 3, 16, 16)
-    assert score_pairs(images, images, all_metrics()) == {
+    assert score_pairs(images, images, [m.name for m in all_metrics().values() if not m.of_prompts]) == {
         "rmse": [0.0, 0.0],
         "psnr": [math.inf] * 2,
         "ssim": pytest.approx([1.0, 1.0]),
@@ -42,9 +43,13 @@ def test_equal_pictures_score_best():
 
 def test_metrics_say_what_they_are(largest):
     found = all_metrics()
-    assert list(found) == ["rmse", "psnr", "ssim", "largest"]
+    assert list(found) == ["rmse", "psnr", "ssim", "adherence", "largest"]
     assert (found["psnr"].heading, found["largest"].heading) == ("PSNR, dB", "largest")
-    assert [metric.name for metric in found.values() if metric.higher_is_better] == ["psnr", "ssim"]
+    assert [metric.name for metric in found.values() if metric.higher_is_better] == [
+        "psnr",
+        "ssim",
+        "adherence",
+    ]
     assert [metric.name for metric in found.values() if not metric.to_full] == ["rmse"]
     assert [metric.name for metric in found.values() if metric.of_latents] == ["rmse"]
 
@@ -74,3 +79,14 @@ def test_metrics_are_checked(largest):
 def test_errors_of_latents_are_in_their_unit():
     targets = torch.full((1, 4, 4, 4), 2.0)
     assert score_pairs(targets * 1.5, targets, ["rmse"], unit="relative") == {"rmse": [0.5]}
+
+
+def test_adherence_is_the_share_of_objects_as_told():
+    scenes = random_scenes(5, 12)
+    pictures, prompts = 2 * draw_pictures(scenes, seed=5) - 1, [scene.prompt() for scene in scenes]
+    drawn, shifted = (
+        score_pairs(pictures, pictures, ["adherence"], prompts=texts)["adherence"]
+        for texts in (prompts, prompts[1:] + prompts[:1])
+    )
+    assert sum(drawn) > 0.9 * len(scenes)
+    assert sum(shifted) < 0.5 * len(scenes)

@@ -450,3 +450,25 @@ def test_a_solver_alone_reuses_nothing():
 def test_evaluations_that_make_no_sense(options):
     with pytest.raises(ConfigError):
         learn(tiny_dit(), solver="auto", settings=ONCE, **options)
+
+
+def test_a_family_of_learned_solvers_is_for_whole_evaluations(tmp_path):
+    model = tiny_dit()
+    family = learn(model, solver="auto", budgets=(2, 4), per_computed=2, guidance=1.0, settings=ONCE)
+    assert family.brings_solvers
+    assert [schedule.num_evaluations for schedule in family] == [8, 4]
+    for schedule, budget in zip(family, (4, 2), strict=True):
+        alone = learn(model, solver="auto", evaluations=budget, per_computed=2, guidance=1.0, settings=ONCE)
+        assert torch.equal(schedule.compute, alone.compute)
+        assert schedule.contract == alone.contract
+        assert schedule.provenance["fewer_steps"] == alone.provenance["fewer_steps"]
+    family.save(tmp_path / "family.safetensors")
+    cheapest = l2c.load_schedule(tmp_path / "family.safetensors", budget=3)
+    assert cheapest.num_evaluations == 4
+    assert l2c.sample(model, [1], schedule=cheapest).isfinite().all()
+    for budget, message in (
+        (0.5, "in whole evaluations, such as 8, got 0.5"),
+        (1.5, "more than the budget of 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            family.at(budget)

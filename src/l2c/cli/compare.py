@@ -25,8 +25,8 @@ def compare(
         str | None,
         option(
             "NAME",
-            "A comparison that comes with l2c, instead of a file: embedded-dit, embedded-uvit, smoke (a minute), "
-            "dit-xl-2-256 and uvit-h-2-256 (to be copied, with your paths).",
+            "A comparison that comes with l2c, instead of a file: embedded-dit, embedded-uvit, embedded-t2i (a "
+            "text-to-image pipeline), smoke (a minute), dit-xl-2-256 and uvit-h-2-256 (to be copied, with your paths).",
             None,
         ),
     ] = None,

@@ -28,6 +28,16 @@ def demo(
             "--quick",
         ),
     ] = False,
+    pipeline: Annotated[
+        bool,
+        option(
+            None,
+            "Show it on the text-to-image pipeline that comes with l2c instead: learn for half of the work, and draw "
+            "prompts with it and without. Needs pip install 'l2c[pipelines]'.",
+            None,
+            "--pipeline",
+        ),
+    ] = False,
     device: Device = "cpu",
     as_json: JsonOutput = False,
 ) -> None:
@@ -41,7 +51,12 @@ def demo(
     For example:
 
     - `l2c demo`
+    - `l2c demo --pipeline --out drawn`
     """
+    if pipeline:
+        _demo_of_pipeline(out, quick=quick, device=device, as_json=as_json)
+        return
+
     from l2c.demo import TITLES, DemoSettings, run_demo
     from l2c.files import output_folder
     from l2c.learning.session import Progress
@@ -69,6 +84,50 @@ def demo(
     else:
         _report(record)
         note(f"open {out / 'index.html'} to see the pictures")
+
+
+def _demo_of_pipeline(out: Path, *, quick: bool, device: str, as_json: bool) -> None:
+    from l2c.files import output_folder
+    from l2c.learning.session import Progress
+    from l2c.pipeline_demo import SHEET, PipelineDemoSettings, run_pipeline_demo
+
+    settings = PipelineDemoSettings.quick() if quick else PipelineDemoSettings()
+    with output_folder(out) as folder, progress_bar("note") as bar:
+        learning = bar.add_task("learning", total=settings.learning.iterations, note="")
+        sampling = bar.add_task("drawing", total=1 + 2 * settings.repetitions, note="")
+
+        def on_learning(progress: Progress) -> None:
+            bar.update(learning, total=progress.iterations, completed=progress.iteration, note=progress.stage)
+
+        def on_sampling(title: str, repetition: int) -> None:
+            bar.update(sampling, advance=1, note=title)
+
+        record = run_pipeline_demo(
+            folder, settings, resolve_device(device), on_learning=on_learning, on_sampling=on_sampling
+        )
+    if as_json:
+        print_json({"folder": str(out), **record.to_json()})
+        return
+    shown = table("drawing", "seconds", "min-max", "speed-up", "left", "objects as told", "error")
+    for variant in record.results["variants"]:
+        shown.add_row(
+            variant["title"],
+            f"{variant['median_s']:.2f}",
+            f"{variant['min_s']:.1f}-{variant['max_s']:.1f}",
+            f"{variant['speedup']:.2f}x",
+            f"{variant['fraction']:.0%}",
+            f"{variant['adherence']['objects']:.0%}",
+            f"{variant['error']:.4f}",
+        )
+    console = results()
+    console.print(shown)
+    console.print(
+        f"{len(record.seeds)} pictures of prompts that nothing was learned on; median of "
+        f"{record.results['variants'][0]['repetitions']} interleaved repetitions; learned in "
+        f"{record.results['learning']['seconds']:.0f} s; error: root mean square distance to a solution in "
+        f"{record.config['fine_steps']} finer steps, mean, where pictures go from -1 to 1."
+    )
+    note(f"open {out / SHEET} to see the pictures")
 
 
 def _report(record: Record) -> None:

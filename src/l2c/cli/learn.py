@@ -196,6 +196,7 @@ def learn(
 
     - `l2c learn dit-mini-cifar10 --steps 20 --budget 0.5 --out half.safetensors`
     - `l2c learn ./pixart --prompts prompts.txt --steps 20 --budget curve --recompute --out family.safetensors`
+    - `l2c learn l2c:scenes-sd3 --solver auto --budget-evals 8 --out eight.safetensors`
     - `l2c learn dit.safetensors --solver auto --budget-evals 8 --bf16 --out eight.safetensors`
     - `l2c learn dit.safetensors --pattern alternate --data cifar10.parquet --iterations 5000 --lr 0.01`
     """
@@ -212,7 +213,7 @@ def learn(
     import l2c
     from l2c.cli.learning import LearnCommand
 
-    asked, run = len(fractions_of(given)), targets.read_run(given)
+    asked, run = len(fractions_of(given)), targets.read_run(given, learns=True)
 
     def work(target: Any, **how: Any) -> Any:
         host = l2c.host_of(target, **run)

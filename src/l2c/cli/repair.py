@@ -63,7 +63,7 @@ def repair(
     from l2c.hosts.check import recorded_error
 
     given = context.params
-    run, settings = targets.read_run(given), session.settings_of(given)
+    run, settings = targets.read_run(given, learns=True), session.settings_of(given)
     loaded = l2c.load_schedule(schedule, budget)
     recorded = recorded_error(loaded)
 

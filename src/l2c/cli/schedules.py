@@ -24,20 +24,32 @@ def print_family(family: Iterable[CacheSchedule], title: str) -> None:
     console = results()
     schedules = list(family)
     first = schedules[0].summary()
+    solvers = schedules[0].contract.run.weights is not None
+    run = f"{first['solver']}, {first['steps']} steps, {first['spacing']} spacing"
+    run = "each with a learned solver of its own" if solvers else run
     console.print(
-        f"{title}: {len(schedules)} schedules for {first['model'] or first['architecture']}, {first['solver']}, "
-        f"{first['steps']} steps, {first['spacing']} spacing\n",
+        f"{title}: {len(schedules)} schedules for {first['model'] or first['architecture']}, {run}\n",
         markup=False,
     )
-    heads = ("left", "forecast", "error", "worst", "before\nlearning", "everything\ncomputed")
+    heads = (
+        "whole evaluations" if solvers else "left",
+        "forecast",
+        "error",
+        "worst",
+        "before\nlearning",
+        "everything\ncomputed",
+    )
     listed = table("MACs per picture", *heads)
     for schedule in schedules:
         made, cost = schedule.provenance, schedule.cost
         errors = [f"{made[key]:.4f}" if key in made else "" for key in _ERRORS]
-        listed.add_row(macs(cost.macs), f"{cost.fraction:.1%}", schedule.predictor.name, *errors)
+        whole = f"{cost.fraction * schedule.num_evaluations:.1f} of {schedule.num_evaluations}"
+        left = whole if solvers else f"{cost.fraction:.1%}"
+        listed.add_row(macs(cost.macs), left, schedule.predictor.name, *errors)
     console.print(listed)
     console.print(
-        "\nTake one with --budget, such as --budget 0.5; errors are of pictures that were not learned on."
+        f"\nTake one with --budget, such as --budget {'8' if solvers else '0.5'}; errors are of pictures that were not "
+        "learned on."
     )
 
 

@@ -12,10 +12,14 @@ import typer
 from l2c.cli.options import MODEL, RUN, option, parse_numbers
 from l2c.errors import ConfigError
 
+LEARNING_PROMPTS, JUDGING_PROMPTS = 64, 8
+"""Prompts for the pipeline that comes with l2c where none are given."""
+
 _TARGET_HELP = (
     "A model of l2c: the name of one that comes with it (dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors "
     "checkpoint in the public DiT or U-ViT layout, or a folder with such a transformer. Or a diffusers pipeline: a "
-    "folder that save_pretrained wrote, or the name of a repository on the hub."
+    "folder that save_pretrained wrote, the name of a repository on the hub, or l2c:scenes-sd3, which comes with l2c "
+    "and needs no prompts."
 )
 Target = Annotated[str, typer.Argument(metavar="MODEL", help=_TARGET_HELP)]
 NamedTarget = Annotated[str, typer.Argument(metavar="MODEL", help=_TARGET_HELP, show_default=False)]
@@ -52,14 +56,21 @@ Lora = Annotated[str | None, option("NAME|PATH", "A LoRA to load into a pipeline
 _RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "height", "width")
 
 
-def read_run(given: Mapping[str, Any]) -> dict[str, Any]:
+def read_run(given: Mapping[str, Any], *, learns: bool = False) -> dict[str, Any]:
     """How a target is run, as `l2c.host_of` takes it, from what a command was given: only what was said.
+
+    A pipeline that comes with l2c has its call and prompts besides.
+
+    Args:
+        given: What the command was given.
+        learns: Whether it learns, or judges: by other prompts then.
 
     Raises:
         ConfigError: If a pipeline has no prompts and no labels, or both; a model has any; or one cannot be read.
     """
     from l2c.hosts.loading import is_pipeline
     from l2c.hosts.pipeline.conditions import read_prompts
+    from l2c.scenes.pipeline import EMBEDDED, scene_prompts
 
     name, labels, file = given["model"], given["labels"], given["prompts"]
     pipeline = is_pipeline(name)
@@ -74,6 +85,12 @@ def read_run(given: Mapping[str, Any]) -> dict[str, Any]:
                 "them out"
             )
         return found
+    if name in EMBEDDED:
+        found = {**EMBEDDED[name], **found}
+        if not texts and labels is None:
+            texts = (
+                scene_prompts(LEARNING_PROMPTS) if learns else scene_prompts(JUDGING_PROMPTS, held_out=True)
+            )
     if bool(texts) == (labels is not None):
         raise ConfigError("a pipeline needs either prompts, with --prompt or --prompts, or --labels")
     if labels is None:

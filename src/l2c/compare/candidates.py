@@ -171,7 +171,7 @@ class Maker:
         elif variant.method == FULL:
             schedule = pattern(host, all_computed(host), {"method": FULL})
         else:
-            schedule, seconds = self._schedule(variant, host)
+            schedule, seconds = self._schedule(variant, self._hosts.to_learn_on(variant.base))
         return ScheduleCandidate(
             variant, self._hosts.of_schedule(variant, schedule), seconds, schedule=schedule
         )
@@ -183,19 +183,19 @@ class Maker:
                 f"{method.title} is not for {host.table.architecture}, which {self._name} is; leave "
                 f"'{method.name}' out"
             )
-        prepared, seconds = None, 0.0
+        prepared, seconds, began = None, 0.0, perf_counter()
         if method.prepare is not None:
             options = {k: v for k, v in variant.settings.items() if k in method.prepare_settings}
             key = f"{method.name} {variant.base.name} {sorted(options.items())}"
             if key not in self._shared:
-                began = perf_counter()
                 found = method.prepare(host, **options)
                 self._shared[key] = (found, perf_counter() - began)
             prepared, seconds = self._shared[key]
+            began = perf_counter()
         schedule = schedule_for(
             method, host, budget=variant.budget, prepared=prepared, settings=variant.settings
         )
-        return schedule, seconds
+        return schedule, seconds + perf_counter() - began
 
     def _baseline(
         self, variant: Variant, host: Host, prepared: Mapping[str, Any] | None
@@ -203,11 +203,12 @@ class Maker:
         baseline, seconds = BASELINES[variant.method], 0.0
         baseline.check_installed()
         if baseline.prepare is not None and prepared is None:
-            began, examples = perf_counter(), host.seeded([CALIBRATION_SEED, CALIBRATION_SEED + 1])
-            if not host.batched:
+            own = self._hosts.to_learn_on(variant.base)
+            began, examples = perf_counter(), own.seeded([CALIBRATION_SEED, CALIBRATION_SEED + 1])
+            if not own.batched:
                 examples = examples.rows([0])
-            _ = host.run, host.table
-            with torch.no_grad(), running(host) as other, _explained(baseline, other):
+            _ = own.run, own.table
+            with torch.no_grad(), running(own) as other, _explained(baseline, other):
                 prepared = baseline.prepare(other, lambda: other.sample(examples))
             seconds = perf_counter() - began
         return BaselineCandidate(variant, host, seconds, prepared=prepared or {})

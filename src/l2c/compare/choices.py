@@ -12,7 +12,10 @@ from l2c.documents import MOST_EVALUATIONS
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.conditions import read_prompts
 from l2c.methods.learned import find_schedule
+from l2c.scenes.pipeline import EMBEDDED, scene_prompts
 
+NUM_PROMPTS = 64
+"""Prompts for a pipeline that comes with the package where none are given."""
 TINY = "tiny:"
 """What the name of a pipeline of `l2c.testing` begins with."""
 
@@ -27,19 +30,30 @@ class PipelineChoice:
     Attributes:
         pipeline: Folder or name on the hub, `l2c:NAME` for one that comes with the package, or `tiny:sd3` for one of
             `l2c.testing`.
-        prompts: Prompts, which take turns; from a file, by its name, if that has one in each line.
+        prompts: Prompts, which take turns; from a file, by its name, if that has one in each line. One that comes with
+            the package has some of its own.
+        learning_prompts: What methods learn and calibrate on instead; likewise.
         conditions: Instead of prompts what tells runs apart, by the pipeline's names: `{ class_labels = 3 }`.
         call: What it is called with besides, by name: `guidance_scale`, `height`, `width`. A base adds the steps.
     """
 
     pipeline: str
     prompts: str | tuple[str, ...] = ()
+    learning_prompts: str | tuple[str, ...] = ()
     conditions: tuple[Mapping[str, Any], ...] = ()
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str):
-            object.__setattr__(self, "prompts", tuple(read_prompts(find_schedule(self.prompts))))
+        if self.pipeline in EMBEDDED:
+            known = {k: v for k, v in EMBEDDED[self.pipeline].items() if k != "num_inference_steps"}
+            object.__setattr__(self, "call", {**known, **self.call})
+            if not (self.prompts or self.conditions):
+                object.__setattr__(self, "prompts", tuple(scene_prompts(NUM_PROMPTS, held_out=True)))
+            if not (self.learning_prompts or self.conditions):
+                object.__setattr__(self, "learning_prompts", tuple(scene_prompts(NUM_PROMPTS)))
+        for name in ("prompts", "learning_prompts"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, tuple(read_prompts(find_schedule(given))))
         if self.prompts and self.conditions:
             raise ConfigError("a pipeline is called with either prompts or conditions; leave one of them out")
         if not (self.prompts or self.conditions or self.pipeline.startswith(TINY)):
@@ -49,6 +63,10 @@ class PipelineChoice:
         if "num_inference_steps" in self.call:
             raise ConfigError(
                 "the number of steps is that of each base; leave num_inference_steps out of the call"
+            )
+        if self.conditions and self.learning_prompts:
+            raise ConfigError(
+                "methods learn on the conditions where those are given; leave learning_prompts out"
             )
 
 

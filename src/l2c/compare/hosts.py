@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -14,11 +15,10 @@ from l2c.compare.plan import Variant
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
-from l2c.hosts.pipeline.conditions import Condition
+from l2c.hosts.pipeline.conditions import Condition, conditions_of
 from l2c.hosts.pipeline.host import PipelineHost
 from l2c.hosts.pipeline.loading import load_pipeline
 from l2c.hosts.targets import host_of
-from l2c.methods.learned import ASSET_PREFIX, find_schedule
 from l2c.methods.registry import unknown
 from l2c.models import load_model
 from l2c.schedule.schedule import CacheSchedule
@@ -57,6 +57,23 @@ class Hosts:
                 made = root.with_steps(base.steps)
             self._made[base.name] = made
         return self._made[base.name]
+
+    def to_learn_on(self, base: Base) -> Host:
+        """With the run of a base, and prompts to learn and calibrate on where there are some of their own.
+
+        Raises:
+            ConfigError: See `base`.
+        """
+        host, chosen = self.base(base), self._config.pipeline
+        if chosen is None or not chosen.learning_prompts:
+            return host
+        key = f"{base.name}, to learn on"
+        if key not in self._made:
+            made = copy.copy(host)
+            assert isinstance(made, PipelineHost)
+            made.conditions = tuple(conditions_of(None, chosen.learning_prompts))
+            self._made[key] = made
+        return self._made[key]
 
     def of_schedule(self, variant: Variant, schedule: CacheSchedule) -> Host:
         """With the run of a variant's schedule, which may have another solver or fewer steps than the base.
@@ -119,10 +136,7 @@ def _open(config: CompareConfig, device: str) -> Host:
         pipe, call, conditions = _tiny(chosen)
         pipe.to(device)
     else:
-        name = chosen.pipeline
-        if name.startswith(ASSET_PREFIX):
-            name = str(find_schedule(name))
-        pipe = load_pipeline(name, dtype=dtype, device=device, quiet=True)
+        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True)
         call, conditions = dict(chosen.call), chosen.conditions
     return host_of(
         pipe,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from l2c.errors import ConfigError
 from l2c.hosts.base import errors
+from l2c.scenes import adherence as judge
 
 DATA_RANGE = 2.0
 """Distance between black and white in images scaled to [-1, 1]."""
@@ -113,3 +116,17 @@ def ssim(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Ten
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return similarity.reshape(len(images), -1).mean(dim=1)
+
+
+def adherence(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Share of the objects of each prompt that its picture shows as told, in colour, shape and relation (B,).
+
+    Args:
+        images: (B, 3, 64, 64) in [-1, 1].
+        prompts: Of drawn scenes, see `l2c.scenes`.
+
+    Raises:
+        ConfigError: If a prompt is not one of a scene.
+    """
+    judged = judge((images.float().cpu() + 1) / 2, prompts)
+    return torch.tensor([sum(item.right for item in one.objects) / len(one.objects) for one in judged])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.evaluation.metrics import psnr, rmse, ssim
+from l2c.evaluation.metrics import adherence, psnr, rmse, ssim
 
 
 @dataclass(frozen=True)
@@ -166,3 +166,4 @@ def score_pairs(
 register_metric("rmse", rmse, title="error", of_latents=True, to_full=False)
 register_metric("psnr", psnr, title="PSNR", unit="dB", higher_is_better=True)
 register_metric("ssim", ssim, title="SSIM", higher_is_better=True)
+register_metric("adherence", adherence, title="objects as told", higher_is_better=True, of_prompts=True)

@@ -10,12 +10,9 @@ from torch import nn
 
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.components import transformers_of
-from l2c.hosts.pipeline.loading import load_pipeline
+from l2c.hosts.pipeline.loading import ASSET_PREFIX, PIPELINE_FILE, load_pipeline
 from l2c.layers import LayerTable, find_layers
 from l2c.models import is_size, load_model
-
-PIPELINE_FILE = "model_index.json"
-"""What the folder of a diffusers pipeline has and that of a model has not."""
 
 
 def load_target(
@@ -30,7 +27,7 @@ def load_target(
 
     Args:
         name: Of a pipeline: a folder that `save_pretrained` wrote, or a repository on a hub (`user/name`). Anything
-            else is what `load_model` takes.
+            else but `l2c:scenes-sd3`, the pipeline that comes with l2c, is what `load_model` takes.
         dtype: Number format of the weights.
         device: Where to compute.
         lora: Name or path of a LoRA to load into a pipeline.
@@ -55,12 +52,14 @@ def load_target(
 def is_pipeline(name: str | Path) -> bool:
     """Whether a name can only be that of a diffusers pipeline.
 
-    >>> is_pipeline("dit-mini-cifar10"), is_pipeline("DiT-XL/2"), is_pipeline("someone/pixart")
-    (False, False, True)
+    >>> is_pipeline("dit-mini-cifar10"), is_pipeline("someone/pixart"), is_pipeline("l2c:scenes-sd3")
+    (False, True, True)
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return (path / PIPELINE_FILE).is_file()
+    if str(name).startswith(ASSET_PREFIX):
+        return True
     if path.exists() or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
         return False
     if str(name).startswith((".", "/", "~")):

@@ -26,7 +26,7 @@ from l2c.learning.placement import Placement
 from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
 from l2c.learning.settings import LearnSettings
-from l2c.learning.solver import learn_with_solver
+from l2c.learning.solver import CURVE_EVALUATIONS, learn_with_solver
 from l2c.learning.trainer import Trainer
 from l2c.schedule.branches import has_branches
 from l2c.schedule.budget import CURVE
@@ -104,7 +104,8 @@ def learn(
             or a host. It is not changed.
         budget: What a run may cost: a fraction of the multiply-accumulates (MACs) of computing everything, half if
             none is given. With `costs`, a cost in its unit.
-        budgets: Several budgets, or `curve` for nine of them: a family of schedules in one run.
+        budgets: Several budgets, or `curve` for nine of them: a family of schedules in one run. With `auto` they are in
+            whole evaluations, and the curve is of five.
         solver: For a model, its solver; `auto`, for either, learns a solver with the schedule.
         evaluations: With `auto`: what a run may cost, in whole evaluations of the model; at least 2.
         per_computed: With `auto`: evaluations for each that is computed; None tries several. 1 reuses nothing and
@@ -154,33 +155,35 @@ def learn(
         refuse(
             "with solver='auto', which is learned for a number of evaluations=",
             budget=budget,
-            budgets=budgets,
+            budgets=None if evaluations is None else budgets,
             data=data,
             costs=costs,
             steps=run.get("steps"),
             spacing=run.get("spacing"),
         )
-        if pattern != "closed-loop" or evaluations is None:
+        if pattern != "closed-loop" or (evaluations is None and budgets is None):
             raise ConfigError(
                 "solver='auto' learns a run in the closed loop for a number of evaluations=, such as evaluations=8"
             )
+        amounts = amounts_of(evaluations, budgets, CURVE_EVALUATIONS)
     else:
         refuse("without solver='auto'", evaluations=evaluations, per_computed=per_computed)
         if solver is not None:
             run["solver"] = solver
+        amounts = amounts_of(budget, budgets, CURVE)
     if pattern == "alternate":
         refuse("with pattern='alternate'", budget=budget, budgets=budgets, costs=costs)
     else:
         refuse("with pattern='closed-loop'", data=data)
-    amounts = amounts_of(budget, budgets, CURVE)
     host = host_of(target, learn, **run)
     how = (session, model_name, on_progress)
     with host.prepared():
         if isinstance(chosen, RouterSettings):
             return learn_router(host, chosen, data, *how)
-        if evaluations is not None:
-            return learn_with_solver(host, evaluations, per_computed, chosen, *how)
-        family = _learn_family(host, amounts, costs, chosen, *how)
+        if solver == "auto":
+            family = learn_with_solver(host, amounts, per_computed, chosen, *how)
+        else:
+            family = _learn_family(host, amounts, costs, chosen, *how)
     return next(iter(family)) if budgets is None else family
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from l2c.learning.session import OnProgress, Session
 from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
 from l2c.schedule.cost import CostTable
+from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
@@ -36,52 +38,91 @@ APART = 2.5
 """Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
 
 
+CURVE_EVALUATIONS = (12.0, 10.0, 8.0, 6.0, 4.0)
+"""In whole evaluations, what a family of learned solvers is for where it is to be along the curve of costs."""
+
+
 def learn_with_solver(
     host: Host,
-    evaluations: float,
+    budgets: Sequence[float],
     per_computed: int | None,
     settings: LearnSettings,
     session: Session | None,
     model_name: str,
     on_progress: OnProgress | None,
-) -> CacheSchedule:
-    """Learns a whole run for a budget: noise levels, solver, what to compute, and how the rest follows.
+) -> ScheduleFamily:
+    """Learns a whole run for each budget: noise levels, solver, what to compute, and how the rest follows.
 
     For several structures (how many evaluations there are for each that is computed), a mask is searched, and the one
     that makes the best pictures before learning is taken. Then everything else is learned together, end to end. The
     schedule brings its own solver; `provenance` says which structure was chosen, and what plain fewer steps of known
-    solvers give on the same held-out examples. Arguments and errors as for `learn`.
+    solvers give on the same held-out examples. Budgets are in whole evaluations and share their references. Other
+    arguments and errors as for `learn`.
     """
-    if not 2 <= evaluations < float("inf"):
-        raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
+    if not budgets:
+        raise ConfigError("name at least one budget, in whole evaluations")
+    for evaluations in budgets:
+        if not 2 <= evaluations < float("inf"):
+            raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
     check_value("per_computed", per_computed, Annotated[Real, Field(ge=1)] | None)
-    costs = CostTable.macs(host.table)
     kinds = [(float(per_computed), False)] if per_computed else [(ratio, False) for ratio in RATIOS]
     if settings.branches and host.has_branches and per_computed != 1:
         kinds.append((APART, True))
-    hosts = [host.with_solver(int(evaluations * ratio)) for ratio, _ in kinds]
-    for other in hosts:
-        _ = other.run  # more evaluations than a solver can make are refused before anything is computed
+    tried: list[list[tuple[Host, float, bool]]] = []
+    for evaluations in budgets:
+        tried.append([(host.with_solver(int(evaluations * ratio)), ratio, apart) for ratio, apart in kinds])
+        for other, *_rest in tried[-1]:
+            _ = other.run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
         "schedule and solver",
-        host.with_solver(int(evaluations)),
+        host.with_solver(int(max(budgets))),
         settings,
         session,
         on_progress,
-        evaluations=evaluations,
+        evaluations=budgets[0] if len(budgets) == 1 else list(budgets),
         per_computed=per_computed,
     )
-    budget = evaluations * costs.full
     references = solve(trainer, host, settings)
+    schedules: list[CacheSchedule] = []
+    for index, (evaluations, structures) in enumerate(zip(budgets, tried, strict=True)):
+        trainer.allow(1 / (len(budgets) - index))
+        stage = f"at {evaluations:g}" if len(budgets) > 1 else ""
+        loop = ClosedLoop(trainer, host, references, settings, model_name)
+        try:
+            schedule, interrupted = _learn_one(loop, evaluations, structures, stage)
+        except KeyboardInterrupt:
+            if schedules and trainer.processes.count == 1:
+                break
+            raise
+        schedules.append(schedule)
+        if interrupted:
+            break
+    return ScheduleFamily(schedules)
+
+
+def _learn_one(
+    own: ClosedLoop, evaluations: float, tried: Sequence[tuple[Host, float, bool]], stage: str
+) -> tuple[CacheSchedule, bool]:
+    """The schedule for a budget, and whether learning it was interrupted.
+
+    Args:
+        own: Learning on the host whose solver is not learned.
+        evaluations: The budget.
+        tried: Hosts of structures, with the evaluations for each that is computed, and whether passes are apart.
+        stage: Tells it from other budgets.
+    """
+    host, costs = own.host, CostTable.macs(own.host.table)
+    budget = evaluations * costs.full
     structures: list[_Structure] = []
-    for index, (other, (ratio, apart)) in enumerate(zip(hosts, kinds, strict=True)):
-        loop = ClosedLoop(trainer, other, references, settings, model_name)
-        until = 0.5 * (index + 1) / len(kinds)
-        found = _search(loop, ratio, budget, costs, until, apart=apart)
-        structures.append(_Structure(_name(loop, apart=apart), loop, found))
+    for index, (other, ratio, apart) in enumerate(tried):
+        loop = own.on(other)
+        until = 0.5 * (index + 1) / len(tried)
+        name = _name(loop, apart=apart)
+        found = _search(loop, ratio, budget, costs, until, f"of {name} {stage}".rstrip(), apart=apart)
+        structures.append(_Structure(name, loop, found))
     best = min(structures, key=lambda structure: structure.found.error)
     loop, found = best.loop, best.found
-    schedule, _ = loop.fit(
+    schedule, outcome = loop.fit(
         found.compute,
         {
             "method": "l2c, closed loop, with its solver",
@@ -91,12 +132,13 @@ def learn_with_solver(
             "structures_before_learning": {one.name: round(one.found.error, 5) for one in structures},
             "masks_tried": sum(one.found.trials for one in structures),
             "polynomial_order": found.order,
-            "fewer_steps": _fewer_steps(loop, host, int(evaluations)),
+            "fewer_steps": _fewer_steps(loop, host, int(evaluations), stage),
         },
         order=found.order,
         free_solver=True,
+        stage=stage,
     )
-    return schedule
+    return schedule, outcome.interrupted
 
 
 @dataclass(frozen=True)
@@ -111,7 +153,7 @@ def _name(loop: ClosedLoop, *, apart: bool) -> str:
 
 
 def _search(
-    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float, *, apart: bool
+    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float, stage: str, *, apart: bool
 ) -> MaskSearchResult:
     """A mask for a structure, or that with everything if nothing is reused; for the rest see `search_mask`."""
     steps = len(loop.host.run.timesteps)
@@ -131,7 +173,7 @@ def _search(
         costs,
         loop.settings.trials,
         history=loop.settings.history,
-        stage=f"of {_name(loop, apart=apart)}",
+        stage=stage,
         always=loop.host.segments[1:],
         first=[] if apart or len(loop.host.segments) > 1 else [start],
         until=until,
@@ -151,10 +193,11 @@ def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placeme
     return start
 
 
-def _fewer_steps(loop: ClosedLoop, host: Host, steps: int) -> dict[str, float]:
+def _fewer_steps(loop: ClosedLoop, host: Host, steps: int, stage: str) -> dict[str, float]:
     """Errors of the held-out examples by known solvers with so many evaluations."""
     errors = {}
     for name, other in host.fewer_steps(steps).items():
         on = loop.on(other)
-        errors[name] = round(on.kept_error(f"error of {name.replace(',', '')}", on.everything()), 5)
+        key = f"error of {name.replace(',', '')} {stage}".rstrip()
+        errors[name] = round(on.kept_error(key, on.everything()), 5)
     return errors

@@ -1,39 +1,66 @@
-"""Ours: schedules learned end to end, read from files."""
+"""Ours: schedules learned end to end, read from files or learned on the spot."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from l2c.errors import ConfigError
+from l2c.hosts.pipeline.loading import ASSET_PREFIX
+from l2c.learning.learn import learn
+from l2c.learning.settings import LearnSettings
 from l2c.methods.base import Method
 from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
 
-ASSET_PREFIX = "l2c:"
+SETTINGS = tuple(field.name for field in fields(LearnSettings))
+"""What can be set of learning."""
 
 
-def learned(target: Any, *, path: str | Path = "", budget: float | None = None, **run: Any) -> CacheSchedule:
-    """A schedule from a file that `l2c learn` wrote, whose mask and forecasts were learned together.
+def learned(
+    target: Any,
+    *,
+    path: str | Path = "",
+    budget: float | None = None,
+    evaluations: float | None = None,
+    per_computed: int | None = None,
+    **options: Any,
+) -> CacheSchedule:
+    """A schedule whose mask and forecasts, and with `evaluations` its solver, were learned together.
 
     Args:
-        target: Only for the form of all methods; the schedule is checked against it when it is enabled.
-        path: The file, or `l2c:NAME` for one that comes with the package.
-        budget: For a file that holds schedules of several costs, the share of the run's MACs.
-        run: The file says for which run it is.
+        target: A model, a diffusers pipeline, or a host; without learning, only for the form of all methods.
+        path: A file that `l2c learn` wrote, or `l2c:NAME` for one that comes with the package. Without one, learning is
+            done here.
+        budget: Share of the run's MACs: to learn for, or of a file that holds schedules of several costs.
+        evaluations: Learn a solver, too, for the cost of so many whole evaluations.
+        per_computed: See `l2c.learn`.
+        options: Settings of `LearnSettings`, and how the target is sampled. Of a file, it says itself for which run it
+            is.
 
     Raises:
-        ConfigError: If no file is named.
-        ScheduleError: If it cannot be read.
+        ConfigError: If there is neither a file nor a cost to learn for, or a setting is unknown.
+        KeyboardInterrupt: While learning.
+        ScheduleError: If the file cannot be read.
 
     Source: `l2c.learn`.
     """
-    if not path:
+    if path:
+        return load_schedule(find_schedule(path), budget)
+    if budget is None and evaluations is None:
         raise ConfigError(
-            "the method 'learned' needs the path of a schedule file, which l2c learn --out makes"
+            "the method 'learned' needs the path of a schedule file, which l2c learn --out makes, or a budget or "
+            "evaluations to learn for"
         )
-    return load_schedule(find_schedule(path), budget)
+    settings = LearnSettings(**{name: options.pop(name) for name in SETTINGS if name in options})
+    if evaluations is not None:
+        options |= {"solver": "auto", "evaluations": evaluations, "per_computed": per_computed}
+    schedule: CacheSchedule = learn(target, budget=budget, settings=settings, **options)
+    if schedule.provenance["interrupted"]:
+        raise KeyboardInterrupt  # which learning had caught
+    return schedule
 
 
 def find_schedule(path: str | Path) -> Path:

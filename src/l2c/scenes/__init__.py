@@ -13,9 +13,12 @@ from l2c.scenes.adherence import (
     summarise_adherence,
 )
 from l2c.scenes.grammar import Scene, SceneObject, parse_prompt, random_scene, random_scenes
+from l2c.scenes.pipeline import CALL, PIPELINE, scene_prompts
 from l2c.scenes.renderer import draw_pictures
 
 __all__ = [
+    "CALL",
+    "PIPELINE",
     "FoundObject",
     "ObjectAdherence",
     "PictureAdherence",
@@ -27,5 +30,6 @@ __all__ = [
     "parse_prompt",
     "random_scene",
     "random_scenes",
+    "scene_prompts",
     "summarise_adherence",
 ]

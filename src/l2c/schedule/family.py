@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from l2c.documents import parse
 from l2c.errors import ConfigError, ScheduleError
+from l2c.schedule.contract import Contract
 from l2c.schedule.cost import BUDGET_TOLERANCE
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
 from l2c.schedule.header import FamilyHeader
@@ -20,6 +22,8 @@ VERSION = 2
 
 class ScheduleFamily:
     """Schedules for the same model and solver, from the most expensive to the cheapest.
+
+    Where each brings a solver of its own, their runs are different, and what they cost is in whole evaluations.
 
     Args:
         schedules: At least one, in any order.
@@ -34,7 +38,7 @@ class ScheduleFamily:
         self._schedules = sorted(schedules, key=lambda schedule: -schedule.cost.macs)
         for schedule in schedules:
             schedule.check_layers(schedules[0].layers)
-            if schedule.contract != schedules[0].contract:
+            if _in_family(schedule.contract, schedules[0].contract) != schedules[0].contract:
                 raise ScheduleError(
                     "the schedules of a family are for one model and one run; save these apart"
                 )
@@ -45,17 +49,24 @@ class ScheduleFamily:
     def __iter__(self) -> Iterator[CacheSchedule]:
         return iter(self._schedules)
 
+    @property
+    def brings_solvers(self) -> bool:
+        """Whether each schedule has a run and a solver of its own."""
+        return self._schedules[0].contract.run.weights is not None
+
     def at(self, budget: float) -> CacheSchedule:
         """The best schedule that costs at most a share of the run's multiply-accumulates (MACs), within 1 %.
 
         The best is the one of the least error on held-out pictures, or of the highest cost where that is not recorded.
 
         Args:
-            budget: Fraction of the MACs, from 0 to 1.
+            budget: Fraction of the MACs, from 0 to 1; whole evaluations where schedules bring their solvers.
 
         Raises:
             ConfigError: If the budget is no fraction, or less than what the cheapest schedule costs.
         """
+        if self.brings_solvers:
+            return self._at_evaluations(budget)
         if not 0 < budget <= 1:
             raise ConfigError(
                 f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}"
@@ -67,6 +78,21 @@ class ScheduleFamily:
         raise ConfigError(
             f"the cheapest schedule of the family takes {least:.1%} of the MACs, more than the budget of "
             f"{budget:.1%}; ask for {least:.3f} or more, or learn one with l2c learn MODEL --budget {budget:g}"
+        )
+
+    def _at_evaluations(self, budget: float) -> CacheSchedule:
+        if not 1 < budget < math.inf:
+            raise ConfigError(
+                f"a budget of a family of learned solvers is in whole evaluations, such as 8, got {budget:g}"
+            )
+        costs = [(schedule.cost.fraction * schedule.num_evaluations, schedule) for schedule in self]
+        within = [schedule for cost, schedule in costs if cost <= budget * (1 + BUDGET_TOLERANCE)]
+        if within:
+            return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
+        raise ConfigError(
+            f"the cheapest schedule of the family takes the work of {costs[-1][0]:.1f} evaluations, more than the "
+            f"budget of {budget:g}; ask for more, or learn one with l2c learn MODEL --solver auto --budget-evals "
+            f"{budget:g}"
         )
 
     def save(self, path: str | Path) -> None:
@@ -98,3 +124,11 @@ class ScheduleFamily:
             parts = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
             schedules.append(CacheSchedule.unpack(parts, entry, path))
         return cls(schedules)
+
+
+def _in_family(contract: Contract, first: Contract) -> Contract:
+    """A contract as it is compared with the first of a family: solvers that were learned may differ."""
+    run, other = contract.run, first.run
+    if run.weights is None or other.weights is None or run.guidance != other.guidance:
+        return contract
+    return replace(contract, run=other)

@@ -276,7 +276,7 @@ class PipelineHost:
         self._check_steps()
         if self.dry.first:
             raise ConfigError("no solver is learned for a run that begins late, as image to image does")
-        return self._with(start_scheduler(self._scheduler, self._levels_at(steps), self.dry.mu), steps)
+        return self._with(start_scheduler(self._scheduler, self._levels_at, steps, self.dry.mu), steps)
 
     def _levels_at(self, steps: int) -> Run:
         """The run of the host's own scheduler with another number of steps."""

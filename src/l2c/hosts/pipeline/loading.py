@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from l2c.errors import CheckpointError
+from l2c.scenes.pipeline import EMBEDDED
+
+ASSETS = Path(str(resources.files("l2c") / "assets"))
+ASSET_PREFIX = "l2c:"
+"""What the names of files and folders that come with l2c begin with, where those of others are taken, too."""
+PIPELINE_FILE = "model_index.json"
+"""What the folder of a diffusers pipeline has and that of a model has not."""
 
 
 def load_pipeline(
@@ -23,7 +33,8 @@ def load_pipeline(
     """A diffusers pipeline on a device.
 
     Args:
-        name: A folder that `save_pretrained` wrote, or a repository on the Hugging Face hub.
+        name: A folder that `save_pretrained` wrote, a repository on the Hugging Face hub, or `l2c:scenes-sd3`, which
+            comes with l2c; `l2c.scenes` has what that one is called with, and prompts for it.
         dtype: Number format of the weights.
         device: Where to compute.
         lora: Name or path of a LoRA to load into it.
@@ -34,7 +45,11 @@ def load_pipeline(
     """
     from diffusers import DiffusionPipeline
 
-    folder = Path(name).expanduser()
+    folder = pipeline_folder(name)
+    if name in EMBEDDED and find_spec("transformers") is None:
+        raise CheckpointError(
+            f"{name} has text encoders of transformers, which is not installed; pip install 'l2c[pipelines]'"
+        )
     if str(name).startswith((".", "/", "~")) and not folder.is_dir():
         raise CheckpointError(
             f"there is no folder '{name}'; give one that a pipeline's save_pretrained wrote, or the name of a "
@@ -42,7 +57,9 @@ def load_pipeline(
         )
     try:
         with _without_bars() if quiet else nullcontext():
-            pipe = DiffusionPipeline.from_pretrained(folder if folder.is_dir() else name, torch_dtype=dtype)
+            pipe = DiffusionPipeline.from_pretrained(
+                folder if folder.is_dir() else name, torch_dtype=dtype, **_left_out(folder)
+            )
             if lora is not None:
                 pipe.load_lora_weights(lora)
     except (OSError, ValueError, LookupError, AttributeError, ImportError) as error:
@@ -52,6 +69,34 @@ def load_pipeline(
     if quiet:
         pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def pipeline_folder(name: str | Path) -> Path:
+    """The folder that a name stands for, which may be one of the package's own: `l2c:NAME`.
+
+    Raises:
+        CheckpointError: If no such pipeline comes with l2c, or it is missing.
+    """
+    if not str(name).startswith(ASSET_PREFIX):
+        return Path(name).expanduser()
+    if name not in EMBEDDED:
+        raise CheckpointError(f"no pipeline {name} comes with l2c; there is {' and '.join(EMBEDDED)}")
+    folder = ASSETS / str(name).removeprefix(ASSET_PREFIX)
+    if not (folder / PIPELINE_FILE).is_file():
+        raise CheckpointError(
+            f"this installation of l2c has no weights of {name}; install l2c again, or train the pipeline with "
+            "examples/pretrain_scenes.py and give its folder"
+        )
+    return folder
+
+
+def _left_out(folder: Path) -> dict[str, None]:
+    """Components that a pipeline was saved without, as Stable Diffusion 3 may be without its third text encoder."""
+    index = folder / PIPELINE_FILE
+    if not index.is_file():
+        return {}
+    described = json.loads(index.read_text(encoding="utf-8"))
+    return {key: None for key, value in described.items() if value == [None, None]}
 
 
 @contextmanager

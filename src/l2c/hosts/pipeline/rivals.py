@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,14 +59,23 @@ def fine_scheduler(scheduler: Any, run: Run, steps: int) -> Any | Callable[[Run]
     return None
 
 
-def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> LearnedScheduler:
+LEAST_LAST_STEP = 0.25
+"""Least share that the last step of a flow has of the step before, in sigma, for levels that learning begins with."""
+
+
+def start_scheduler(
+    scheduler: Any, run_of: Callable[[int], Run], steps: int, mu: float | None = None
+) -> LearnedScheduler:
     """The scheduler that a learned solver begins as: DPM-Solver++(2M).
 
-    Its levels are those of the run for a flow, and evenly spaced in log-SNR with betas.
+    Its levels are evenly spaced in log-SNR with betas, and those of the scheduler for a flow. Where that spends its
+    last evaluation next to the picture, as `FlowMatchEulerDiscreteScheduler` does, they are those of one step more
+    without the last.
 
     Args:
         scheduler: The pipeline's own.
-        run: Its run with so many evaluations.
+        run_of: Its run with a number of steps.
+        steps: Evaluations.
         mu: Shift of the run, under dynamic shifting.
 
     Raises:
@@ -80,12 +90,17 @@ def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> Learne
         raise ConfigError(
             f"{name} runs from picture to noise (invert_sigmas), for which no solver is learned"
         )
+    run = run_of(steps)
     if is_flow(scheduler):
-        if len(set(run.log_snrs)) < len(run.log_snrs):
+        levels = run.log_snrs
+        if len(set(levels)) < len(levels):
             raise ConfigError(
                 f"{name} evaluates a noise level twice; set a scheduler that does not to learn a solver"
             )
-        return learned_from(scheduler, run.log_snrs, mu=mu)
+        sigmas = [1 / (1 + math.exp(level)) for level in levels]
+        if steps > 1 and sigmas[-1] < LEAST_LAST_STEP * (sigmas[-2] - sigmas[-1]):
+            levels = run_of(steps + 1).log_snrs[:-1]
+        return learned_from(scheduler, levels, mu=mu)
     if not _has_betas(scheduler):
         clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
         found = f"{name} with {' and '.join(clips)}" if clips else name
@@ -94,8 +109,8 @@ def start_scheduler(scheduler: Any, run: Run, mu: float | None = None) -> Learne
             f"{found}"
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
-    levels = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
-    return learned_from(scheduler, levels.tolist(), prediction_type=prediction_of(scheduler))
+    even = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
+    return learned_from(scheduler, even.tolist(), prediction_type=prediction_of(scheduler))
 
 
 SHIFTS = (1.0, 3.0, 5.0)

@@ -14,6 +14,7 @@ from l2c.cache.patch import MethodPatch
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.dry_run import takes_latent_output
 from l2c.hosts.pipeline.offload import execution_device
+from l2c.hosts.pipeline.timesteps import timesteps_with_gradients
 
 
 class PipelineTrajectory:
@@ -64,6 +65,7 @@ class PipelineTrajectory:
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             torch.manual_seed(seed)  # of schedulers that draw elsewhere than from the generator
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+            stack.enter_context(timesteps_with_gradients(self.pipe))
             if hasattr(self.pipe, "encode_prompt"):
                 stack.callback(MethodPatch(self.pipe, "encode_prompt", self._encode).remove)
             if not self.puts_out_latents:
