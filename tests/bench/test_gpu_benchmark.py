@@ -68,3 +68,8 @@ def test_parts_that_lack_something_say_what(load_benchmark, monkeypatch, tmp_pat
 def test_the_limits_of_the_parts_fit_into_the_whole(load_benchmark):
     module = load_benchmark("gpu")
     assert sum(part.limit_s for part in module.PARTS[:6]) <= module.TOTAL_S
+
+
+def test_the_document_shows_what_has_run(load_benchmark):
+    record = Record.load(ROOT / "results/gpu.json")
+    assert load_benchmark("gpu").show(record.results) in (ROOT / "docs/engine.md").read_text(encoding="utf-8")
