@@ -210,8 +210,13 @@ def check_value(name: str, value: object, wanted: Any) -> Any:
 
 
 def explain(problem: ValidationError, name: str = "") -> str:
-    """The first mistake that pydantic found, as part of a sentence: the field, what is wanted, and what was got."""
-    mistake = max(problem.errors(include_url=False), key=lambda one: len(one["loc"]))
+    """The deepest mistake that pydantic found, as part of a sentence: the field, what is wanted, and what was got.
+
+    Of several types that were tried at one place, it is the mistake that a schema's own code has a sentence for.
+    """
+    mistake = max(
+        problem.errors(include_url=False), key=lambda one: (len(one["loc"]), one["type"] == "value_error")
+    )
     kind, bounds = mistake["type"], mistake.get("ctx", {})
     parts = [str(part) for part in mistake["loc"] if not _KIND.fullmatch(str(part))]
     place = ".".join([name, *parts] if name else parts)

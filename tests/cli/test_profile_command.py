@@ -98,4 +98,4 @@ def test_learning_refuses_the_table_of_another_model(invoke, tmp_path, costs_fil
     assert "the costs are those of 6 layers, but the model is a dit with 24 layers" in finished.err
     finished = invoke("learn", "dit-mini-cifar10", *options[:4], "--costs", tmp_path / "no.json")
     assert finished.code == 1
-    assert "is not a record written by l2c" in finished.err
+    assert "cannot be read: No such file or directory" in finished.err

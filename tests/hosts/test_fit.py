@@ -78,7 +78,7 @@ def test_learning_refuses_what_it_cannot_learn_on(pixart):
         PipelineTrajectory(without_decoder, {})
     with pytest.raises(ConfigError, match="leave out generator"):
         l2c.repair(pixart, schedule, conditions=CONDITIONS, generator=torch.Generator(), **call)
-    with pytest.raises(ConfigError, match="history must be from 1 to 5, got 6"):
+    with pytest.raises(ConfigError, match="history must be at most 5, got 6"):
         LearnSettings(history=6)
     with pytest.raises(ConfigError, match="trials must be at least 1, got 0"):
         LearnSettings(trials=0)

@@ -76,9 +76,7 @@ def test_a_schedule_is_learned_with_evaluations_computed_again():
 
 
 def test_what_cannot_be_computed_again_is_a_sentence():
-    with pytest.raises(
-        l2c.ConfigError, match="recompute is False, True .layers. or 'evaluations', got 'blocks'"
-    ):
+    with pytest.raises(l2c.ConfigError, match="recompute must be False, True or 'evaluations', got 'blocks'"):
         l2c.LearnSettings(recompute="blocks")
     quick = l2c.LearnSettings(
         iterations=1, batch_size=1, num_examples=4, reference_steps=8, trials=1, recompute="evaluations"

@@ -1,6 +1,7 @@
 """Pipelines that several processes hold: split by context, or their weights sharded; nothing hangs."""
 
 import os
+import sys
 import traceback
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*experimental"),
 ]
 
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "flux"
 """The sequences and heads of its tiny model can be shared by two."""
 QUICK = l2c.LearnSettings(
@@ -156,6 +158,7 @@ def together(fork_server, function, folder, count=2):
         fork_server.Process(target=_child, args=(function, rank, count, port, folder))
         for rank in range(count)
     ]
+    sys.path.insert(0, str(ROOT))  # children import this file by its name, and look where their parent does
     try:
         for process in processes:
             process.start()
@@ -164,6 +167,7 @@ def together(fork_server, function, folder, count=2):
         said = "".join(path.read_text() for path in sorted(Path(folder).glob("error-*.txt")))
         assert [process.exitcode for process in processes] == [0] * count, said
     finally:
+        sys.path.remove(str(ROOT))
         for process in processes:
             process.kill()
             process.join()

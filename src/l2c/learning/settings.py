@@ -48,7 +48,7 @@ class LearnSettings(TaskSettings):
     trials: Count = 32
     trial_examples: Count = 6
     branches: bool = True
-    recompute: bool | Literal["evaluations"] = False
+    recompute: Literal[False, True, "evaluations"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

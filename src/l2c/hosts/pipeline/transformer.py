@@ -20,6 +20,7 @@ from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
 from l2c.hosts.pipeline.policy import PipelinePolicy
+from l2c.hosts.pipeline.runs import call_now
 from l2c.layers import find_layers
 from l2c.schedule.schedule import CacheSchedule
 
@@ -148,6 +149,7 @@ class CachedTransformer:
             if patch_of(vars(owner)[name]) is None:
                 self._patches.append(MethodPatch(owner, name, self._enter))
         leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
+        leave_to_python(call_now, _UNKNOWN_WRAPPER)  # it looks at the frames of callers
 
     def compile_note(self) -> str | None:
         """What to tell whoever compiled the model as a whole for a schedule of many different rows."""
