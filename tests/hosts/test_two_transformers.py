@@ -17,7 +17,13 @@ from l2c.testing import tiny_call, tiny_interval, tiny_pipeline, tiny_run
 
 STEPS, BEGINS = 8, 2
 SETTINGS = LearnSettings(
-    iterations=6, batch_size=1, num_examples=4, trials=5, trial_examples=1, reference_steps=None
+    iterations=6,
+    batch_size=1,
+    num_examples=4,
+    trials=5,
+    trial_examples=1,
+    reference_steps=None,
+    validate_every=0,
 )
 CALL = {k: v for k, v in tiny_call("wan2.2", STEPS).items() if k not in ("generator", "output_type")}
 

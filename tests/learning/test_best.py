@@ -133,7 +133,7 @@ def test_a_tail_learns_something_else():
         ({"validate_every": -1}, "validate_every must be at least 0"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"patience": 1, "validate_every": 0}, "validate_every=0 makes none"),
-        ({"tail": 0.5}, "tail is a power from 1 to 16"),
+        ({"tail": 0.5}, "tail must be at least 1, got 0.5"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes, sentence):

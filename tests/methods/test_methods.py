@@ -198,7 +198,7 @@ def test_smoothcache_threshold_and_budget(tiny_dit):
     assert half.cost.fraction == pytest.approx(0.6, abs=0.12)
     kinds = [layer.kind for layer in half.layers.layers]
     assert len({tuple(half.compute[:, i].tolist()) for i, kind in enumerate(kinds) if kind == "mlp"}) == 1
-    with pytest.raises(ConfigError, match="above 0 and up to 1, got 1.5"):
+    with pytest.raises(ConfigError, match="must be at most 1, got 1.5"):
         smoothcache(tiny_dit, **run, budget=1.5)
 
 
