@@ -237,5 +237,5 @@ def test_costs_are_read_for_what_they_were_measured_for(tmp_path):
     Record("sample", {}).save(path)
     with pytest.raises(DataError, match="is a record of l2c sample; give one that l2c profile has written"):
         read_costs(path, host)
-    with pytest.raises(DataError, match="is not a record"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_costs(tmp_path / "missing.json", host)

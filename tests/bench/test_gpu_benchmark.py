@@ -62,7 +62,7 @@ def test_parts_that_lack_something_say_what(load_benchmark, monkeypatch, tmp_pat
     assert reasons["processes"] == "needs 2 CUDA devices, there is 1"
     assert reasons["learning"] is None
     assert module.main(["--show", "--out", str(tmp_path)]) == 1
-    assert "is not a record" in capsys.readouterr().err
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_the_limits_of_the_parts_fit_into_the_whole(load_benchmark):

@@ -70,7 +70,7 @@ def test_parts_that_need_the_routers_say_so(latency, tmp_path, capsys):
 def test_a_benchmark_says_what_it_cannot_do(load_benchmark, name, tmp_path, capsys):
     main = load_benchmark(name).main
     for options, sentence in (
-        (["--show", "--out", str(tmp_path / "none.json")], "is not a record"),
+        (["--show", "--out", str(tmp_path / "none.json")], "cannot be read"),
         (["--show", "--out", str(ROOT / "results/demo.json")], f"that benchmarks/{name}.py has written"),
         (["--device", "cuda:99", "--out", str(tmp_path / "x.json")], "there is no device 'cuda:99' here"),
     ):
