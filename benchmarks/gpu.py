@@ -91,6 +91,18 @@ _TESTS = [
 _PYTEST = [PYTHON, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"]
 _LATENCY = ("--routers", "{routers}", "--device", "cuda", "--repetitions", "5")
 _LATENCY_TINY = ("--tiny", "--device", "cpu", "--repetitions", "2")
+_LEARNING_TINY = _benchmark(
+    "learning_cost",
+    "--tiny",
+    "--model",
+    "dit-mini-cifar10",
+    "--steps",
+    "4",
+    "--dtype",
+    "float32",
+    "--device",
+    "cpu",
+)
 
 PARTS = (
     Part("tests", "the tests that need a GPU", 240, [*_PYTEST, *_TESTS], [*_PYTEST, *_TESTS[1:]]),
@@ -108,10 +120,7 @@ PARTS = (
         "minutes and memory of learning one budget on DiT-XL/2",
         300,
         _benchmark("learning_cost", "--device", "cuda"),
-        _benchmark(
-            "learning_cost", "--model", "dit-mini-cifar10", "--steps", "4", "--minutes", "0.05", "--dtype",
-            "float32", "--device", "cpu",
-        ),
+        _LEARNING_TINY,
     ),
     Part(
         "scaling",
@@ -143,10 +152,7 @@ PARTS = (
         180,
         [PYTHON, "-m", "accelerate.commands.launch", "--num_processes", "2",
          *_benchmark("learning_cost", "--device", "cuda", "--minutes", "2")[1:]],
-        _benchmark(
-            "learning_cost", "--model", "dit-mini-cifar10", "--steps", "4", "--minutes", "0.05", "--dtype",
-            "float32", "--device", "cpu",
-        ),
+        _LEARNING_TINY,
         devices=2,
     ),
 )  # fmt: skip

@@ -27,12 +27,23 @@ from l2c.records import Record, describe_device
 COMMAND = "benchmarks/learning_cost.py"
 
 
+REAL = l2c.LearnSettings(recompute=True, batch_size=2, trial_examples=4)
+TINY = l2c.LearnSettings(
+    recompute=True, iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1, trial_examples=1
+)
+
+
 def measure(
-    model_name: str, steps: int, budget: float, minutes: float, dtype: torch.dtype, device: str
+    model_name: str,
+    steps: int,
+    budget: float,
+    minutes: float,
+    dtype: torch.dtype,
+    device: str,
+    settings: l2c.LearnSettings = REAL,
 ) -> Record:
     """Learns one budget and notes when stages begin and how much memory they take."""
     model = random_model(model_config(model_name), dtype=dtype, device=device, draw_on=device)
-    settings = l2c.LearnSettings(recompute=True, batch_size=2, trial_examples=4)
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -74,11 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--device", default="auto", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true", help="learn hardly anything, to see that it works")
     options = parser.parse_args(arguments)
     try:
         record = measure(
             options.model, options.steps, options.budget, options.minutes, getattr(torch, options.dtype),
-            resolve_device(options.device),
+            resolve_device(options.device), TINY if options.tiny else REAL,
         )  # fmt: skip
         record.save(options.out)
     except L2CError as error:
