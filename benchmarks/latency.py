@@ -124,7 +124,7 @@ TINY = Workload({"dit-mini-cifar10": ("ddim", "")}, 4, SLOW, (1, 2), torch.float
 
 def tables(work: Workload, routers: Path | None, device: str, repetitions: int) -> dict[str, Any]:
     """Every model, one picture and eight, every engine."""
-    floor = device_floor(device)
+    floor = device_floor(device, work.dtype)
     rows: list[dict[str, Any]] = []
     for name in work.models:
         sampler = work.sampler(name, device)
