@@ -226,11 +226,7 @@ def _results(model: nn.Module, variants: list[_Variant], fine: Tensor, steps: in
             {
                 "key": variant.key,
                 "title": TITLES[variant.key],
-                "median_s": timing.median_s,
-                "min_s": timing.min_s,
-                "max_s": timing.max_s,
-                "repetitions": len(timing.seconds),
-                "speedup": full.timing.median_s / timing.median_s,
+                **timing.against(full.timing),
                 "macs": find_layers(model).full_macs * steps if schedule is None else schedule.cost.macs,
                 "fraction": 1.0 if schedule is None else schedule.cost.fraction,
                 "psnr_db": None if schedule is None else _finite(decibels.mean().item()),

@@ -197,11 +197,7 @@ def _figures(
     """Figures of a way of drawing, in plain data."""
     return {
         "title": title,
-        "median_s": timing.median_s,
-        "min_s": timing.min_s,
-        "max_s": timing.max_s,
-        "repetitions": len(timing.seconds),
-        "speedup": full.median_s / timing.median_s,
+        **timing.against(full),
         "fraction": fraction,
         "adherence": summarise_adherence(adherence((pictures + 1) / 2, prompts)),
         "error": rmse(pictures, fine).mean().item(),

@@ -34,6 +34,16 @@ class Timing:
         """Slowest repetition."""
         return max(self.seconds)
 
+    def against(self, full: Timing) -> dict[str, float]:
+        """Figures for a table: median, fastest and slowest, their number, and the speed-up over other runs."""
+        return {
+            "median_s": self.median_s,
+            "min_s": self.min_s,
+            "max_s": self.max_s,
+            "repetitions": len(self.seconds),
+            "speedup": full.median_s / self.median_s,
+        }
+
 
 def interleave(
     variants: Mapping[str, Callable[[], object]],

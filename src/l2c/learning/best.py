@@ -29,6 +29,18 @@ def put(task: Task, values: list[Tensor]) -> None:
         parameter.copy_(value)
 
 
+def vector_of(task: Task) -> Tensor:
+    """What a task has learned so far as one vector, float32, on the CPU."""
+    return torch.cat([value.flatten().float() for value in copy_of(task)])
+
+
+def put_vector(task: Task, vector: Tensor) -> None:
+    """Inverse of `vector_of`."""
+    parameters = parameters_of(task)
+    parts = torch.split(vector, [parameter.numel() for parameter in parameters])
+    put(task, [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)])
+
+
 @dataclass
 class BestState:
     """The state of the least validation error so far.

@@ -19,6 +19,7 @@ from l2c.layers import find_layers
 from l2c.learning.arguments import amounts_of, checked, refuse
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.data import ImageData
+from l2c.learning.families import learn_each
 from l2c.learning.mask_search import MaskSearchResult, check_budget, kept_costs, search_mask
 from l2c.learning.masks import near
 from l2c.learning.paper import RouterSettings, learn_router
@@ -221,17 +222,10 @@ def _learn_family(
     unit = kept_costs(trainer, unit)
     loop = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, model_name)
     everything = loop.kept_error("error of everything", loop.everything())
-    schedules, masks = list[CacheSchedule](), dict[float, MaskSearchResult]()
-    for index, budget in enumerate(budgets):
-        stage = f"{budget:g}" if len(budgets) > 1 else ""
-        trainer.allow(1 / (len(budgets) - index))
-        try:
-            found = _search(loop, budget * scale, unit, stage, _nearest(budget, masks))
-            masks[budget] = found
-        except KeyboardInterrupt:
-            if schedules and trainer.processes.count == 1:
-                break
-            raise
+    masks: dict[float, MaskSearchResult] = {}
+
+    def learn_one(budget: float, stage: str) -> tuple[CacheSchedule, bool]:
+        masks[budget] = found = _search(loop, budget * scale, unit, stage, _nearest(budget, masks))
         schedule, outcome = loop.fit(
             found.compute,
             {
@@ -246,10 +240,9 @@ def _learn_family(
             order=found.order,
             stage=f"at {stage}" if stage else "",
         )
-        schedules.append(schedule)
-        if outcome.interrupted:
-            break
-    return ScheduleFamily(schedules)
+        return schedule, outcome.interrupted
+
+    return learn_each(trainer, budgets, learn_one)
 
 
 def _nearest(budget: float, masks: Mapping[float, MaskSearchResult]) -> MaskSearchResult | None:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from l2c.documents import Real, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
 from l2c.learning.closed_loop import ClosedLoop
+from l2c.learning.families import learn_each
 from l2c.learning.mask_search import MaskSearchResult, search_mask
 from l2c.learning.masks import spread
 from l2c.learning.placement import Placement
@@ -68,11 +70,12 @@ def learn_with_solver(
     kinds = [(float(per_computed), False)] if per_computed else [(ratio, False) for ratio in RATIOS]
     if settings.branches and host.has_branches and per_computed != 1:
         kinds.append((APART, True))
-    tried: list[list[tuple[Host, float, bool]]] = []
-    for evaluations in budgets:
-        tried.append([(host.with_solver(int(evaluations * ratio)), ratio, apart) for ratio, apart in kinds])
-        for other, *_rest in tried[-1]:
-            _ = other.run  # more evaluations than a solver can make are refused before anything is computed
+    tried = {
+        evaluations: [(host.with_solver(int(evaluations * ratio)), ratio, apart) for ratio, apart in kinds]
+        for evaluations in budgets
+    }
+    for other, *_rest in chain.from_iterable(tried.values()):
+        _ = other.run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
         "schedule and solver",
         host.with_solver(int(max(budgets))),
@@ -83,21 +86,12 @@ def learn_with_solver(
         per_computed=per_computed,
     )
     references = solve(trainer, host, settings)
-    schedules: list[CacheSchedule] = []
-    for index, (evaluations, structures) in enumerate(zip(budgets, tried, strict=True)):
-        trainer.allow(1 / (len(budgets) - index))
-        stage = f"at {evaluations:g}" if len(budgets) > 1 else ""
-        loop = ClosedLoop(trainer, host, references, settings, model_name)
-        try:
-            schedule, interrupted = _learn_one(loop, evaluations, structures, stage)
-        except KeyboardInterrupt:
-            if schedules and trainer.processes.count == 1:
-                break
-            raise
-        schedules.append(schedule)
-        if interrupted:
-            break
-    return ScheduleFamily(schedules)
+    own = ClosedLoop(trainer, host, references, settings, model_name)
+
+    def learn_one(evaluations: float, stage: str) -> tuple[CacheSchedule, bool]:
+        return _learn_one(own, evaluations, tried[evaluations], f"at {stage}" if stage else "")
+
+    return learn_each(trainer, budgets, learn_one)
 
 
 def _learn_one(

@@ -26,7 +26,7 @@ from torch import Tensor
 from l2c.errors import CheckpointError, ConfigError, NumericsError
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.parallel import context_of
-from l2c.learning.best import BestState, copy_of, parameters_of, put
+from l2c.learning.best import BestState, copy_of, parameters_of, put, put_vector, vector_of
 from l2c.learning.checkpoint import Checkpoint
 from l2c.learning.interrupts import Interrupts
 from l2c.learning.log import Log
@@ -156,7 +156,8 @@ class Trainer:
         """
         if stage != self._stage:
             if (done := self.kept.get(f"learned {stage}")) is not None:
-                return _recall(task, done)
+                put_vector(task, done[2:])
+                return Outcome(int(done[0]), int(done[1]))
             if 0 < self._iteration < self.settings.iterations:
                 self._aside[self._stage] = (self._iteration, self._state())
             self._stage, self._task = stage, None
@@ -195,7 +196,8 @@ class Trainer:
                 self._learned, self._task = self._state(), None  # a checkpoint goes on from the last state
                 kept = self._iteration if failed else self._keep_best(task)
                 if stage and self._is_done(task):
-                    self.kept[f"learned {stage}"] = _flatten(task, self._iteration, kept)
+                    counts = torch.tensor([float(self._iteration), float(kept)])
+                    self.kept[f"learned {stage}"] = torch.cat([counts, vector_of(task)])
                 if self._iteration > first:
                     self.save()
                 self._log.close()
@@ -340,17 +342,3 @@ class Trainer:
         """Passes progress on, from the main process."""
         if self.processes.is_main and self._on_progress is not None:
             self._on_progress(progress)
-
-
-def _flatten(task: Task, iterations: int, kept: int) -> Tensor:
-    """What was learned in a stage, in how many iterations and after how many it was best, as one vector."""
-    values = [value.flatten().float() for value in copy_of(task)]
-    return torch.cat([torch.tensor([float(iterations), float(kept)]), *values])
-
-
-def _recall(task: Task, learned: Tensor) -> Outcome:
-    """Puts a task where `_flatten` was called."""
-    parameters = parameters_of(task)
-    parts = torch.split(learned[2:], [parameter.numel() for parameter in parameters])
-    put(task, [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)])
-    return Outcome(int(learned[0]), int(learned[1]))

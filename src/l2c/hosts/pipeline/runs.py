@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from l2c.errors import ConfigError
-from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler
+from l2c.hosts.pipeline.learned_scheduler import PROCESS, LearnedScheduler
 from l2c.schedule.contract import LARGEST_LOG_SNR, Run
 
 Call = tuple[tuple[str, float | str | tuple[float, ...]], ...]
@@ -36,23 +36,13 @@ _SETTINGS = (
 
 
 _LEVELS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
+    *PROCESS,
     "rescale_betas_zero_snr",
     "timestep_spacing",
     "steps_offset",
     "lambda_min_clipped",
     "shift",
     "flow_shift",
-    "use_dynamic_shifting",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
-    "time_shift_type",
     "shift_terminal",
     "snr_shift_scale",
     "sigma_min",
