@@ -56,6 +56,6 @@ def test_both_ways_begin_with_the_same_examples_references_and_run(parity, tmp_p
     with torch.no_grad():
         for one, other in ((native, piped), (native.reference(3), piped.reference(3))):
             torch.testing.assert_close(one.sample(ours), other.sample(theirs), atol=2e-3, rtol=1e-3)
-    one, other = native.with_solver(4).run, piped.with_solver(4).run
+    one, other = native.solver_starts(4)[0].run, piped.solver_starts(4)[0].run
     assert one.log_snrs == pytest.approx(other.log_snrs, abs=1e-5)
     assert one.timesteps == pytest.approx(other.timesteps, abs=0.5)  # rounded until they are learned

@@ -98,7 +98,7 @@ def host(name: str, steps: int = 8) -> PipelineHost:
 def compared_pipeline(request, tmp_path_factory) -> tuple[str, Path, Path]:
     """Name of a pipeline, the file of its comparison, and the folder of that."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    solved = host(name).with_solver(4)
+    solved = host(name).solver_starts(4)[0]
     learned = pattern(solved, all_computed(solved), {"method": "learned", **solved.provenance})
     learned.save(folder / "auto-4.safetensors")
     file = folder / "compare.toml"

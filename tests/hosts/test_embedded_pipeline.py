@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,7 +12,9 @@ pytest.importorskip("transformers", reason="diffusers' pipelines need transforme
 import l2c
 from l2c.compare.config import CompareConfig, to_plain
 from l2c.errors import CheckpointError
-from l2c.hosts.pipeline import loading
+from l2c.hosts.base import errors
+from l2c.hosts.pipeline import loading, rivals
+from l2c.hosts.pipeline.host import PipelineHost
 from l2c.scenes import CALL, PIPELINE, adherence, parse_prompt, scene_prompts, summarise_adherence
 from l2c.testing import tiny_pipeline
 
@@ -85,10 +89,37 @@ def test_comparison_takes_its_call_and_both_kinds_of_prompts():
 
 def test_learned_solver_begins_without_an_evaluation_next_to_the_picture(scenes_pipeline):
     host = l2c.host_of(l2c.load_pipeline(PIPELINE, quiet=True), prompts=scene_prompts(2), **CALL)
-    plain, start = host.with_steps(8).run, host.with_solver(8).run
+    plain, start = host.with_steps(8).run, host.solver_starts(8)[0].run
     assert plain.timesteps[-1] == pytest.approx(1)
     assert len(start.timesteps) == 8
     assert start.timesteps == pytest.approx([1000 - index * 999 / 8 for index in range(8)], rel=1e-3)
+
+
+def test_learned_solver_begins_at_the_shift_that_makes_the_best_pictures(scenes_pipeline, monkeypatch):
+    host = l2c.host_of(l2c.load_pipeline(PIPELINE, quiet=True), prompts=scene_prompts(2), **CALL)
+    starts = host.solver_starts(4)
+    first, *others = (torch.tensor(start.run.log_snrs, dtype=torch.float64) for start in starts)
+    for shift, other in zip(rivals.START_SHIFTS[1:], others, strict=True):
+        assert other[0] == first[0]
+        torch.testing.assert_close(other[1:], first[1:] - math.log(shift), rtol=0, atol=1e-6)
+    settings = l2c.LearnSettings(
+        iterations=1,
+        batch_size=1,
+        num_examples=4,
+        reference_steps=12,
+        trials=1,
+        trial_examples=2,
+        learning_rate=1e-7,
+    )
+    held_out = settings.num_held_out
+    examples = host.examples(4, settings.seed, "pictures", held_out=held_out).rows([held_out, held_out + 1])
+    target = host.reference(12).sample(examples)
+    found = [errors(start.sample(examples), target, host.unit).mean().item() for start in starts]
+    best = starts[found.index(min(found))].run.log_snrs
+    for order in (starts, starts[::-1]):
+        monkeypatch.setattr(PipelineHost, "solver_starts", lambda *_, order=order: order)
+        learned = l2c.learn(host, solver="auto", evaluations=4, per_computed=1, settings=settings)
+        assert learned.contract.run.log_snrs == pytest.approx(best, abs=1e-4)
 
 
 def test_family_of_learned_solvers_serves_the_pipeline(scenes_pipeline):

@@ -234,10 +234,10 @@ def test_a_scheduler_that_draws_noise_is_its_own_reference(pixart):
     host = l2c.host_of(pixart, prompt=PROMPTS[0], **call_of("pixart"))
     assert host.reference(40) is host
     with pytest.raises(ConfigError, match="EulerAncestralDiscreteScheduler draws noise in its steps"):
-        host.with_solver(6)
+        host.solver_starts(6)
     pixart.scheduler = diffusers.DDIMScheduler()
     with pytest.raises(ConfigError, match="clips nothing, not of DDIMScheduler with clip_sample"):
-        l2c.host_of(pixart, prompt=PROMPTS[0], **call_of("pixart")).with_solver(6)
+        l2c.host_of(pixart, prompt=PROMPTS[0], **call_of("pixart")).solver_starts(6)
 
 
 class FixedPipeline(PixArtAlphaPipeline):
@@ -253,7 +253,7 @@ def test_another_number_of_steps_needs_an_argument_for_it(pixart):
     with pytest.raises(ConfigError, match="FixedPipeline is called without num_inference_steps"):
         host.with_steps(3)
     with pytest.raises(ConfigError, match="FixedPipeline is called without num_inference_steps"):
-        host.with_solver(3)
+        host.solver_starts(3)
     assert host.reference(40) is host
 
 

@@ -56,7 +56,7 @@ def test_evaluations_that_are_computed_again_save_little_and_have_the_same_gradi
 
 
 def test_gradients_of_a_solver_go_through_evaluations_that_are_computed_again():
-    host = host_of("flux").with_solver(5)
+    host = host_of("flux").solver_starts(5)[0]
     expected, _ = gradient(host, False, free_solver=True)
     again, _ = gradient(host, "evaluations", free_solver=True)
     for name in ("shifts", "corrections"):

@@ -23,7 +23,7 @@ def gradient(change):
     """Of what a pipeline makes in the noise levels of its learned solver, whose transformer gets changed timesteps."""
     pipe = tiny_pipeline("sd3")
     call = {k: v for k, v in tiny_call("sd3").items() if k not in ("generator", "output_type")}
-    host = l2c.host_of(pipe, **{**call, "num_inference_steps": 6}).with_solver(4)
+    host = l2c.host_of(pipe, **{**call, "num_inference_steps": 6}).solver_starts(4)[0]
 
     def on_the_way(_, arguments, options):
         return arguments, {**options, "timestep": change(options["timestep"])}

@@ -155,7 +155,7 @@ def test_costs_in_milliseconds_keep_passes_together(favoured):
 
 
 def test_a_learned_difference_begins_at_a_line_and_has_gradients():
-    host = l2c.host_of(tiny_dit()).with_solver(8)
+    host = l2c.host_of(tiny_dit()).solver_starts(8)[0]
     cond = torch.zeros(8, len(host.table), dtype=torch.bool)
     cond[[0, 2, 4, 6]] = True
     runs = torch.zeros(8, dtype=torch.bool)

@@ -240,13 +240,14 @@ def _tell_minutes(host: Host, effort: str, settings: Any, given: Mapping[str, An
     from l2c.cli.budgets import wholes_of
     from l2c.cli.console import note
     from l2c.learning.effort import picture_evaluations, seconds_per_evaluation
+    from l2c.learning.solver import NUM_STRUCTURES
 
     try:
         each_s = seconds_per_evaluation(host, 2 * settings.batch_size)
     except ConfigError:
         note(f"--effort {effort}: how long it takes is told as it goes on, since no short run can be made")
         return
-    searches = 3 if given["budget_evals"] is not None else 1
+    searches = NUM_STRUCTURES if given["budget_evals"] is not None else 1
     work = picture_evaluations(settings, wholes_of(given, host), asked, searches)
     minutes = round(work * each_s / 60)
     note(f"--effort {effort}: about {f'{minutes} minutes' if minutes > 1 else 'a minute'} on this machine")

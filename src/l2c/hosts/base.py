@@ -144,7 +144,7 @@ class Host(Protocol):
         Args:
             examples: What to run.
             bf16: Let matrix products be in bfloat16.
-            solver: For a host of `with_solver`: the solver instead of the one it begins with.
+            solver: For a host of `solver_starts`: the solver instead of the one it begins with.
         """
         ...
 
@@ -183,8 +183,10 @@ class Host(Protocol):
         """
         ...
 
-    def with_solver(self, steps: int) -> Host:
-        """A host with so many evaluations whose solver can be learned, beginning at DPM-Solver++(2M).
+    def solver_starts(self, steps: int) -> Sequence[Host]:
+        """Hosts with so many evaluations whose solver can be learned, beginning at DPM-Solver++(2M).
+
+        They differ in the noise levels that they begin at; the first has the host's own.
 
         Raises:
             ConfigError: If no solver can be learned for it.

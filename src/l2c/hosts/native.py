@@ -235,10 +235,10 @@ class ModelHost:
             if spacing in spacings
         }
 
-    def with_solver(self, steps: int) -> Host:
-        """See `Host.with_solver`."""
+    def solver_starts(self, steps: int) -> Sequence[Host]:
+        """See `Host.solver_starts`."""
         flow = self.sampler.denoiser.noise_schedule.prediction_type == FLOW_PREDICTION
-        return self.with_run(START[0], "linspace" if flow else START[1], steps)
+        return [self.with_run(START[0], "linspace" if flow else START[1], steps)]
 
     def with_run(self, solver: str, spacing: str, steps: int) -> ModelHost:
         """A host of the same model with another solver, spacing and number of steps."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2c.errors import ConfigError
 from l2c.learning.branch_masks import spread_apart
-from l2c.learning.masks import search, spread
+from l2c.learning.masks import ORDERS, search, spread
 from l2c.learning.placement import Placement
 from l2c.learning.session import SEARCHING, Progress
 from l2c.learning.trainer import Trainer
@@ -104,7 +104,7 @@ def search_mask(
     """
     key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
     if key not in trainer.kept:
-        orders = [order for order in (2, 1) if order < history] or [0]
+        orders = [order for order in ORDERS if order < history]
         whole = torch.zeros(evaluations, dtype=torch.bool)
         whole[list(always)] = True
         others, left = evaluations - len(always), budget - len(always) * costs.full

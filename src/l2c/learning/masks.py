@@ -20,6 +20,10 @@ from l2c.learning.placement import FILLS, Placement, along, widest_gap
 from l2c.sampling.draw import draw
 from l2c.schedule.cost import CostTable
 
+ORDERS = (2, 1, 0)
+"""Of polynomials that forecasts follow. The smoother a run is, the higher is the best one: in few steps with strong
+guidance a copy, the order 0, has half the error of a parabola (measured on a flow at guidance 4.5)."""
+
 
 def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) -> list[Placement]:
     """Placements to start from: as many whole evaluations as a budget allows, spread over a run.
@@ -183,13 +187,13 @@ def search(
     trials: int,
     seed: int,
     on_trial: Callable[[int, float], bool] | None = None,
-    orders: Sequence[int] = (2, 1),
+    orders: Sequence[int] = ORDERS,
     fits: Callable[[Placement], bool] = lambda placement: True,
 ) -> Placement:
     """The best placement that a local search finds.
 
-    The starts are judged first, then the best of them with the other orders. After that every move that makes the
-    pictures better is taken at once; the next one is drawn at random, about as often from `moves` as from
+    The first start is judged with every order, and the other starts with the best one. After that every move that makes
+    the pictures better is taken at once; the next one is drawn at random, about as often from `moves` as from
     `far_moves`, and now and then another order.
 
     Args:
@@ -207,13 +211,13 @@ def search(
     for trial in range(1, trials):
         if on_trial is not None and on_trial(trial, least):
             break
-        reordered = [replace(best, order=order) for order in orders]
-        ahead = [*starts[trial : trial + 1]]
+        ahead = _unseen((replace(starts[0], order=order) for order in orders), seen)[:1]
         if not ahead and trial < len(starts) + len(orders) - 1:
-            ahead = _unseen(reordered, seen)[:1]
+            ahead = _unseen((replace(start, order=best.order) for start in starts[1:]), seen)[:1]
         if not ahead:
             drawn = torch.rand(2, generator=draw(seed, "move", trial)).tolist()
-            ways = [moves(best, evaluations), far_moves(best, evaluations), iter(reordered)]
+            reordered = (replace(best, order=order) for order in orders)
+            ways = [moves(best, evaluations), far_moves(best, evaluations), reordered]
             first = 0 if drawn[0] < 0.5 else 1 if drawn[0] < 0.92 else 2
             for way in (ways[first], *ways[:first], *ways[first + 1 :]):
                 if found := [one for one in _unseen(way, seen) if fits(one)]:

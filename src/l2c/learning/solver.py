@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from l2c.hosts.base import Host
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.families import learn_each
 from l2c.learning.mask_search import MaskSearchResult, search_mask
-from l2c.learning.masks import spread
+from l2c.learning.masks import ORDERS, spread
 from l2c.learning.placement import Placement
 from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
@@ -34,11 +35,11 @@ from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
-RATIOS = (2.0, 2.5)
+RATIOS = (1.5, 2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried."""
 APART = 2.5
 """Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
-
+NUM_STRUCTURES = len(RATIOS) + 1
 
 CURVE_EVALUATIONS = (12.0, 10.0, 8.0, 6.0, 4.0)
 """In whole evaluations, what a family of learned solvers is for where it is to be along the curve of costs."""
@@ -71,14 +72,14 @@ def learn_with_solver(
     if settings.branches and host.has_branches and per_computed != 1:
         kinds.append((APART, True))
     tried = {
-        evaluations: [(host.with_solver(int(evaluations * ratio)), ratio, apart) for ratio, apart in kinds]
+        evaluations: [(host.solver_starts(int(evaluations * ratio)), ratio, apart) for ratio, apart in kinds]
         for evaluations in budgets
     }
-    for other, *_rest in chain.from_iterable(tried.values()):
-        _ = other.run  # more evaluations than a solver can make are refused before anything is computed
+    for starts, *_rest in chain.from_iterable(tried.values()):
+        _ = starts[0].run  # more evaluations than a solver can make are refused before anything is computed
     trainer = Trainer(
         "schedule and solver",
-        host.with_solver(int(max(budgets))),
+        host.solver_starts(int(max(budgets)))[0],
         settings,
         session,
         on_progress,
@@ -95,21 +96,24 @@ def learn_with_solver(
 
 
 def _learn_one(
-    own: ClosedLoop, evaluations: float, tried: Sequence[tuple[Host, float, bool]], stage: str
+    own: ClosedLoop, evaluations: float, tried: Sequence[tuple[Sequence[Host], float, bool]], stage: str
 ) -> tuple[CacheSchedule, bool]:
     """The schedule for a budget, and whether learning it was interrupted.
 
     Args:
         own: Learning on the host whose solver is not learned.
         evaluations: The budget.
-        tried: Hosts of structures, with the evaluations for each that is computed, and whether passes are apart.
+        tried: Hosts that structures can begin as, with the evaluations for each that is computed, and whether passes
+            are apart.
         stage: Tells it from other budgets.
     """
     host, costs = own.host, CostTable.macs(own.host.table)
     budget = evaluations * costs.full
     structures: list[_Structure] = []
-    for index, (other, ratio, apart) in enumerate(tried):
-        loop = own.on(other)
+    for index, (starts, ratio, apart) in enumerate(tried):
+        loop = _from_best_start(
+            own, starts, _every(ratio, len(starts[0].run.timesteps), budget, costs), budget, stage
+        )
         until = 0.5 * (index + 1) / len(tried)
         name = _name(loop, apart=apart)
         found = _search(loop, ratio, budget, costs, until, f"of {name} {stage}".rstrip(), apart=apart)
@@ -140,6 +144,29 @@ class _Structure:
     name: str
     loop: ClosedLoop
     found: MaskSearchResult
+
+
+def _from_best_start(
+    own: ClosedLoop, starts: Sequence[Host], placement: Placement, budget: float, stage: str
+) -> ClosedLoop:
+    """Learning from the noise levels that a placement makes the best pictures with before anything is learned."""
+    loops, kept = [own.on(host) for host in starts], own.trainer.kept
+    if len(loops) == 1:
+        return loops[0]
+    steps = len(starts[0].run.timesteps)
+    mask = placement.mask(steps, budget, CostTable.macs(own.host.table))
+    mask[list(own.host.segments[1:])] = True
+
+    def error_of(loop: ClosedLoop, order: int) -> float:
+        return loop.error(loop.student(mask, order, free_solver=True), loop.trial)
+
+    key = f"starts of {steps} evaluations {stage}".rstrip()
+    if key not in kept:
+        orders = [order for order in ORDERS if order < own.settings.history]
+        order = orders[0] if mask.all() else min(orders, key=lambda order: error_of(loops[0], order))
+        kept[key] = torch.tensor([error_of(loop, order) for loop in loops])
+        own.trainer.save(if_due=True)
+    return loops[int(kept[key].argmin())]
 
 
 def _name(loop: ClosedLoop, *, apart: bool) -> str:

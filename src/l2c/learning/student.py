@@ -34,7 +34,7 @@ class Student(nn.Module):
     log-SNR, and a solver that is free is DPM-Solver++(2M) at the noise levels of the host.
 
     Args:
-        host: The frozen model and its run; of `Host.with_solver` for a free solver.
+        host: The frozen model and its run; of `Host.solver_starts` for a free solver.
         compute: Where to compute, bool (evaluations, layers), or with rows for each pass of guidance.
         history: How many computed values a forecast reads at most.
         order: Of the polynomial; `history - 1` if not given.

@@ -31,7 +31,7 @@ from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.hosts.pipeline.handle import PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
-from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_scheduler
+from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_schedulers
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.sampling.draw import draw
@@ -271,12 +271,13 @@ class PipelineHost:
                 hosts[name] = host
         return hosts
 
-    def with_solver(self, steps: int) -> Host:
-        """See `Host.with_solver`."""
+    def solver_starts(self, steps: int) -> Sequence[Host]:
+        """See `Host.solver_starts`."""
         self._check_steps()
         if self.dry.first:
             raise ConfigError("no solver is learned for a run that begins late, as image to image does")
-        return self._with(start_scheduler(self._scheduler, self._levels_at, steps, self.dry.mu), steps)
+        starts = start_schedulers(self._scheduler, self._levels_at, steps, self.dry.mu)
+        return [self._with(scheduler, steps) for scheduler in starts]
 
     def _levels_at(self, steps: int) -> Run:
         """The run of the host's own scheduler with another number of steps."""

@@ -63,14 +63,19 @@ LEAST_LAST_STEP = 0.25
 """Least share that the last step of a flow has of the step before, in sigma, for levels that learning begins with."""
 
 
-def start_scheduler(
-    scheduler: Any, run_of: Callable[[int], Run], steps: int, mu: float | None = None
-) -> LearnedScheduler:
-    """The scheduler that a learned solver begins as: DPM-Solver++(2M).
+START_SHIFTS = (1.0, 0.5, 1.5, 2.5)
+"""Of the levels that learning begins with, beside the shift that a flow has itself. With few evaluations other levels
+are best than with many, and gradients take them only a little way."""
 
-    Its levels are evenly spaced in log-SNR with betas, and those of the scheduler for a flow. Where that spends its
-    last evaluation next to the picture, as `FlowMatchEulerDiscreteScheduler` does, they are those of one step more
-    without the last.
+
+def start_schedulers(
+    scheduler: Any, run_of: Callable[[int], Run], steps: int, mu: float | None = None
+) -> list[LearnedScheduler]:
+    """The schedulers that a learned solver can begin as, each DPM-Solver++(2M), the likeliest first.
+
+    Levels are evenly spaced in log-SNR with betas, and those of the scheduler for a flow, also shifted. Where that
+    spends its last evaluation next to the picture, as `FlowMatchEulerDiscreteScheduler` does, they are those of one
+    step more without the last.
 
     Args:
         scheduler: The pipeline's own.
@@ -100,7 +105,9 @@ def start_scheduler(
         sigmas = [1 / (1 + math.exp(level)) for level in levels]
         if steps > 1 and sigmas[-1] < LEAST_LAST_STEP * (sigmas[-2] - sigmas[-1]):
             levels = run_of(steps + 1).log_snrs[:-1]
-        return learned_from(scheduler, levels, mu=mu)
+        first, *others = levels
+        shifted = ([level - math.log(shift) for level in others] for shift in START_SHIFTS)
+        return [learned_from(scheduler, [first, *rest], mu=mu) for rest in shifted]
     if not _has_betas(scheduler):
         clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
         found = f"{name} with {' and '.join(clips)}" if clips else name
@@ -110,7 +117,7 @@ def start_scheduler(
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
     even = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
-    return learned_from(scheduler, even.tolist(), prediction_type=prediction_of(scheduler))
+    return [learned_from(scheduler, even.tolist(), prediction_type=prediction_of(scheduler))]
 
 
 SHIFTS = (1.0, 3.0, 5.0)
