@@ -121,7 +121,7 @@ def test_readme_example_runs(tmp_path, monkeypatch):
 
 def test_readme_has_one_line_for_the_demo_and_one_for_the_tests():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for marker, ending in (("demo", "l2c demo"), ("test", "pytest -q")):
+    for marker, ending in (("demo", "l2c demo"), ("test", "pytest -q -n 2")):
         (block,) = re.findall(rf"^<!-- {marker} -->\n```bash\n(.*?)\n```$", text, flags=re.M | re.S)
         assert len(block.splitlines()) == 1
         assert block.endswith(ending)
