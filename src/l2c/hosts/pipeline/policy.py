@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l2c.cache.clock import Clock
 from l2c.cache.policy import Compute, LayerPolicy, StaticPolicy, compute_once
-from l2c.cache.values import Value, combine_values, copy_value, weigh_values
+from l2c.cache.values import Value, combine_values, copy_value, own_value, weigh_values
 from l2c.schedule.forecast import ReusePlan, is_copy
 
 
@@ -179,7 +179,7 @@ class PipelinePolicy(StaticPolicy):
             self._most_times = max(self._most_times, cell.times)
             if cell.keeps:
                 for time, value in enumerate(cell.fresh, start=reused):
-                    kept = copy_value(value) if self.replayed else value
+                    kept = copy_value(value) if self.replayed else own_value(value)
                     self.store.put(_history_name(branch, time), evaluation, layer, kept)
             cell.clear()
         self.counts.peak_bytes = max(self.counts.peak_bytes, self.store.nbytes)
