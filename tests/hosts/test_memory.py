@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import l2c
+from l2c.hosts.pipeline.resting import Resting
 from l2c.learning.memory import AliveBytes, kept_bytes
 from l2c.learning.student import Student
 from l2c.testing import tiny_call, tiny_pipeline
@@ -62,6 +63,21 @@ def test_evaluations_that_are_computed_again_save_little_and_have_the_same_gradi
     )
 
 
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_values_that_wait_in_cpu_memory_have_the_same_gradients(name, monkeypatch):
+    host, copied = host_of(name), []
+    copy = Resting._copy
+    monkeypatch.setattr(
+        Resting, "_copy", lambda self, part: copied.append(part is not None) or copy(self, part)
+    )
+    expected, kept = gradient(host, "evaluations")
+    assert not copied
+    again, resting = gradient(host, "offload")
+    assert any(copied)
+    assert torch.equal(again.forecasts.added.grad, expected.forecasts.added.grad)
+    assert resting == pytest.approx(kept, rel=0.1)  # one copy of each, however often it is read
+
+
 def test_gradients_of_a_solver_go_through_evaluations_that_are_computed_again():
     host = host_of("flux").with_solver(5)
     expected, _ = gradient(host, False, free_solver=True)
@@ -83,7 +99,7 @@ def test_a_schedule_is_learned_with_evaluations_computed_again():
 
 
 def test_what_cannot_be_computed_again_is_a_sentence():
-    with pytest.raises(l2c.ConfigError, match="recompute must be False, True or 'evaluations', got 'blocks'"):
+    with pytest.raises(l2c.ConfigError, match="recompute must be .*'evaluations' or 'offload', got 'blocks'"):
         l2c.LearnSettings(recompute="blocks")
     quick = l2c.LearnSettings(
         iterations=1, batch_size=1, num_examples=4, reference_steps=8, trials=1, recompute="evaluations"

@@ -52,7 +52,7 @@ def _element_bytes(host: Host) -> int:
     return torch.get_default_dtype().itemsize
 
 
-class AliveBytes(TorchDispatchMode):
+class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the memory of tensors that are made under it, for as long as they live, wherever they are kept.
 
     Weights, and whatever else was there before, are not counted, nor are views of them.
@@ -65,7 +65,7 @@ class AliveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._found: dict[int, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,7 +80,7 @@ class AliveBytes(TorchDispatchMode):
         for value in tree_leaves((values, more)):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
-                reference = StorageWeakRef(storage)
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 known = self._found.get(reference.cdata)
                 if known is None or known[0].expired():
                     self._found[reference.cdata] = (reference, storage.nbytes() if made else 0)
