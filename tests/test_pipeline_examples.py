@@ -138,3 +138,28 @@ def test_first_example_of_the_readme(scenes_pipeline, tmp_path, monkeypatch):
     schedule = l2c.load_schedule("eight.safetensors")
     assert schedule.num_evaluations * schedule.cost.fraction <= 8
     assert type(names["pipe"].scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_examples_of_the_pipelines_page(scenes_pipeline, tmp_path, monkeypatch):
+    """Blocks that are marked run one after another, on a small pipeline, and learn hardly anything."""
+    import diffusers
+
+    text = (EXAMPLES.parent / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^<!-- runs -->\n```python\n(.*?)\n```$", text, flags=re.M | re.S)
+    assert len(blocks) > 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n", encoding="utf-8")
+    pipe = l2c.load_pipeline("l2c:scenes-sd3", quiet=True)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: pipe)
+    quick = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1)
+    for name in ("learn", "repair", "estimate_learning"):
+        whole = getattr(l2c, name)
+        monkeypatch.setattr(
+            l2c, name, lambda *given, whole=whole, **how: whole(*given, settings=quick, **how)
+        )
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["begun_late"].num_evaluations == 12
+    assert names["drift"].error > 0
+    assert (tmp_path / "folder" / "schedule.safetensors").is_file()

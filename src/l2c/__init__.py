@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from l2c.hosts.pipeline.loading import load_pipeline
     from l2c.hosts.targets import host_of
     from l2c.layers import register_adapter, register_blocks
+    from l2c.learning.estimate import LearningEstimate, estimate_learning
     from l2c.learning.learn import learn, repair
     from l2c.learning.paper import RouterSettings
     from l2c.learning.session import Session
@@ -70,6 +71,7 @@ _HOMES = {
     "L2CError": "l2c.errors",
     "LearnSettings": "l2c.learning.settings",
     "LearnedScheduler": "l2c.hosts.pipeline.learned_scheduler",
+    "LearningEstimate": "l2c.learning.estimate",
     "NoiseSchedule": "l2c.sampling.noise_schedule",
     "NumericsError": "l2c.errors",
     "OutputError": "l2c.errors",
@@ -88,6 +90,7 @@ _HOMES = {
     "data_prediction": "l2c.sampling.noise_schedule",
     "disable_cache": "l2c.hosts.enable",
     "enable_cache": "l2c.hosts.enable",
+    "estimate_learning": "l2c.learning.estimate",
     "host_of": "l2c.hosts.targets",
     "import_router": "l2c.methods.published",
     "layers": "l2c.layers",
@@ -133,6 +136,7 @@ __all__ = [
     "L2CError",
     "LearnSettings",
     "LearnedScheduler",
+    "LearningEstimate",
     "NoiseSchedule",
     "NumericsError",
     "OutputError",
@@ -151,6 +155,7 @@ __all__ = [
     "data_prediction",
     "disable_cache",
     "enable_cache",
+    "estimate_learning",
     "host_of",
     "import_router",
     "layers",

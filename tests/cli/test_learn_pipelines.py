@@ -330,3 +330,21 @@ def test_embedded_pipeline_needs_no_prompts_and_no_call(invoke, scenes_pipeline,
     assert schedule.contract.run.guidance == 4.5
     done = invoke("check", "l2c:scenes-sd3", out, "--prompt", "a red ring on a grey background", "--json")
     assert done.code == 0, done.err
+
+
+def test_a_dry_run_says_what_would_be_learned_and_writes_nothing(invoke, folder, tmp_path):
+    command = ("learn", folder / "pipe", "--prompts", folder / "prompts.txt", *CALL, *QUICK, "--dry-run")
+    out = tmp_path / "out.safetensors"
+    told = invoke(*command, "--recompute-evaluations", "--scheduler", "UniPCMultistepScheduler", "-o", out)
+    assert told.code == 0, told.err
+    lines = told.out.splitlines()
+    assert lines[0].endswith(" layers at 6 evaluations, 50% of the work, 1 schedule")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["memory", "disk", "time"]
+    found = json.loads(invoke(*command, "--offload", "--json", "-o", out).out)
+    assert found["kept_bytes"] > 0
+    assert list(found["minutes"]) == ["fine-step solutions", "searching masks", "learning"]
+    assert list(tmp_path.iterdir()) == []
+    refused = invoke(
+        "learn", folder / "pipe", "--pattern", "alternate", "--dry-run", "--labels", "1", "-o", out
+    )
+    assert "--dry-run belongs to --pattern closed-loop" in refused.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 import l2c
@@ -36,3 +38,31 @@ def test_what_is_nothing_is_refused(tmp_path):
         l2c.load_target("nothing")
     with pytest.raises(ConfigError, match="a LoRA is loaded into a diffusers pipeline"):
         l2c.load_target("dit-mini-cifar10", lora="style")
+    with pytest.raises(ConfigError, match="a scheduler is loaded into a diffusers pipeline"):
+        l2c.load_target("dit-mini-cifar10", scheduler="DDIMScheduler")
+
+
+def test_a_pipeline_has_the_scheduler_that_is_named(tmp_path):
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    before = l2c.load_target(tmp_path / "pipe", quiet=True).scheduler
+    after = l2c.load_target(tmp_path / "pipe", scheduler="UniPCMultistepScheduler", quiet=True).scheduler
+    assert type(after).__name__ == "UniPCMultistepScheduler"
+    assert after.config.beta_end == before.config.beta_end
+    for name in ("Nothing", "NothingScheduler", "DiTPipeline"):
+        with pytest.raises(ConfigError, match=f"has no scheduler '{name}'; give the name of a class"):
+            l2c.load_target(tmp_path / "pipe", scheduler=name)
+
+
+def test_weights_are_quantised_where_torchao_is_installed(tmp_path):
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="unknown quantization 'fp4'; there is int8"):
+        l2c.load_target(tmp_path / "pipe", quantization="fp4")
+    if find_spec("torchao") is None:
+        with pytest.raises(ConfigError, match="not installed; pip install torchao"):
+            l2c.load_target(tmp_path / "pipe", quantization="int8")
+        pytest.skip("torchao is not installed")
+    pipe = l2c.load_target(tmp_path / "pipe", quantization="int8", quiet=True)
+    assert type(pipe.transformer.proj_out_2.weight).__name__ == "Int8Tensor"
+    schedule = l2c.methods.interval(pipe, every=2, class_labels=[1], num_inference_steps=4)
+    with l2c.enable_cache(pipe, schedule):
+        pipe(class_labels=[1], num_inference_steps=4)

@@ -1,12 +1,15 @@
 """The plain form of a schedule, read by a program that knows nothing but docs/interchange.md."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 import l2c
 from l2c.cache.cached_model import enable_cache
+from l2c.errors import ScheduleError
 from l2c.layers import find_layers
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.forecast import Predictor
@@ -93,3 +96,40 @@ def test_every_field_of_the_plain_form_is_documented():
     for name, value in plain.items():
         inner = [f"{name}.{key}" for key in value] if name in ("run", "contract") else [name]
         assert all(f"`{field}`" in text for field in inner), inner
+
+
+def test_cache_dit_computes_at_the_evaluations_of_the_schedule():
+    cache_dit = pytest.importorskip("cache_dit", reason="cache-dit is not installed")
+    from l2c.testing import tiny_call, tiny_pipeline
+
+    pipe = tiny_pipeline("flux")
+    call = {**tiny_call("flux"), "true_cfg_scale": 1.0}
+    schedule = l2c.methods.interval(pipe, every=3, **call)
+    settings = schedule.to_cache_dit()
+    assert settings["steps_computation_mask"] == [1, 0, 0, 1, 0, 0]
+    config = cache_dit.DBCacheConfig(**settings)
+    assert config.strify().endswith("SCM100100_static_N6")
+    calls = []
+    handle = pipe.transformer.single_transformer_blocks[-1].register_forward_hook(lambda *_: calls.append(1))
+    cache_dit.enable_cache(pipe, cache_config=config)
+    try:
+        pipe(**call)
+    finally:
+        cache_dit.disable_cache(pipe)
+        handle.remove()
+    assert len(calls) == 2
+
+
+def test_what_cache_dit_cannot_do_is_a_sentence():
+    model = l2c.testing.tiny_dit()
+    schedule = l2c.methods.interval(model, every=2, steps=4, solver="ddim")
+    mixed = schedule.compute.clone()
+    mixed[1, 2] = True
+    with pytest.raises(
+        ScheduleError, match="evaluation 1 computes 1 of 6 layers, and cache-dit's steps mask"
+    ):
+        replace(schedule, compute=mixed).to_cache_dit()
+    table = tuple(tuple(float(j <= i) for j in range(5)) for i in range(5))
+    contract = replace(schedule.contract, run=replace(schedule.contract.run, weights=table))
+    with pytest.raises(ScheduleError, match="brings its own solver, which cache-dit has no place for"):
+        replace(schedule, contract=contract).to_cache_dit()

@@ -29,6 +29,14 @@ def copy_value(value: Value) -> Value:
     return _each(Tensor.clone, value)
 
 
+def own_value(value: Value) -> Value:
+    """A value that holds no memory but its own: a part of a larger tensor, which would keep all of it, is copied.
+
+    The attention of Stable Diffusion 3's last block puts out its text as such a part.
+    """
+    return _each(lambda part: part.clone() if part.untyped_storage().nbytes() > part.nbytes else part, value)
+
+
 def split_value(value: Value, parts: int) -> list[Value]:
     """The value of each part of the rows; itself for one part."""
     if parts == 1:

@@ -75,6 +75,8 @@ def bench(
     ] = "auto",
     repetitions: Annotated[int, option("N", "Timed runs of each kind.", options.MEASURING, min=1)] = 5,
     lora: targets.Lora = None,
+    scheduler: options.Scheduler = None,
+    quantization: options.Quantization = None,
     device: options.Device = "auto",
     dtype: options.DTypeOrTF32 = "float32",
     out: options.RecordFile = None,
@@ -104,7 +106,7 @@ def bench(
     if random_weights:
         found = {name: one.with_any_weights() for name, one in found.items()}
     run = targets.read_run(context.params)
-    target = _load(model, device, dtype, lora, random_weights)
+    target = _load(context.params)
     shown = ("model", "lora", "random_weights", "budget", "dtype")
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
@@ -125,17 +127,16 @@ def bench(
     print_record(record, out, _report, as_json=as_json)
 
 
-def _load(name: str, device: str, dtype: str, lora: str | None, random_weights: bool) -> Any:
+def _load(given: Mapping[str, Any]) -> Any:
     from l2c.devices import resolve_device, resolve_dtype
-    from l2c.hosts.loading import load_target
     from l2c.models import build_model, is_size
 
-    device = resolve_device(device)
-    weights = resolve_dtype(dtype, device)
-    if random_weights:
+    name, device = given["model"], resolve_device(given["device"])
+    weights = resolve_dtype(given["dtype"], device)
+    if given["random_weights"]:
         return build_model(name, dtype=weights, device=device)
     try:
-        return load_target(name, dtype=weights, device=device, lora=lora, quiet=True)
+        return targets.load(given, dtype=weights, device=device)
     except CheckpointError as error:
         if Path(name).exists() or not is_size(name):
             raise

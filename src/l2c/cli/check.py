@@ -36,6 +36,8 @@ def check(
     width: targets.Width = None,
     call: targets.Call = None,
     lora: targets.Lora = None,
+    scheduler: options.Scheduler = None,
+    quantization: options.Quantization = None,
     limit: Annotated[
         float,
         option(
@@ -79,9 +81,7 @@ def check(
     run = targets.read_run(context.params)
     count = max(2, len(run.get("conditions", ())))
     numbers = list(range(count)) if seeds is None else parse_numbers(seeds, "--seeds")
-    target = l2c.load_target(
-        model, dtype=resolve_dtype(dtype), device=resolve_device(device), lora=lora, quiet=True
-    )
+    target = targets.load(context.params, dtype=resolve_dtype(dtype), device=resolve_device(device))
     drift = l2c.check(target, loaded, seeds=numbers, limit=limit, **run)
     if record is not None:
         drift.record(loaded).save(record)

@@ -15,6 +15,7 @@ from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
     from l2c.hosts.base import Host
+    from l2c.learning.estimate import LearningEstimate
     from l2c.schedule.schedule import CacheSchedule
 
 BUDGET = "Budget, one of them"
@@ -113,6 +114,7 @@ def learn(
         ),
     ] = "closed-loop",
     effort: session.Effort = None,
+    dry_run: session.DryRun = False,
     iterations: session.Iterations = None,
     batch_size: session.BatchSize = 4,
     learning_rate: session.LearningRate = None,
@@ -167,12 +169,15 @@ def learn(
     tail: session.Tail = None,
     recompute: session.Recompute = False,
     recompute_evaluations: session.RecomputeEvaluations = False,
+    offload: session.Offload = False,
     max_minutes: session.MaxMinutes = None,
     checkpoint: session.CheckpointFile = None,
     save_every: session.SaveEvery = 30.0,
     restart: session.Restart = False,
     log_dir: session.LogDir = None,
     lora: targets.Lora = None,
+    scheduler: options.Scheduler = None,
+    quantization: options.Quantization = None,
     device: options.Device = "auto",
     dtype: options.DType = "float32",
     out: session.Out = Path("schedule.safetensors"),
@@ -196,6 +201,7 @@ def learn(
 
     - `l2c learn dit-mini-cifar10 --steps 20 --budget 0.5 --out half.safetensors`
     - `l2c learn ./pixart --prompts prompts.txt --steps 20 --budget curve --recompute --out family.safetensors`
+    - `l2c learn l2c:scenes-sd3 --budget 0.5 --dry-run`
     - `l2c learn l2c:scenes-sd3 --solver auto --budget-evals 8 --out eight.safetensors`
     - `l2c learn dit.safetensors --solver auto --budget-evals 8 --bf16 --out eight.safetensors`
     - `l2c learn dit.safetensors --pattern alternate --data cifar10.parquet --iterations 5000 --lr 0.01`
@@ -232,7 +238,23 @@ def learn(
             print_schedule(learned[0].summary(), str(out), rows=False)
             print_errors(learned[0].provenance)
 
-    LearnCommand.of(given, settings).run(work, tell, asked)
+    command = LearnCommand.of(given, settings)
+    if dry_run:
+        command.tell(_estimate(l2c.host_of(command.load(), **run), settings, given, asked))
+    else:
+        command.run(work, tell, asked)
+
+
+def _estimate(host: Host, settings: Any, given: Mapping[str, Any], asked: int) -> LearningEstimate:
+    """What learning would do."""
+    from l2c.cli.budgets import wholes_of
+    from l2c.learning.estimate import estimate_learning
+
+    share = wholes_of(given, host) / len(host.run.timesteps)
+    evaluations = given["budget_evals"]
+    return estimate_learning(
+        host, budget=share, num_budgets=asked, evaluations=evaluations, settings=settings
+    )
 
 
 def _tell_minutes(host: Host, effort: str, settings: Any, given: Mapping[str, Any], asked: int) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.progress import Progress as Bar
 
-from l2c.cli.console import Interrupted, note, print_json, progress_bar, seconds
+from l2c.cli.console import Interrupted, note, print_json, progress_bar, results, seconds
 from l2c.cli.options import check_inputs
-from l2c.cli.targets import name_of
+from l2c.cli.targets import load, name_of
 from l2c.devices import resolve_dtype
 from l2c.errors import OutputError
 from l2c.files import check_output_file, remove_partial
-from l2c.hosts.loading import load_target
+from l2c.learning.estimate import LearningEstimate
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
 from l2c.learning.settings import LearnSettings
@@ -32,10 +32,7 @@ Learn = Callable[..., CacheSchedule | ScheduleFamily]
 class LearnCommand:
     """What is learned on, how, and where the result goes, as on the command line."""
 
-    target: str
-    lora: str | None
-    device: str
-    dtype: str
+    given: Mapping[str, Any]
     settings: LearnSettings | RouterSettings
     session: Session
     out: Path
@@ -57,8 +54,19 @@ class LearnCommand:
             log_dir=given["log_dir"],
         )
         check_inputs({**given, "checkpoint": session.checkpoint}, "out", "checkpoint")
-        where = (given["model"], given["lora"], given["device"], given["dtype"])
-        return cls(*where, settings, session, out, given["as_json"])
+        return cls(given, settings, session, out, given["as_json"])
+
+    def load(self) -> Any:
+        """The target, where this process computes."""
+        dtype, device = resolve_dtype(self.given["dtype"]), own_device(self.given["device"])
+        return load(self.given, dtype=dtype, device=device)
+
+    def tell(self, estimate: LearningEstimate) -> None:
+        """Prints what learning would do."""
+        if self.as_json:
+            print_json(estimate.to_json())
+        else:
+            results().print(str(estimate), soft_wrap=True)
 
     def run(
         self, learn: Learn, tell: Callable[[list[CacheSchedule]], None], asked: int = 1, **more: Any
@@ -78,15 +86,14 @@ class LearnCommand:
         assert self.session.checkpoint is not None
         for path in (self.out, self.session.checkpoint):
             check_output_file(path)
-        dtype, device = resolve_dtype(self.dtype), own_device(self.device)
-        target = load_target(self.target, dtype=dtype, device=device, lora=self.lora, quiet=True)
+        target = self.load()
         began = perf_counter()
         with progress_bar("figure", "computed") as bar:
             learned = learn(
                 target,
                 settings=self.settings,
                 session=self.session,
-                model_name=name_of(self.target, self.lora),
+                model_name=name_of(self.given["model"], self.given["lora"]),
                 on_progress=shower(bar, "loss" if isinstance(self.settings, RouterSettings) else "error"),
             )
         took_s = perf_counter() - began

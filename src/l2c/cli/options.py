@@ -107,6 +107,17 @@ Guidance = Annotated[
     float | None,
     option("SCALE", f"{GUIDANCE_HELP} [default: 1.5, or what a pipeline takes by itself]", RUN),
 ]
+Scheduler = Annotated[
+    str | None,
+    option(
+        "CLASS", "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings.", MODEL
+    ),
+]
+Quantization = Annotated[
+    str | None,
+    option("NAME", "Of a pipeline: quantise the transformers' weights; int8, with torchao.", MODEL),
+]
+
 SolverAsMade = Annotated[str | None, option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)]
 StepsAsMade = Annotated[int | None, option("N", f"{STEPS_HELP} [default: the schedule's, or 50]", RUN)]
 SpacingAsMade = Annotated[

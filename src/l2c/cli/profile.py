@@ -57,6 +57,8 @@ def profile(
     ] = 9,
     vae: options.Vae = None,
     lora: targets.Lora = None,
+    scheduler: options.Scheduler = None,
+    quantization: options.Quantization = None,
     device: options.Device = "auto",
     dtype: options.DTypeOrTF32 = "float32",
     out: options.RecordFile = None,
@@ -87,7 +89,7 @@ def profile(
     run = targets.read_run({**context.params, "steps": None})  # of a run that is timed, not of the target's
     weights = resolve_dtype(dtype, device)
     decoder = None if vae is None else LatentDecoder(vae, device)
-    target = l2c.load_target(model, dtype=weights, device=device, lora=lora, quiet=True)
+    target = targets.load(context.params, dtype=weights, device=device)
     host = l2c.host_of(target, **run)
     if decoder is not None and host.unit == "absolute":
         raise ConfigError(f"{model} makes pictures, not latents, so --vae has nothing to decode")

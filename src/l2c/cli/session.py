@@ -114,6 +114,19 @@ RecomputeEvaluations = Annotated[
         "--recompute-evaluations",
     ),
 ]
+Offload = Annotated[
+    bool,
+    option(None, "Likewise, and let the values that are reused wait in CPU memory.", CLOSED, "--offload"),
+]
+DryRun = Annotated[
+    bool,
+    option(
+        None,
+        "Say what would be learned, with its memory and minutes by one step that is timed here, and stop.",
+        CLOSED,
+        "--dry-run",
+    ),
+]
 MaxMinutes = Annotated[
     float | None,
     option("MINUTES", "End before this time is over, with what has been learned by then.", SESSION),
@@ -151,7 +164,7 @@ def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> Learn
         raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(kinds)}")
     own = {name: {field.name for field in fields(kind)} for name, kind in kinds.items()}
     belong = {
-        "closed-loop": own["closed-loop"].union(BUDGETS, ["effort"]),
+        "closed-loop": own["closed-loop"].union(BUDGETS, ["effort", "dry_run"]),
         "alternate": own["alternate"] | {"data"},
     }
     (other,) = set(kinds) - {pattern}
@@ -160,6 +173,8 @@ def settings_of(given: Mapping[str, Any], pattern: str = "closed-loop") -> Learn
         said["branches"] = False
     if said.pop("recompute_evaluations", False):
         said["recompute"] = "evaluations"
+    if said.pop("offload", False):
+        said["recompute"] = "offload"
     for name in said:
         if name in belong[other] - belong[pattern]:
             shown = name.removeprefix("num_").rstrip("_").replace("_", "-")

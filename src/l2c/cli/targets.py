@@ -120,6 +120,19 @@ def read_call(settings: Sequence[str] | None) -> dict[str, Any]:
     return call
 
 
+def load(given: Mapping[str, Any], *, dtype: Any, device: Any) -> Any:
+    """The model or pipeline that a command was given, with all that is loaded into it.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+        ConfigError: If no model has that name, or a model is given what is for a pipeline.
+    """
+    from l2c.hosts.loading import load_target
+
+    more = {name: given[name] for name in ("lora", "scheduler", "quantization")}
+    return load_target(given["model"], dtype=dtype, device=device, quiet=True, **more)
+
+
 def name_of(target: str, lora: str | None) -> str:
     """Of a target, for people: without the folders that it is in on this machine.
 

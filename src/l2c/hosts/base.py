@@ -154,6 +154,7 @@ class Host(Protocol):
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
         recompute: bool = False,
+        offload: bool = False,
     ) -> AbstractContextManager[Handle]:
         """Enables a schedule or another policy, without comparing run or weights, until the context ends.
 
@@ -162,6 +163,7 @@ class Host(Protocol):
             around: What computes a layer, for a schedule.
             recompute: Where gradients are taken, compute whole evaluations again in the backward pass instead of
                 keeping what it needs of them.
+            offload: Then, let stored values wait for that in CPU memory.
 
         Raises:
             ConfigError: If the host cannot do that.

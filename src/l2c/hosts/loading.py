@@ -21,6 +21,8 @@ def load_target(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     lora: str | None = None,
+    scheduler: str | None = None,
+    quantization: str | None = None,
     quiet: bool = False,
 ) -> Any:
     """What a schedule is learned for and used with: a model of l2c, or a diffusers pipeline.
@@ -31,11 +33,13 @@ def load_target(
         dtype: Number format of the weights.
         device: Where to compute.
         lora: Name or path of a LoRA to load into a pipeline.
+        scheduler: See `load_pipeline`.
+        quantization: See `load_pipeline`.
         quiet: See `load_pipeline`.
 
     Raises:
         CheckpointError: If it cannot be loaded.
-        ConfigError: If no model has that name, or there is a LoRA for a model.
+        ConfigError: If no model has that name, or a model is given what is for a pipeline.
 
     Example:
         >>> import l2c
@@ -43,9 +47,13 @@ def load_target(
         'DiT'
     """
     if is_pipeline(name):
-        return load_pipeline(name, dtype=dtype, device=device, lora=lora, quiet=quiet)
-    if lora is not None:
-        raise ConfigError(f"a LoRA is loaded into a diffusers pipeline, and {name} is a model; leave it out")
+        given = {"lora": lora, "scheduler": scheduler, "quantization": quantization}
+        return load_pipeline(name, dtype=dtype, device=device, quiet=quiet, **given)
+    for what, value in (("LoRA", lora), ("scheduler", scheduler), ("quantization", quantization)):
+        if value is not None:
+            raise ConfigError(
+                f"a {what} is loaded into a diffusers pipeline, and {name} is a model; leave it out"
+            )
     return load_model(str(name), dtype=dtype, device=device)
 
 

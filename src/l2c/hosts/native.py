@@ -211,6 +211,7 @@ class ModelHost:
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
         recompute: bool = False,
+        offload: bool = False,
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         if recompute:

@@ -75,7 +75,15 @@ def _layers(prefix: str, block: nn.Module, parts: BlockParts) -> list[Layer]:
     layers = []
     for part, given in parts.items():
         residual = given if isinstance(given, Residual) else Residual(given)
-        if getattr(block, part, None) is not None:
+        if _part(block, part) is not None:
             feeders = tuple(f"{prefix}.{feeder}" for feeder in residual.feeders)
             layers.append(Layer(f"{prefix}.{part}", f"{prefix}.{part}", residual.kind, feeders=feeders))
     return layers
+
+
+def _part(block: nn.Module, path: str) -> object:
+    """A submodule by its path, None where a block has none."""
+    found: object = block
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found

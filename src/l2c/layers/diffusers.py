@@ -20,6 +20,7 @@ _TEXT: BlockParts = {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ff": MLP}
 _JOINT: BlockParts = {"attn": ATTENTION, "attn2": ATTENTION, "ff": MLP, "ff_context": MLP}
 _SINGLE: BlockParts = {"proj_out": Residual(BLOCK, ("attn", "proj_mlp", "act_mlp"))}
 _WAN: BlockParts = {"attn1": ATTENTION, "attn2": CROSS_ATTENTION, "ffn": MLP}
+_Z_IMAGE: BlockParts = {"attention": ATTENTION, "feed_forward": MLP}
 _LUMINA2: BlockParts = {"attn": ATTENTION, "feed_forward": MLP}
 
 TRANSFORMERS: dict[str, tuple[str, dict[str, BlockParts]]] = {
@@ -82,6 +83,32 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, BlockParts]]] = {
         {"transformer_blocks": {"attn1": ATTENTION, "ff": MLP, "ff_context": MLP}},
     ),
     "CogVideoXTransformer3DModel": ("cogvideox", {"transformer_blocks": {"attn1": ATTENTION, "ff": MLP}}),
+    "HiDreamImageTransformer2DModel": (
+        "hidream",
+        {
+            "double_stream_blocks": {"block.attn1": ATTENTION, "block.ff_i": MLP, "block.ff_t": MLP},
+            "single_stream_blocks": {"block.attn1": ATTENTION, "block.ff_i": MLP},
+        },
+    ),
+    "ZImageTransformer2DModel": (
+        "z-image",
+        {"noise_refiner": _Z_IMAGE, "context_refiner": _Z_IMAGE, "layers": _Z_IMAGE},
+    ),
+    "LTX2VideoTransformer3DModel": (
+        "ltx-2",
+        {
+            "transformer_blocks": {
+                "attn1": ATTENTION,
+                "audio_attn1": ATTENTION,
+                "attn2": CROSS_ATTENTION,
+                "audio_attn2": CROSS_ATTENTION,
+                "audio_to_video_attn": CROSS_ATTENTION,
+                "video_to_audio_attn": CROSS_ATTENTION,
+                "ff": MLP,
+                "audio_ff": MLP,
+            }
+        },
+    ),
     "StableAudioDiTModel": ("stable-audio", {"transformer_blocks": _TEXT}),
 }
 """Class -> its architecture, and its lists of blocks with their layers, in execution order."""

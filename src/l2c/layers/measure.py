@@ -23,6 +23,19 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [part for part in value if isinstance(part, Tensor)] if isinstance(value, (tuple, list)) else []
 
 
+def rows_and_shape(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, tuple[int, ...]] | None:
+    """Rows of a call of a transformer, and the shape of one: of a batch, or of a list of samples, as Z-Image takes it.
+
+    None where the sample is not found.
+    """
+    sample = kwargs.get("hidden_states", kwargs.get("x", args[0] if args else None))
+    if isinstance(sample, Tensor):
+        return sample.shape[0], tuple(sample.shape[1:])
+    if isinstance(sample, (list, tuple)) and sample and isinstance(sample[0], Tensor):
+        return len(sample), tuple(sample[0].shape)
+    return None
+
+
 @torch.no_grad()
 def measure_layers(
     model: nn.Module, table: LayerTable, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -41,13 +54,13 @@ def measure_layers(
     Returns:
         The table with sizes, for one row of the batch; and what the model returned.
     """
-    sample = kwargs.get("hidden_states", args[0] if args else None)
-    batch, shape = (sample.shape[0], tuple(sample.shape[1:])) if isinstance(sample, Tensor) else (1, (1,))
+    batch, shape = rows_and_shape(args, kwargs) or (1, (1,))
     elements: dict[str, int] = {}
 
     def record(path: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            elements[path] = sum(tensor.numel() for tensor in tensors_in(output))
+            found = sum(tensor.numel() for tensor in tensors_in(output))
+            elements[path] = elements.get(path, 0) + found
 
         return hook
 

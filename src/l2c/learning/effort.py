@@ -37,21 +37,37 @@ def effort_settings(effort: str) -> Mapping[str, Any]:
 
 
 def picture_evaluations(settings: LearnSettings, wholes: float, budgets: int = 1, searches: int = 1) -> float:
-    """Work of learning, in evaluations of one picture.
+    """Work of learning, in evaluations of one picture; arguments as of `stage_evaluations`."""
+    return sum(stage_evaluations(settings, wholes, budgets, searches).values())
+
+
+def stage_evaluations(
+    settings: LearnSettings,
+    wholes: float,
+    budgets: int = 1,
+    searches: int = 1,
+    step_factor: float = STEP_FACTOR,
+) -> dict[str, float]:
+    """Work of each stage of learning, in evaluations of one picture.
 
     Args:
         settings: What decides it.
         wholes: What a run costs, in whole evaluations; the mean over the budgets.
         budgets: How many.
         searches: Searches for a mask, for each budget.
+        step_factor: What a step takes for each picture, in forward runs.
     """
     pictures = settings.num_examples + settings.num_validation
     fine = pictures * (settings.reference_steps or wholes)
     judged = searches * settings.trials * settings.trial_examples
-    steps = settings.iterations * settings.batch_size * STEP_FACTOR
+    steps = settings.iterations * settings.batch_size * step_factor
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
     made = rounds * settings.num_validation + 2 * settings.num_held_out
-    return fine + budgets * wholes * (judged + steps + made)
+    return {
+        "fine-step solutions": fine,
+        "searching masks": budgets * wholes * judged,
+        "learning": budgets * wholes * (steps + made),
+    }
 
 
 @torch.no_grad()

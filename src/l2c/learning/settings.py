@@ -34,7 +34,8 @@ class LearnSettings(TaskSettings):
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
-            the run and the values that are reused, and compute whole evaluations again, one at a time.
+            the run and the values that are reused, and compute whole evaluations again, one at a time. `offload`:
+            likewise, and let those values rest in CPU memory, pinned for a GPU, until they are needed.
     """
 
     iterations: Count = 30
@@ -48,7 +49,7 @@ class LearnSettings(TaskSettings):
     trials: Count = 32
     trial_examples: Count = 6
     branches: bool = True
-    recompute: Literal[False, True, "evaluations"] = False
+    recompute: Literal[False, True, "evaluations", "offload"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

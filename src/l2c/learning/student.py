@@ -42,7 +42,7 @@ class Student(nn.Module):
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
         bf16: Run the network in bfloat16 in training mode; in evaluation mode, it runs in its own precision.
         recompute: Keep only the inputs of computed layers for the backward pass; `evaluations`: only those of whole
-            calls of the network, and the values that are reused.
+            calls of the network, and the values that are reused; `offload`: those in CPU memory.
 
     Attributes:
         forecasts: Their weights.
@@ -97,9 +97,10 @@ class Student(nn.Module):
         """Attaches it to its host, which it has to be while it runs."""
         contract = self._host.contract(weights=False)
         blank = CacheSchedule(self.compute, self._host.table, contract, self.forecasts.predictor())
-        whole = self._recompute == "evaluations"
+        whole = self._recompute in ("evaluations", "offload")
         around = again_in_backward if self._recompute and not whole else None
-        with self._host.attach(blank, around=around, recompute=whole) as handle:
+        offload = self._recompute == "offload"
+        with self._host.attach(blank, around=around, recompute=whole, offload=offload) as handle:
             self._handle = handle
             try:
                 yield

@@ -17,6 +17,7 @@ from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.layers import LayerTable
 from l2c.schedule import hub
 from l2c.schedule.branches import check_branches, has_branches, without_derived
+from l2c.schedule.cache_dit import cache_dit_settings
 from l2c.schedule.contract import Contract
 from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
@@ -256,6 +257,24 @@ class CacheSchedule:
         (['111111', '000000', '111111', '000000'], {'evaluation': 1, 'layer': 0, 'sources': [0], 'weights': [1.0]})
         """
         return interchange(self)
+
+    def to_cache_dit(self) -> dict[str, Any]:
+        """The schedule as settings of cache-dit, for a mask whose evaluations compute all layers or none.
+
+        `cache_dit.DBCacheConfig(**schedule.to_cache_dit())` computes at the same evaluations. What it does elsewhere is
+        its own: the first block is always computed, and what the others added to its output is repeated, or continued
+        by the calibrator that is given beside; learned forecasts are not handed on.
+
+        Raises:
+            ScheduleError: If cache-dit has nothing that corresponds.
+
+        >>> import l2c
+        >>> schedule = l2c.methods.interval(l2c.testing.tiny_dit(), every=2, steps=4)
+        >>> schedule.to_cache_dit()["steps_computation_mask"]
+        [1, 0, 1, 0]
+        """
+        brings_solver = self.contract.run.weights is not None
+        return cache_dit_settings(self.compute, brings_solver=brings_solver, has_branches=self.has_branches)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the schedule into a folder, with its heat map and a card that says what it is for.

@@ -128,3 +128,28 @@ def stable_audio(batch: int) -> dict[str, Any]:
         "global_hidden_states": random(1, 1, TEXT).repeat(batch, 1, 1),
         "rotary_embedding": get_1d_rotary_pos_embed(4, 9, use_real=True, repeat_interleave_real=False),
     }
+
+
+def hidream(batch: int) -> dict[str, Any]:
+    """Those of HiDream-I1: hidden states of every chosen layer of a language model, and those of a T5."""
+    return {
+        "encoder_hidden_states_t5": random(1, WORDS, TEXT).repeat(batch, 1, 1),
+        "encoder_hidden_states_llama3": random(4, 1, WORDS, TEXT).repeat(1, batch, 1, 1),
+        "pooled_embeds": random(1, TEXT).repeat(batch, 1),
+    }
+
+
+def z_image(batch: int) -> dict[str, Any]:
+    """Those of Z-Image, a caption for each sample."""
+    return {"cap_feats": [random(WORDS, TEXT)] * batch}
+
+
+def ltx2(batch: int) -> dict[str, Any]:
+    """Those of LTX-2, with the sound as it is at one step."""
+    return {
+        **ltx(batch),
+        "audio_hidden_states": random(1, 4, 4).repeat(batch, 1, 1),
+        "audio_encoder_hidden_states": random(1, WORDS, TEXT).repeat(batch, 1, 1),
+        "audio_encoder_attention_mask": torch.ones(batch, WORDS, dtype=torch.bool),
+        "audio_num_frames": 4,
+    }

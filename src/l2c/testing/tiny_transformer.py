@@ -18,13 +18,17 @@ class TinyTransformer:
         class_name: Name of its class in diffusers.
         config: Its configuration.
         shape: Shape of its input for one image, without the batch.
-        conditions: Function of the batch size that returns everything but `hidden_states` and `timestep`.
+        conditions: Function of the batch size that returns everything but samples and timesteps.
+        names: What its call names samples and timesteps.
+        listed: Whether it takes and returns samples as a list.
     """
 
     class_name: str
     config: dict[str, Any]
     shape: tuple[int, ...]
     conditions: Callable[[int], dict[str, Any]]
+    names: tuple[str, str] = ("hidden_states", "timestep")
+    listed: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         """The model with weights from `seed`, frozen."""
@@ -37,8 +41,11 @@ class TinyTransformer:
 
     def call(self, model: nn.Module, x: Tensor, timestep: float) -> Tensor:
         """What the model predicts for samples (B, ...) at a timestep."""
-        given = self.conditions(x.shape[0])
-        output = model(
-            hidden_states=x, timestep=torch.full(x.shape[:1], timestep), return_dict=False, **given
-        )[0]
+        output = model(**self.arguments(x, timestep), return_dict=False)[0]
         return torch.stack(output) if isinstance(output, list) else output
+
+    def arguments(self, x: Tensor, timestep: float) -> dict[str, Any]:
+        """What the model is called with for samples (B, ...) at a timestep."""
+        samples = list(x) if self.listed else x
+        values = (samples, torch.full(x.shape[:1], timestep))
+        return {**dict(zip(self.names, values, strict=True)), **self.conditions(x.shape[0])}

@@ -20,6 +20,7 @@ from l2c.hosts.pipeline.compilation import eagerly
 from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.runs import Call, call_now, describe_run
 from l2c.layers import LayerTable, find_layers, measure_layers
+from l2c.layers.measure import rows_and_shape
 from l2c.schedule.contract import Run
 
 
@@ -99,8 +100,7 @@ class _DryForward:
         if self._real:
             return original(*args, **kwargs)
         self.evaluations.append(self.clock.evaluation)
-        sample = kwargs.get("hidden_states", args[0] if args else None)
-        shape = sample.shape if isinstance(sample, Tensor) else None
+        shape = rows_and_shape(args, kwargs)
         if shape not in self._blanks:
             self._real = True
             try:

@@ -232,13 +232,15 @@ class PipelineHost:
         *,
         around: Callable[[Callable[[], Any]], Any] | None = None,
         recompute: bool = False,
+        offload: bool = False,
     ) -> Iterator[Handle]:
         """See `Host.attach`."""
         models = dict(self.models)
         reuse: Mapping[str, CacheSchedule] | ReusePolicy = (
             dict.fromkeys(models, policy.with_any_weights()) if isinstance(policy, CacheSchedule) else policy
         )
-        how: dict[str, Any] = {"around": around or compute_once, "recompute": recompute, "quiet": True}
+        how: dict[str, Any] = {"around": around or compute_once, "quiet": True}
+        how |= {"recompute": recompute, "offload": offload}
         with self._driven(), PipelineCache(self.target, self._scheduler, models, reuse, **how) as cache:
             yield cache
 

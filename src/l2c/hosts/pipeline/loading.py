@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
 from importlib.util import find_spec
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from l2c.errors import CheckpointError
+from l2c.errors import CheckpointError, ConfigError
+from l2c.hosts.pipeline.components import transformers_of
 from l2c.scenes.pipeline import EMBEDDED
 
 ASSETS = Path(str(resources.files("l2c") / "assets"))
@@ -28,6 +30,8 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     lora: str | None = None,
+    scheduler: str | None = None,
+    quantization: str | None = None,
     quiet: bool = False,
 ) -> Any:
     """A diffusers pipeline on a device.
@@ -38,13 +42,18 @@ def load_pipeline(
         dtype: Number format of the weights.
         device: Where to compute.
         lora: Name or path of a LoRA to load into it.
+        scheduler: Class of diffusers' scheduler to drive it by instead of its own, with the settings of that.
+        quantization: `int8`: linear maps of its transformers keep their weights in 8 bits, by torchao.
         quiet: Show no progress bars, neither now nor when it is called.
 
     Raises:
         CheckpointError: If there is no such pipeline or it cannot be loaded.
+        ConfigError: If there is no such scheduler or quantization, or torchao is not installed.
     """
     from diffusers import DiffusionPipeline
 
+    made = None if scheduler is None else _scheduler_class(scheduler)
+    quantize = None if quantization is None else _quantizer(quantization)
     folder = pipeline_folder(name)
     if name in EMBEDDED and find_spec("transformers") is None:
         raise CheckpointError(
@@ -68,7 +77,37 @@ def load_pipeline(
         raise CheckpointError(f"cannot load the pipeline {name}{with_lora}: {said}") from error
     if quiet:
         pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if made is not None:
+        pipe.scheduler = made.from_config(pipe.scheduler.config)
+    pipe = pipe.to(device)
+    if quantize is not None:
+        for model in transformers_of(pipe).values():
+            quantize(model)
+    return pipe
+
+
+def _scheduler_class(name: str) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if found is None:
+        raise ConfigError(
+            f"diffusers {diffusers.__version__} has no scheduler '{name}'; give the name of a class such as "
+            "UniPCMultistepScheduler"
+        )
+    return found
+
+
+def _quantizer(name: str) -> Callable[[nn.Module], object]:
+    if name != "int8":
+        raise ConfigError(f"unknown quantization '{name}'; there is int8, of the weights, by torchao")
+    if find_spec("torchao") is None:
+        raise ConfigError(
+            "the quantization int8 is that of torchao, which is not installed; pip install torchao"
+        )
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    return lambda model: quantize_(model, Int8WeightOnlyConfig())
 
 
 def pipeline_folder(name: str | Path) -> Path:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from l2c.cache.clock import Clock
 from l2c.cache.policy import Compute, LayerPolicy, StaticPolicy, compute_once
-from l2c.cache.values import Value, combine_values, copy_value, weigh_values
+from l2c.cache.values import Value, combine_values, copy_value, own_value, weigh_values
+from l2c.hosts.pipeline.resting import Resting
 from l2c.schedule.forecast import ReusePlan, is_copy
 
 
@@ -91,7 +92,7 @@ class PipelinePolicy(StaticPolicy):
         super().__init__(plan, num_evaluations, around)
         self.cells = [Cell(self) for _ in range(num_layers)]
         self.replayed = False
-        self._most_times = 1
+        self._most_times, self._resting = 1, Resting()
         self._rows: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
         self._call = (0, "")
 
@@ -146,19 +147,24 @@ class PipelinePolicy(StaticPolicy):
                 self._rows[key] = torch.tensor(padded, dtype=torch.float32, device=device).unbind()
         return self._rows[key][layer]
 
-    def repeat(self) -> Callable[[], AbstractContextManager[None]]:
+    def repeat(self, *, offload: bool = False) -> Callable[[], AbstractContextManager[None]]:
         """What lets the cells do once more what they are about to do in this call, keeping nothing.
 
         It holds the stored values that the call reads, so that they are there when the store has long let go of them.
+
+        Args:
+            offload: Hold copies of them in CPU memory.
         """
-        begun = [(list(cell.history), cell.weights) for cell in self.cells]
+        rest = self._resting.put if offload else _held
+        begun = [([rest(values) for values in cell.history], cell.weights) for cell in self.cells]
 
         @contextmanager
         def again() -> Iterator[None]:
             before = [vars(cell).copy() for cell in self.cells]
             for cell, (history, weights) in zip(self.cells, begun, strict=True):
                 cell.clear()
-                cell.history, cell.weights, cell.keeps = list(history), weights, False
+                cell.history = [bring() for bring in history]
+                cell.weights, cell.keeps = weights, False
             try:
                 yield
             finally:
@@ -179,10 +185,14 @@ class PipelinePolicy(StaticPolicy):
             self._most_times = max(self._most_times, cell.times)
             if cell.keeps:
                 for time, value in enumerate(cell.fresh, start=reused):
-                    kept = copy_value(value) if self.replayed else value
+                    kept = copy_value(value) if self.replayed else own_value(value)
                     self.store.put(_history_name(branch, time), evaluation, layer, kept)
             cell.clear()
         self.counts.peak_bytes = max(self.counts.peak_bytes, self.store.nbytes)
+
+
+def _held(values: tuple[Value, ...]) -> Callable[[], tuple[Value, ...]]:
+    return lambda: values
 
 
 def _history_name(branch: str, time: int) -> str:

@@ -22,6 +22,7 @@ from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_com
 from l2c.hosts.pipeline.policy import PipelinePolicy
 from l2c.hosts.pipeline.runs import call_now
 from l2c.layers import find_layers
+from l2c.layers.measure import rows_and_shape
 from l2c.schedule.schedule import CacheSchedule
 
 _UNKNOWN_WRAPPER = (
@@ -36,6 +37,7 @@ class Owner(Protocol):
     any_weights: bool
     around: Callable[[Compute], Value]
     recompute: bool
+    offload: bool
     clock: SchedulerClock
 
     def enter_evaluation(self) -> int:
@@ -168,7 +170,7 @@ class CachedTransformer:
             clock.start(evaluation)
             clock.tick(evaluation)
             self._calls.clear()
-        branch = self._branch(kwargs.get("hidden_states", args[0] if args else None), kwargs)
+        branch = self._branch(rows_and_shape(args, kwargs), kwargs.get("encoder_hidden_states"))
         policy = self.policy if isinstance(self.policy, PipelinePolicy) else None
         if policy is not None:
             policy.begin_call(evaluation, branch)
@@ -199,7 +201,7 @@ class CachedTransformer:
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Calls the model, keeping for the backward pass nothing but what it is called with and what it reuses."""
-        repeat, calls = policy.repeat(), 0
+        repeat, calls = policy.repeat(offload=self._owner.offload), 0
 
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -212,26 +214,24 @@ class CachedTransformer:
         draws = self.model.training  # else nothing is drawn that would have to be drawn again
         return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
 
-    def _branch(self, sample: Any, kwargs: Mapping[str, Any]) -> str:
+    def _branch(self, sample: tuple[int, tuple[int, ...]] | None, text: Any) -> str:
         """Name of a call: its `cache_context`, then its place among the calls of the evaluation, then its shape."""
         name = self._context
         place = self._calls[name] = self._calls.get(name, 0) + 1
         if place > 1:
             name = f"{name}-{place}"
-        text = kwargs.get("encoder_hidden_states")
-        shape = [value.shape if isinstance(value, Tensor) else None for value in (sample, text)]
+        shape = (sample, text.shape if isinstance(text, Tensor) else None)
         shapes = self._shapes.setdefault(name, [])
         if not shapes:
-            self._check_shape(sample)
+            self._check_shape(() if sample is None else sample[1])
         if shape not in shapes:
             shapes.append(shape)
         number = shapes.index(shape)
         return f"{name} (shape {number + 1})" if number else name
 
-    def _check_shape(self, sample: Any) -> None:
+    def _check_shape(self, got: tuple[int, ...]) -> None:
         """Warns when samples have another shape than those that the schedule was made for."""
         expected = self.schedule.layers.sample_shape if self.schedule is not None else ()
-        got = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else ()
         if expected and got and got != expected:
             warnings.warn(
                 f"the schedule was made for samples of {'x'.join(map(str, expected))} and the run has "

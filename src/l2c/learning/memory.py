@@ -1,0 +1,91 @@
+"""Memory of learning through whole runs: by a formula before anything runs, and as measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from l2c.cache.store import elements_of, last_reads
+from l2c.hosts.base import Host
+from l2c.learning.coefficients import Coefficients
+
+
+def kept_bytes(host: Host, compute: Tensor, history: int) -> int:
+    """Bytes that one example's run keeps for its backward pass with `recompute="evaluations"`.
+
+    Rows of a call x calls per evaluation x bytes per number x (elements of all values that a forecast reads +
+    evaluations x elements of the network's input). Weights, and what one evaluation works out while it is computed
+    again, come besides.
+
+    Args:
+        host: A pipeline and its run.
+        compute: Where to compute, bool (evaluations, layers).
+        history: How many computed values a forecast reads at most.
+    """
+    table, run = host.table, host.run
+    forecasts = Coefficients(
+        compute, run.log_snrs, history, torch.device("cpu"), None, None, host.segments, len(table)
+    )
+    values = sum(elements_of(layer, table) for _, layer in last_reads(forecasts.plan()))
+    rows, calls = host.rows_and_calls
+    inputs = len(run.timesteps) * math.prod(table.sample_shape)
+    return rows * calls * _element_bytes(host) * (values + inputs)
+
+
+def weight_bytes(host: Host) -> int:
+    """Bytes of the weights of all models of a host."""
+    return sum(part.nbytes for model in host.models.values() for part in model.parameters())
+
+
+def _element_bytes(host: Host) -> int:
+    """Bytes of a number that a model of a host puts out; quantised weights are no floating-point numbers."""
+    for model in host.models.values():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return parameter.element_size()
+    return torch.get_default_dtype().itemsize
+
+
+class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the memory of tensors that are made under it, for as long as they live, wherever they are kept.
+
+    Weights, and whatever else was there before, are not counted, nor are views of them.
+
+    >>> with AliveBytes() as alive:
+    ...     kept = torch.zeros(8)
+    ...     _ = torch.zeros(100)
+    >>> alive.nbytes
+    32
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._found: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._note(args, kwargs, made=False)
+        result = func(*args, **kwargs)
+        self._note(result, {}, made=True)
+        return result
+
+    def _note(self, values: Any, more: Any, *, made: bool) -> None:
+        """Notes storages that are new: made here, or there before."""
+        for value in tree_leaves((values, more)):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                known = self._found.get(reference.cdata)
+                if known is None or known[0].expired():
+                    self._found[reference.cdata] = (reference, storage.nbytes() if made else 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is alive now."""
+        return sum(size for reference, size in self._found.values() if not reference.expired())

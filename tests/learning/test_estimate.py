@@ -1,0 +1,94 @@
+"""What learning would do, said beforehand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import l2c
+from l2c.errors import ConfigError
+from l2c.learning.estimate import _size
+from l2c.learning.memory import kept_bytes
+from l2c.testing import tiny_call, tiny_dit, tiny_pipeline
+
+QUICK = {"batch_size": 1, "num_examples": 4, "reference_steps": 8, "trials": 3}
+
+
+def pipeline_call(name):
+    return {key: value for key, value in tiny_call(name).items() if key not in ("generator", "output_type")}
+
+
+def test_a_pipeline_is_left_as_it_was_and_its_memory_is_that_of_the_formula():
+    pipe, settings = tiny_pipeline("sd3"), l2c.LearnSettings(recompute="evaluations", **QUICK)
+    given = pipeline_call("sd3")
+    estimate = l2c.estimate_learning(pipe, budget=0.5, settings=settings, **given)
+    assert (estimate.target, estimate.num_evaluations) == ("StableDiffusion3Pipeline", 6)
+    host = l2c.host_of(pipe, **given)
+    everything = kept_bytes(host, torch.ones(6, len(host.table), dtype=torch.bool), 3)
+    assert estimate.kept_bytes > everything  # which no forecast reads
+    assert estimate.weights_bytes == sum(weight.nbytes for weight in pipe.transformer.parameters())
+    l2c.learn(
+        pipe, budget=0.5, settings=l2c.LearnSettings(iterations=1, **QUICK), **given
+    )  # nothing is enabled
+
+
+def test_learning_by_layers_keeps_less_than_without():
+    pipe, given = tiny_pipeline("sd3"), pipeline_call("sd3")
+    kept = [
+        l2c.estimate_learning(pipe, settings=l2c.LearnSettings(recompute=how, **QUICK), **given).kept_bytes
+        for how in ("evaluations", True, False)
+    ]
+    assert kept == sorted(kept)
+
+
+@pytest.mark.slow
+def test_minutes_are_about_those_that_learning_takes():
+    model = l2c.load_target("dit-mini-cifar10")
+    settings = l2c.LearnSettings(iterations=3, batch_size=2, num_examples=8, reference_steps=12, trials=4)
+    run = {"solver": "ddim", "steps": 6}
+    estimate = l2c.estimate_learning(model, budget=0.5, settings=settings, **run)
+    begun = time.monotonic()
+    l2c.learn(model, budget=0.5, settings=settings, **run)
+    took = (time.monotonic() - begun) / 60
+    assert took / 3 < estimate.total_minutes < 3 * took  # tests share the machine
+
+
+def test_stages_add_up_and_budgets_count():
+    settings = l2c.LearnSettings(iterations=2, **QUICK)
+    run = {"settings": settings, "solver": "ddim", "steps": 6}
+    one, three = (l2c.estimate_learning(tiny_dit(), num_budgets=count, **run) for count in (1, 3))
+    assert one.to_json()["total_minutes"] == pytest.approx(sum(one.minutes.values()))
+    assert three.checkpoint_bytes > one.checkpoint_bytes
+    assert "6 evaluations, 50% of the work, 1 schedule\n" in str(one)
+    assert "3 schedules" in str(three)
+
+
+def test_a_learned_solver_is_estimated_for_its_evaluations():
+    settings = l2c.LearnSettings(iterations=2, **QUICK)
+    estimate = l2c.estimate_learning(tiny_dit(), evaluations=3, settings=settings)
+    assert (estimate.num_evaluations, estimate.computed) == (6, 0.5)
+
+
+def test_what_cannot_be_learned_is_refused():
+    with pytest.raises(ConfigError, match="computes everything"):
+        l2c.estimate_learning(tiny_dit(), budget=1.0, steps=4, solver="ddim")
+
+
+def test_too_little_memory_is_a_sentence(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("l2c.learning.estimate._trial", full)
+    with pytest.raises(ConfigError, match="more memory than cpu has; take recompute='evaluations'"):
+        l2c.estimate_learning(tiny_dit(), steps=4, solver="ddim")
+
+
+def test_sizes_are_told_in_units():
+    assert [_size(count) for count in (0, 999, 85_000, 1_600_000_000_000)] == [
+        "0 B",
+        "999 B",
+        "85 kB",
+        "1.6 TB",
+    ]
