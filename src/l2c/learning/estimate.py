@@ -19,6 +19,7 @@ from l2c.learning.mask_search import check_budget
 from l2c.learning.masks import spread
 from l2c.learning.memory import AliveBytes, kept_bytes, weight_bytes
 from l2c.learning.settings import LearnSettings
+from l2c.learning.solver import NUM_STRUCTURES
 from l2c.learning.student import Student
 from l2c.schedule.cost import CostTable
 
@@ -115,7 +116,7 @@ def estimate_learning(
     """
     settings = checked(settings, LearnSettings, "learning in the closed loop")
     base = host_of(target, estimate_learning, **run)
-    host = base if evaluations is None else base.with_solver(round(PER_COMPUTED * evaluations))
+    host = base if evaluations is None else base.solver_starts(round(PER_COMPUTED * evaluations))[0]
     count, costs = len(host.run.timesteps), CostTable.macs(host.table)
     wholes = count * budget if evaluations is None else float(evaluations)
     mask = _mask(host, wholes / count, costs)
@@ -140,7 +141,7 @@ def estimate_learning(
             ) from error
     if settings.recompute in ("evaluations", "offload"):
         kept = kept_bytes(host, mask, settings.history)
-    searches = 1 if evaluations is None else 3
+    searches = 1 if evaluations is None else NUM_STRUCTURES
     factor = step_s / size / (wholes * each_s)
     stages = stage_evaluations(settings, wholes, num_budgets, searches, factor)
     pictures = settings.num_examples + settings.num_validation
