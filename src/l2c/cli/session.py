@@ -77,7 +77,7 @@ Branches = Annotated[
     option(
         None,
         "Whether the unconditional pass of guidance may run at fewer evaluations than the conditional one; by default "
-        "it may. What is learned so is for l2c's own sampling, not for pipelines.",
+        "it may.",
         CLOSED,
         "--branches/--no-branches",
     ),

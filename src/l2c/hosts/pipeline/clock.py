@@ -19,18 +19,30 @@ class SchedulerClock:
     first timestep, as image to image does, is recognised by the scheduler's begin index, or by the timestep that
     it is first asked about.
 
+    Args:
+        scheduler: A diffusers scheduler.
+        on_start: Called when a run begins.
+        on_end: Called when it ends, finished or not.
+        on_step: Called before each step with the prediction that the scheduler is given.
+
     Attributes:
         finished: Whether the last run reached its last timestep.
         num_evaluations: Number of timesteps of the run; 0 before the first.
         mu: Shift that the timesteps were last set with, under dynamic shifting.
     """
 
-    def __init__(self, scheduler: Any, on_start: Callable[[], None], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        on_start: Callable[[], None],
+        on_end: Callable[[], None],
+        on_step: Callable[[Any], None] = lambda prediction: None,
+    ) -> None:
         self.scheduler = scheduler
         self.finished = False
         self.num_evaluations = 0
         self.mu: float | None = None
-        self._on_start, self._on_end = on_start, on_end
+        self._on_start, self._on_end, self._on_step = on_start, on_end, on_step
         self._running = False
         self._index: int | None = None
         self._stepped = False
@@ -108,6 +120,7 @@ class SchedulerClock:
             return original(*args, **kwargs)
         at = self.evaluation
         try:
+            self._on_step(args[0] if args else next(iter(kwargs.values()), None))
             if not self._stepped and not hasattr(self.scheduler, "step_index"):  # later ones would only wait
                 given = self._step_signature.bind(*args, **kwargs).arguments.get("timestep")
                 self._compare(at, at if given is None else self._position(given))

@@ -16,11 +16,13 @@ from l2c.cache.patch import MethodPatch
 from l2c.errors import ConfigError, L2CError
 from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
-from l2c.hosts.pipeline.compilation import eagerly
+from l2c.hosts.pipeline.compilation import eagerly, find_compilation
 from l2c.hosts.pipeline.components import transformers_of
+from l2c.hosts.pipeline.rows import order_of, sample_of
 from l2c.hosts.pipeline.runs import Call, call_now, describe_run
 from l2c.layers import LayerTable, find_layers, measure_layers
 from l2c.layers.measure import rows_and_shape
+from l2c.schedule.branches import BRANCHES
 from l2c.schedule.contract import Run
 
 
@@ -37,6 +39,7 @@ class DryRun:
         mu: Shift of the noise levels that the pipeline worked out for its resolution, if it did.
         resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
         rows: Of the batch in the first call of a transformer: 2 for guidance in one call.
+        apart: Whether the passes of guidance can be run apart.
     """
 
     run: Run
@@ -47,6 +50,7 @@ class DryRun:
     mu: float | None = None
     first: int = 0
     rows: int = 1
+    apart: bool = False
 
     @property
     def table(self) -> LayerTable:
@@ -87,12 +91,16 @@ class DryRun:
 class _DryForward:
     """Replaces a transformer's forward: the first call is real and measured, the others return zeros."""
 
-    def __init__(self, pipe: Any, model: nn.Module, clock: SchedulerClock) -> None:
+    def __init__(self, pipe: Any, name: str, model: nn.Module, clock: SchedulerClock) -> None:
         self.pipe, self.model, self.clock = pipe, model, clock
         self.call: Call = ()
         self.table: LayerTable | None = None
         self.evaluations: list[int] = []
         self.rows = 1
+        self.contexts: list[str] = []
+        found = find_compilation(model, getattr(pipe, name, None))
+        self._compiled = bool(found.entries or found.blocks)
+        self.first: Tensor | None = None
         self._blanks: dict[Any, Any] = {}
         self._real = False
 
@@ -117,7 +125,30 @@ class _DryForward:
             finally:
                 self._real = False
             self._blanks[shape] = _zeros(output)
+            if len(self.evaluations) == 1:
+                self.first = sample_of(output)
+                return output
         return self._blanks[shape]
+
+    def cache_context(self, original: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if len(self.contexts) < 3:
+            self.contexts.append(name)
+        return original(name, *args, **kwargs)
+
+    def apart(self, combined: Any) -> bool:
+        """Whether the calls of the first evaluation tell the passes of guidance, and what came of them does."""
+        if (
+            not isinstance(self.first, Tensor)
+            or self._compiled
+            or context_of({"transformer": self.model}) is not None
+        ):
+            return False
+        if len(self.evaluations) == 2:
+            return tuple(self.contexts) == BRANCHES
+        try:
+            return len(self.evaluations) == 1 and len(order_of(self.first, combined)) == 2
+        except ConfigError:
+            return False
 
 
 def _zeros(value: Any) -> Any:
@@ -158,11 +189,19 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(eagerly())
         models = transformers_of(pipe)
-        clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None)
+        told: list[bool] = []
+
+        def watch(combined: Any) -> None:
+            if not told:
+                told.append(len(actors) == 1 and next(iter(actors.values())).apart(combined))
+
+        clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None, watch)
         stack.callback(clock.restore)
-        actors = {name: _DryForward(pipe, model, clock) for name, model in models.items()}
+        actors = {name: _DryForward(pipe, name, model, clock) for name, model in models.items()}
         for name, actor in actors.items():
             stack.callback(MethodPatch(models[name], "forward", actor.forward).remove)
+            if hasattr(models[name], "cache_context"):
+                stack.callback(MethodPatch(models[name], "cache_context", actor.cache_context).remove)
         quiet = MethodPatch(pipe, "progress_bar", _quiet)
         stack.callback(quiet.remove)
         resolution: dict[str, int] = {}
@@ -184,7 +223,8 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
     evaluations = {name: sorted({at - first for at in actors[name].evaluations}) for name in tables}
     calls = {name: actors[name].evaluations.count(first + evaluations[name][0]) for name in tables}
     rows = max(actors[name].rows for name in tables)
-    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first, rows)
+    apart = told == [True]
+    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first, rows, apart)
 
 
 def takes_latent_output(pipe: Any) -> bool:

@@ -16,6 +16,7 @@ from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
 from l2c.errors import CacheStateError
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
+from l2c.hosts.pipeline.passes import not_apart
 from l2c.hosts.pipeline.policy import PipelinePolicy
 from l2c.hosts.pipeline.runs import call_now, describe_run
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
@@ -75,9 +76,13 @@ class PipelineCache:
         self._own_scheduler = getattr(target, "scheduler", None)
         if self._own_scheduler is not None and self._own_scheduler is not scheduler:
             target.scheduler = scheduler
-        self.clock = SchedulerClock(scheduler, self._start, self._end)
+        self.clock = SchedulerClock(scheduler, self._start, self._end, self._step)
         try:
             parts = dict.fromkeys(models, reuse) if isinstance(reuse, ReusePolicy) else dict(reuse)
+            if len(parts) > 1 and any(
+                isinstance(one, CacheSchedule) and one.has_branches for one in parts.values()
+            ):
+                raise not_apart("on several transformers")
             for name, part in parts.items():
                 self.transformers[name] = CachedTransformer(name, models[name], part, self)
             if callable(getattr(target, "progress_bar", None)):
@@ -107,6 +112,10 @@ class PipelineCache:
     def _end(self) -> None:
         for transformer in self.transformers.values():
             transformer.end_run()
+
+    def _step(self, prediction: Any) -> None:
+        for transformer in self.transformers.values():
+            transformer.combined(prediction)
 
     def _progress_bar(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> WatchedBar:
         return WatchedBar(original(*args, **kwargs), self.clock.end)

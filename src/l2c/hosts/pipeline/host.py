@@ -148,13 +148,15 @@ class PipelineHost:
         """See `Host.rows_and_calls`."""
         return self.dry.rows, self.dry.calls_per_evaluation[self.dry.order[0]]
 
-    has_branches = False
+    @property
+    def has_branches(self) -> bool:
+        """See `Host.has_branches`."""
+        return self.dry.apart
 
     @cached_property
     def _fingerprint(self) -> tuple[float, ...]:
-        return tuple(
-            value for model in self.models.values() for value in fingerprint(model, find_layers(model))
-        )
+        models = self.models.values()
+        return tuple(value for model in models for value in fingerprint(model, find_layers(model)))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -174,10 +176,9 @@ class PipelineHost:
     @property
     def provenance(self) -> dict[str, Any]:
         """See `Host.provenance`."""
-        kept = {k: v for k, v in self.call.items() if type(v) in (int, float, bool) and k != "seed"}
         found: dict[str, Any] = {
             "pipeline": type(self.target).__name__,
-            "call": kept,
+            "call": {k: v for k, v in self.call.items() if type(v) in (int, float, bool) and k != "seed"},
             "resolution": self.dry.resolution,
             "conditions": len(self.conditions),
         }

@@ -10,13 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from l2c.cache.clock import Clock
 from l2c.cache.policy import Compute, LayerPolicy, StaticPolicy, compute_once
-from l2c.cache.values import Value, combine_values, copy_value, own_value, weigh_values
+from l2c.cache.values import (
+    Value,
+    combine_values,
+    copy_value,
+    join_values,
+    own_value,
+    split_value,
+    weigh_values,
+)
 from l2c.hosts.pipeline.resting import Resting
 from l2c.schedule.forecast import ReusePlan, is_copy
 
@@ -30,6 +39,7 @@ class Cell:
         policy: To which it belongs.
         history: For each time that it will forecast the layer: the stored values, the latest first.
         weights: Weights of those values.
+        sizes: How many of the values each pass of guidance has, where the rows of several are in the call.
         row: The weights as a tensor, for compiled calls; None where a value is copied.
         keeps: Whether an output that is computed will be read.
         fresh: What has been computed, to be kept.
@@ -40,6 +50,7 @@ class Cell:
         self.policy = policy
         self.history: list[tuple[Value, ...]] = []
         self.weights: Sequence[float | Tensor] = ()
+        self.sizes: Sequence[int] = ()
         self.row: Tensor | None = None
         self.keeps = False
         self.fresh: tuple[Value, ...] = ()
@@ -54,13 +65,20 @@ class Cell:
                 self.history[time] = ()  # so that what the store has let go of is freed here
             elif self.row is not None:
                 return weigh_values(values, self.row)
-            return combine_values(values, self.weights)
+            return self._forecast(values)
         fresh = self.policy.around(compute)
         if (
             torch.compiler.is_compiling() or self.keeps
         ):  # in this order: a compiler makes no variant for what it keeps
             self.fresh = (*self.fresh, fresh)
         return fresh
+
+    def _forecast(self, values: tuple[Value, ...]) -> Value:
+        if len(self.sizes) < 2:
+            return combine_values(values, self.weights)
+        ends = list(accumulate(self.sizes))
+        parts = [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        return join_values([combine_values(values[part], self.weights[part]) for part in parts])
 
     def computes(self) -> bool:
         """See `LayerPolicy.computes`."""
@@ -89,12 +107,15 @@ class PipelinePolicy(StaticPolicy):
         num_layers: int,
         around: Callable[[Compute], Value] = compute_once,
     ) -> None:
-        super().__init__(plan, num_evaluations, around)
+        StaticPolicy.__init__(self, plan, num_evaluations, around)
+        self._make_cells(num_layers)
+
+    def _make_cells(self, num_layers: int) -> None:
         self.cells = [Cell(self) for _ in range(num_layers)]
         self.replayed = False
         self._most_times, self._resting = 1, Resting()
         self._rows: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
-        self._call = (0, "")
+        self._call: tuple[int, tuple[str, ...]] = (0, ())
 
     def use(self, plan: ReusePlan) -> None:
         """See `StaticPolicy.use`."""
@@ -111,24 +132,35 @@ class PipelinePolicy(StaticPolicy):
         for cell in self.cells:
             cell.clear()
 
-    def begin_call(self, evaluation: int, branch: str) -> None:
-        """Says what each layer will do in a call of the model."""
-        self.counts.enter(evaluation, branch)
-        self._call = (evaluation, branch)
+    def first_column(self, branch: str) -> int:
+        """Column of the mask that is the first layer's in a branch."""
+        return 0
+
+    def begin_call(self, evaluation: int, *branches: str) -> None:
+        """Says what each layer will do in a call of the model, whose rows are those of one branch after another."""
+        for branch in branches:
+            self.counts.enter(evaluation, branch)
+        self._call = (evaluation, branches)
         tracing = "torch._dynamo" in sys.modules  # else nothing is compiled
         for layer, cell in enumerate(self.cells):
-            cell.keeps = (evaluation, layer) in self.store.reads
-            terms = self.plan.get((evaluation, layer))
-            if terms is None:
+            columns = [self.first_column(branch) + layer for branch in branches]
+            cell.keeps = any((evaluation, column) in self.store.reads for column in columns)
+            terms = [self.plan.get((evaluation, column)) for column in columns]
+            planned = [pairs for pairs in terms if pairs is not None]
+            if len(planned) < len(terms):
                 continue
             for time in range(self._most_times):
-                name = _history_name(branch, time)
-                if not all(self.store.holds(name, source, layer) for source, _ in terms):
+                places = [
+                    (_history_name(branch, time), source, column)
+                    for branch, column, pairs in zip(branches, columns, planned, strict=True)
+                    for source, _ in pairs
+                ]
+                if not all(self.store.holds(*place) for place in places):
                     break
-                values = [self.store.read(name, source, layer, evaluation) for source, _ in terms]
-                cell.history.append(tuple(values))
-            cell.weights = [weight for _, weight in terms]
-            if tracing and cell.history and not is_copy(cell.weights):
+                cell.history.append(tuple(self.store.read(*place, evaluation) for place in places))
+            cell.weights = [weight for pairs in planned for _, weight in pairs]
+            cell.sizes = [len(pairs) for pairs in planned]
+            if tracing and cell.history and columns == [layer] and not is_copy(cell.weights):
                 cell.row = self._row(evaluation, layer, _device(cell.history[0][0]))
 
     def _row(self, evaluation: int, layer: int, device: torch.device) -> Tensor | None:
@@ -156,15 +188,15 @@ class PipelinePolicy(StaticPolicy):
             offload: Hold copies of them in CPU memory.
         """
         rest = self._resting.put if offload else _held
-        begun = [([rest(values) for values in cell.history], cell.weights) for cell in self.cells]
+        begun = [([rest(values) for values in cell.history], cell.weights, cell.sizes) for cell in self.cells]
 
         @contextmanager
         def again() -> Iterator[None]:
             before = [vars(cell).copy() for cell in self.cells]
-            for cell, (history, weights) in zip(self.cells, begun, strict=True):
+            for cell, (history, weights, sizes) in zip(self.cells, begun, strict=True):
                 cell.clear()
                 cell.history = [bring() for bring in history]
-                cell.weights, cell.keeps = weights, False
+                cell.weights, cell.sizes, cell.keeps = weights, sizes, False
             try:
                 yield
             finally:
@@ -175,19 +207,31 @@ class PipelinePolicy(StaticPolicy):
 
     def end_call(self) -> None:
         """Stores what was computed and is read later."""
-        evaluation, branch = self._call
+        evaluation, branches = self._call
+        taken: list[tuple[int, tuple[Value, ...]]] = []
         for layer, cell in enumerate(self.cells):
             reused = min(cell.times, len(cell.history))
             computed = cell.times - reused
-            self.counts.reused[layer] += reused
-            self.counts.computed[layer] += computed
-            self.counts.unplanned += computed if (evaluation, layer) in self.plan else 0
+            self.counts.reused[layer] += reused * len(branches)
+            self.counts.computed[layer] += computed * len(branches)
+            planned = [(evaluation, self.first_column(branch) + layer) in self.plan for branch in branches]
+            self.counts.unplanned += computed * sum(planned)
             self._most_times = max(self._most_times, cell.times)
-            if cell.keeps:
-                for time, value in enumerate(cell.fresh, start=reused):
-                    kept = copy_value(value) if self.replayed else own_value(value)
-                    self.store.put(_history_name(branch, time), evaluation, layer, kept)
+            taken.append((reused, cell.fresh if cell.keeps else ()))
             cell.clear()
+        self._keep(evaluation, branches, taken)
+
+    def _keep(
+        self, evaluation: int, branches: tuple[str, ...], taken: Sequence[tuple[int, tuple[Value, ...]]]
+    ) -> None:
+        """Stores what each layer has computed: the first of its times that it was, and the values."""
+        for layer, (first, fresh) in enumerate(taken):
+            for time, value in enumerate(fresh, start=first):
+                for branch, part in zip(branches, split_value(value, len(branches)), strict=True):
+                    column = self.first_column(branch) + layer
+                    if (evaluation, column) in self.store.reads:
+                        kept = copy_value(part) if self.replayed else own_value(part)
+                        self.store.put(_history_name(branch, time), evaluation, column, kept)
         self.counts.peak_bytes = max(self.counts.peak_bytes, self.store.nbytes)
 
 

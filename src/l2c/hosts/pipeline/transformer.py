@@ -15,10 +15,11 @@ from l2c.cache.clock import DEFAULT_BRANCH
 from l2c.cache.patch import MethodPatch, patch_of
 from l2c.cache.policy import Compute, ReusePolicy
 from l2c.cache.values import Value
-from l2c.errors import CacheStateError, ConfigError
+from l2c.errors import CacheStateError
 from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
+from l2c.hosts.pipeline.passes import Passes, PassesPolicy, not_apart
 from l2c.hosts.pipeline.policy import PipelinePolicy
 from l2c.hosts.pipeline.runs import call_now
 from l2c.layers import find_layers
@@ -65,15 +66,12 @@ class CachedTransformer:
         refuse_other_cache(model)
         table = find_layers(model)
         if isinstance(reuse, CacheSchedule):
-            if reuse.has_branches:
-                raise ConfigError(
-                    "the schedule has rows of its own for each pass of guidance, which a pipeline cannot run apart; "
-                    "learn one for the pipeline itself, or for its model with branches=False (--no-branches)"
-                )
             self.schedule: CacheSchedule | None = reuse
             table = check_model(model, reuse, any_weights=owner.any_weights, stacklevel=6)
-            self.policy: ReusePolicy = PipelinePolicy(
-                reuse.plan, reuse.num_evaluations, len(table), owner.around
+            self.policy: ReusePolicy = (
+                PassesPolicy(reuse.plan, reuse.compute, owner.around)
+                if reuse.has_branches
+                else PipelinePolicy(reuse.plan, reuse.num_evaluations, len(table), owner.around)
             )
         else:
             self.schedule, self.policy = None, reuse
@@ -85,6 +83,9 @@ class CachedTransformer:
         self._compilation, self._graphs = Compilation(), 0
         self._entered = False
         self._context_group = context_of({name: model})
+        self._passes = Passes(self.policy) if isinstance(self.policy, PassesPolicy) else None
+        if self._passes is not None and self._context_group is not None:
+            raise not_apart("while context parallelism splits its transformer over processes")
         self.offset = self._begun = 0
         self._patches = [MethodPatch(model, "forward", self._forward)]
         if hasattr(model, "cache_context"):
@@ -101,6 +102,8 @@ class CachedTransformer:
         self.policy.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
+        if self._passes is not None:
+            self._passes.begin_run()
 
     def begin_at(self, first: int, total: int) -> None:
         """Says at which evaluation of the scheduler the run begins, of how many.
@@ -111,6 +114,8 @@ class CachedTransformer:
         self.offset = first if self.policy.num_evaluations == total - first else 0
         if self.schedule is not None and isinstance(self.policy, PipelinePolicy):
             begun = first - self.offset
+            if begun and self._passes is not None:
+                raise not_apart("in a run that begins late, as image to image does")
             if begun != self._begun:
                 self._begun = begun
                 self.policy.use(self.schedule.plan_from(begun) if begun else self.schedule.plan)
@@ -145,6 +150,8 @@ class CachedTransformer:
         found = find_compilation(self.model, component)
         if found != self._compilation:
             self._compilation = found
+            if (found.entries or found.blocks) and self._passes is not None:
+                raise not_apart("once its transformer is compiled")
             if self.schedule is not None and isinstance(self.policy, PipelinePolicy):
                 self._graphs, self.policy.replayed = found.num_graphs(self.schedule), found.replayed
         for owner, name in self._compilation.entries:
@@ -171,26 +178,49 @@ class CachedTransformer:
             clock.tick(evaluation)
             self._calls.clear()
         branch = self._branch(rows_and_shape(args, kwargs), kwargs.get("encoder_hidden_states"))
+
+        def call(branches: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._call(evaluation, branches, original, args, kwargs)
+
+        try:
+            if self._passes is not None:
+                return self._passes.make(evaluation, branch, call, args, kwargs)
+            return call((branch,), args, kwargs)
+        except BaseException:
+            self._owner.clock.end()
+            raise
+
+    def _call(
+        self,
+        evaluation: int,
+        branches: tuple[str, ...],
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Calls the model for rows of branches."""
         policy = self.policy if isinstance(self.policy, PipelinePolicy) else None
         if policy is not None:
-            policy.begin_call(evaluation, branch)
+            policy.begin_call(evaluation, *branches)
         self._entered = True
         try:
-            with clock.in_branch(branch), self._compilation.room(self._graphs):
+            with self.cache.clock.in_branch(branches[0]), self._compilation.room(self._graphs):
                 if self._context_group is not None:
                     args, kwargs = self._context_group.shared((args, kwargs))
                 if policy is not None and self._owner.recompute and torch.is_grad_enabled():
                     result = self._call_again_in_backward(policy, evaluation, original, args, kwargs)
                 else:
                     result = original(*args, **kwargs)
-        except BaseException:
-            self._owner.clock.end()
-            raise
         finally:
             self._entered = False
         if policy is not None:
             policy.end_call()
         return result
+
+    def combined(self, prediction: Any) -> None:
+        """Takes what the pipeline has made of the calls of an evaluation, before its scheduler steps."""
+        if self._passes is not None:
+            self._passes.combined(prediction)
 
     def _call_again_in_backward(
         self,
