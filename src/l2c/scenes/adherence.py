@@ -20,7 +20,8 @@ from l2c.scenes.vocabulary import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 _NUM_EXAMPLES = 48  # drawn objects per shape and size from which the checker learns what shapes look like
 _LEAST_DEVIATION = 0.03  # of a feature
-_FARTHEST = 60.0  # squared Mahalanobis distance of a region that still counts as a shape
+_FARTHEST = 200.0  # squared Mahalanobis distance of a region that still counts as a shape
+_CLEARLY = 2.0  # times as far as the nearest shape has to be any other one
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,12 @@ def _recognise(region: Region) -> FoundObject:
         distances.append(float(offset @ model.precision @ offset))
     scores = [d + model.log_volume for d, model in zip(distances, _shape_models(), strict=True)]
     best = min(range(len(scores)), key=scores.__getitem__)
-    if distances[best] > _FARTHEST:
+    others = [
+        d
+        for d, model in zip(distances, _shape_models(), strict=True)
+        if model.shape != _shape_models()[best].shape
+    ]
+    if distances[best] > _FARTHEST or min(others) < _CLEARLY * distances[best]:
         return FoundObject(region.colour, None, None, region.x, region.y)
     model = _shape_models()[best]
     radius = math.sqrt(region.area / model.area_factor)
