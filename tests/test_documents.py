@@ -52,6 +52,7 @@ FOREIGN = {
     "full_evaluations",
     "solver_weights",
     "v_prediction",
+    "calibrator_config",
     "flow_prediction",
     "use_flow_sigmas",
     *TRANSFORMERS,

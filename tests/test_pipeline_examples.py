@@ -140,6 +140,7 @@ def test_first_example_of_the_readme(scenes_pipeline, tmp_path, monkeypatch):
     assert type(names["pipe"].scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
 
 
+@pytest.mark.slow
 def test_examples_of_the_pipelines_page(scenes_pipeline, tmp_path, monkeypatch):
     """Blocks that are marked run one after another, on a small pipeline, and learn hardly anything."""
     import diffusers

@@ -144,6 +144,8 @@ def estimate_learning(
     searches = 1 if evaluations is None else NUM_STRUCTURES
     factor = step_s / size / (wholes * each_s)
     stages = stage_evaluations(settings, wholes, num_budgets, searches, factor)
+    repeats = 0 if host.batched else 2  # whether two runs from the same noise are the same
+    stages["fine-step solutions"] += (settings.num_held_out + repeats) * len(base.run.timesteps)
     pictures = settings.num_examples + settings.num_validation
     return LearningEstimate(
         type(base.target).__name__,
