@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -156,6 +157,7 @@ class CachedTransformer:
             if patch_of(vars(owner)[name]) is None:
                 self._patches.append(MethodPatch(owner, name, self._enter))
         leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
+        leave_to_python(type(self)._call, _UNKNOWN_WRAPPER)
         leave_to_python(call_now, _UNKNOWN_WRAPPER)  # it looks at the frames of callers
 
     def compile_note(self) -> str | None:
@@ -176,14 +178,11 @@ class CachedTransformer:
             clock.tick(evaluation)
             self._calls.clear()
         branch = self._branch(kwargs.get("hidden_states", args[0] if args else None), kwargs)
-
-        def call(branches: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._call(evaluation, branches, original, args, kwargs)
-
         try:
             if self._passes is not None:
+                call = partial(self._call, evaluation, original)
                 return self._passes.make(evaluation, branch, call, args, kwargs)
-            return call((branch,), args, kwargs)
+            return self._call(evaluation, original, (branch,), args, kwargs)
         except BaseException:
             self._owner.clock.end()
             raise
@@ -191,8 +190,8 @@ class CachedTransformer:
     def _call(
         self,
         evaluation: int,
-        branches: tuple[str, ...],
         original: Callable[..., Any],
+        branches: tuple[str, ...],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
