@@ -139,7 +139,7 @@ class CachedModel:
             raise CacheStateError("a run is already in progress on this model; finish it before another")
         if self.schedule is not None and run is not None:
             self.schedule.contract.check_run(run)
-            if note := self.schedule.contract.guidance_note(run):
+            if note := self.schedule.guidance_note(run):
                 warnings.warn(note, stacklevel=3)
         self.policy.begin_run()
         self.clock.start(first)

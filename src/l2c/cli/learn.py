@@ -40,7 +40,7 @@ def learn(
         option("N", f"{options.STEPS_HELP} [default: 50, or what a pipeline takes by itself]", options.RUN),
     ] = None,
     spacing: options.Spacing = None,
-    guidance: options.Guidance = None,
+    guidance: options.GuidanceOrRange = None,
     prompt: targets.Prompt = None,
     prompts: targets.Prompts = None,
     labels: targets.Labels = None,

@@ -123,6 +123,15 @@ StepsAsMade = Annotated[int | None, option("N", f"{STEPS_HELP} [default: the sch
 SpacingAsMade = Annotated[
     str | None, option("NAME", f"{SPACING_HELP} [default: the schedule's, or linspace]", RUN)
 ]
+GuidanceOrRange = Annotated[
+    str | None,
+    option(
+        "SCALE|LOW-HIGH",
+        f"{GUIDANCE_HELP} For a model also a range such as 1-5, within which the schedule is to serve any. [default: "
+        "1.5, or what a pipeline takes by itself]",
+        RUN,
+    ),
+]
 GuidanceAsMade = Annotated[
     float | None, option("SCALE", f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]", RUN)
 ]
@@ -212,3 +221,21 @@ def check_output(path: Path | None, suffix: str, option: str = "--out") -> None:
 
         check_suffix(path, suffix, option)
         check_output_file(path)
+
+
+def parse_guidance(text: str) -> float | tuple[float, float]:
+    """A guidance scale, or a range of them.
+
+    Raises:
+        ConfigError: If it is neither.
+
+    >>> parse_guidance("1-5"), parse_guidance("1.5")
+    ((1.0, 5.0), 1.5)
+    """
+    low, dash, high = text.partition("-")
+    try:
+        return (float(low), float(high)) if low and dash else float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--guidance takes a scale such as 1.5 or a range such as 1-5, got '{text}'"
+        ) from None

@@ -29,6 +29,7 @@ def repair(
     num_examples: session.NumExamples = None,
     reference_steps: session.ReferenceSteps = None,
     history: session.History = None,
+    tail: session.Tail = None,
     bf16: session.BF16 = False,
     recompute: session.Recompute = False,
     recompute_evaluations: session.RecomputeEvaluations = False,

@@ -129,6 +129,8 @@ def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:
     shape = "x".join(map(str, summary["sample_shape"]))
     weights = "any weights" if summary["weights"] == "any" else "checked against the weights"
     guidance = "any guidance" if summary["guidance"] is None else f"guidance {summary['guidance']:g}"
+    if "guidance_range" in summary:
+        guidance = "guidance from {:g} to {:g}".format(*summary["guidance_range"])
     forecast, provenance = summary["predictor"], summary["provenance"]
     found = {
         "schedule": title,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from l2c.cli.options import MODEL, RUN, option, parse_numbers
+from l2c.cli.options import MODEL, RUN, option, parse_guidance, parse_numbers
 from l2c.errors import ConfigError
 
 LEARNING_PROMPTS, JUDGING_PROMPTS = 64, 8
@@ -76,6 +76,9 @@ def read_run(given: Mapping[str, Any], *, learns: bool = False) -> dict[str, Any
     pipeline = is_pipeline(name)
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale"} if pipeline else {}
     run = {names.get(key, key): given.get(key) for key in _RUN}
+    scale = given.get("guidance")
+    if isinstance(scale, str):
+        run[names.get("guidance", "guidance")] = parse_guidance(scale)
     found = {key: value for key, value in run.items() if value is not None} | read_call(given["call"])
     texts = [*(given["prompt"] or ()), *(read_prompts(file) if file is not None else ())]
     if not pipeline:

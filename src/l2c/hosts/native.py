@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from l2c.cache.branches import policy_of
 from l2c.cache.cached_model import attach
 from l2c.cache.policy import ReusePolicy
 from l2c.digest import digest
+from l2c.documents import Real, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.layers import LayerTable, find_layers, fingerprint
@@ -43,10 +45,11 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class LabelledNoise:
-    """Unit normal noise (B, C, H, W) and class labels (B,), on the model's device."""
+    """Unit normal noise (B, C, H, W), class labels (B,) and, where guidance is a range, scales (B,); on one device."""
 
     noise: Tensor
     labels: Tensor
+    scales: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -54,11 +57,17 @@ class LabelledNoise:
     def rows(self, rows: Sequence[int] | slice) -> LabelledNoise:
         """See `Examples.rows`."""
         chosen = rows if isinstance(rows, slice) else list(rows)
-        return LabelledNoise(self.noise[chosen], self.labels[chosen])
+        scales = None if self.scales is None else self.scales[chosen]
+        return LabelledNoise(self.noise[chosen], self.labels[chosen], scales)
 
     def describe(self, row: int) -> str:
         """See `Examples.describe`."""
-        return f"label {int(self.labels[row])}, example {row}"
+        scale = "" if self.scales is None else f", guidance {float(self.scales[row]):.3g}"
+        return f"label {int(self.labels[row])}, example {row}{scale}"
+
+    def at_scale(self, scale: float) -> LabelledNoise:
+        """The same with one guidance scale."""
+        return replace(self, scales=torch.full(self.labels.shape, scale, device=self.labels.device))
 
 
 class ModelHost:
@@ -66,12 +75,13 @@ class ModelHost:
 
     Args:
         sampler: The model and its run.
+        scales: Lowest and highest guidance scale that examples are drawn with; None: that of the sampler.
     """
 
     batched = True
 
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
+    def __init__(self, sampler: Sampler, scales: tuple[float, float] | None = None) -> None:
+        self.sampler, self.scales = sampler, scales
         self.target: nn.Module = sampler.denoiser.model
         self.unit = "relative" if sampler.denoiser.latent else "absolute"
 
@@ -82,19 +92,21 @@ class ModelHost:
         solver: str = "ddim",
         steps: int = 50,
         spacing: str = "linspace",
-        guidance: float = 1.5,
+        guidance: float | tuple[float, float] = 1.5,
         guidance_mode: str = "batch",
         guidance_channels: int | None = None,
     ) -> ModelHost:
-        """A host of a model; arguments as for `l2c.sample`.
+        """A host of a model; arguments as for `l2c.sample`, and guidance may be a range, from which examples draw.
 
         Raises:
             ConfigError: If one is unknown or out of range, or the model is not sampled by class labels.
         """
-        guided = Guidance(guidance, guidance_mode, guidance_channels)
+        scales = _range_of(guidance) if isinstance(guidance, (tuple, list)) else None
+        scale = guidance if scales is None else sum(scales) / 2
+        guided = Guidance(scale, guidance_mode, guidance_channels)  # type: ignore[arg-type]
         sampler = Sampler(Denoiser.of(model), solver, steps, spacing, guided)
         _ = sampler.run  # an unknown solver or number of steps is refused here
-        return cls(sampler)
+        return cls(sampler, scales)
 
     @classmethod
     def of_schedule(
@@ -108,7 +120,7 @@ class ModelHost:
     @cached_property
     def run(self) -> Run:
         """See `Host.run`."""
-        return self.sampler.run
+        return replace(self.sampler.run, guidance_range=self.scales)
 
     @cached_property
     def table(self) -> LayerTable:
@@ -155,6 +167,7 @@ class ModelHost:
             "spacing": sampler.spacing,
             "timesteps": digest(self.run.timesteps),
             "guidance": sampler.guidance.scale,
+            **({} if self.scales is None else {"guidance_range": list(self.scales)}),
         }
 
     @property
@@ -166,7 +179,8 @@ class ModelHost:
         """See `Host.contract`; a schedule that fits any weights fits any guidance, too."""
         kind = self.sampler.denoiser.noise_schedule.prediction_type
         if not weights:
-            return Contract(replace(self.run, guidance=None), model_name, prediction_type=kind)
+            run = replace(self.run, guidance=None, guidance_range=None)
+            return Contract(run, model_name, prediction_type=kind)
         return Contract(self.run, model_name, self._fingerprint, kind)
 
     @contextmanager
@@ -188,13 +202,22 @@ class ModelHost:
         generator = draw(int(seed), *what)
         noise = torch.randn((count, *denoiser.sample_shape), generator=generator)
         labels = random_labels(generator, count, denoiser.num_classes)
-        return LabelledNoise(noise.to(denoiser.device), labels.to(denoiser.device))
+        drawn = None
+        if self.scales is not None:
+            low, high = self.scales
+            drawn = (low + (high - low) * torch.rand(count, generator=generator)).to(denoiser.device)
+        return LabelledNoise(noise.to(denoiser.device), labels.to(denoiser.device), drawn)
 
     def seeded(self, seeds: Sequence[int]) -> LabelledNoise:
         """See `Host.seeded`."""
         denoiser = self.sampler.denoiser
         noise = seeded_noise(seeds, denoiser.sample_shape).to(denoiser.device)
-        return LabelledNoise(noise, torch.arange(len(seeds), device=denoiser.device) % denoiser.num_classes)
+        labels, count = torch.arange(len(seeds), device=denoiser.device), len(seeds)
+        scales = None
+        if self.scales is not None:
+            low, high = self.scales
+            scales = low + (high - low) * (labels + 0.5) / count
+        return LabelledNoise(noise, labels % denoiser.num_classes, scales)
 
     def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
         """See `Host.sample`."""
@@ -202,7 +225,7 @@ class ModelHost:
         own = None
         if solver is not None:
             own = LinearSolver(self.run, solver.weights.float()), self.timesteps_of(solver.log_snrs).float()
-        return self.sampler(examples.noise, examples.labels, solver=own, bf16=bf16)
+        return self.sampler(examples.noise, examples.labels, solver=own, bf16=bf16, scales=examples.scales)
 
     @contextmanager
     def attach(
@@ -244,7 +267,7 @@ class ModelHost:
     def with_run(self, solver: str, spacing: str, steps: int) -> ModelHost:
         """A host of the same model with another solver, spacing and number of steps."""
         sampler = self.sampler
-        made = ModelHost(Sampler(sampler.denoiser, solver, steps, spacing, sampler.guidance))
+        made = ModelHost(Sampler(sampler.denoiser, solver, steps, spacing, sampler.guidance), self.scales)
         _ = made.run  # more evaluations than a solver can make are refused here
         return made
 
@@ -261,7 +284,8 @@ class ModelHost:
         """See `Host.for_schedule`."""
         if schedule.contract.run.weights is None:
             return self
-        return ModelHost(Sampler.of_run(self.sampler.denoiser, schedule.contract.run, self.sampler.guidance))
+        sampler = Sampler.of_run(self.sampler.denoiser, schedule.contract.run, self.sampler.guidance)
+        return ModelHost(sampler, self.scales)
 
     def with_steps(self, steps: int) -> Host:
         """See `Host.with_steps`."""
@@ -284,6 +308,16 @@ class ModelHost:
         noise, labels = batch.noise, batch.labels
         sample = self.sampler.compile(schedule, engine)
         return lambda: sample(noise, labels)
+
+
+def _range_of(guidance: Sequence[float]) -> tuple[float, float]:
+    scales = tuple(check_value("guidance", scale, Annotated[Real, Field(ge=1)]) for scale in guidance)
+    if len(scales) != 2 or not scales[0] < scales[1]:
+        raise ConfigError(
+            "a range of guidance is two scales from 1 up, the lower one first, such as (1, 5), got "
+            f"{tuple(guidance)}"
+        )
+    return scales[0], scales[1]
 
 
 def learned_run(run: Run, solver: SolverTable, timesteps: Tensor) -> Run:

@@ -29,9 +29,9 @@ def host_of(target: Any, verb: Callable[..., Any] | None = None, /, **run: Any) 
         target: A model from `load_model`, or any that is sampled by class labels; a diffusers pipeline; or a host,
             which is returned as it is.
         verb: What was given the run among arguments of its own, which a misspelt name may be meant for.
-        run: How it is sampled. For a model: `solver`, `steps`, `spacing`, `guidance`, `guidance_mode` and
-            `guidance_channels`. For a pipeline: what it is called with, and `prompts` or `conditions` where learning or
-            checking is to have several.
+        run: How it is sampled. For a model: `solver`, `steps`, `spacing`, `guidance` (a scale, or a range to learn for
+            such as (1, 5)), `guidance_mode` and `guidance_channels`. For a pipeline: what it is called with, and
+            `prompts` or `conditions` where learning or checking is to have several.
 
     Raises:
         ConfigError: If an argument is unknown or out of range, or the target is neither.
@@ -47,6 +47,10 @@ def host_of(target: Any, verb: Callable[..., Any] | None = None, /, **run: Any) 
         return ModelHost.of(target, **run)
     if callable(target) and hasattr(target, "scheduler"):
         several = ("prompts", "conditions")
+        if isinstance(run.get("guidance_scale"), (tuple, list)):
+            raise ConfigError(
+                "a range of guidance is learned for models so far, and this is a pipeline; name one guidance_scale"
+            )
         check_call(target, set(run) - set(several), [*several, *_arguments(verb)])
         return PipelineHost.of(target, **run)
     raise ConfigError(
@@ -86,7 +90,8 @@ def host_for(
     """
     if isinstance(target, nn.Module):
         _check_names(run, verb)
-        return ModelHost(resolve_sampler(Denoiser.of(target), schedule, **run))
+        scales = schedule.contract.run.guidance_range if run.get("guidance") is None else None
+        return ModelHost(resolve_sampler(Denoiser.of(target), schedule, **run), scales)
     if isinstance(target, (ModelHost, PipelineHost)):
         return host_of(target, verb, **run)
     made, recorded = schedule.contract.run, schedule.provenance.get("call")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from l2c.hosts.base import Host, errors
+from l2c.hosts.native import LabelledNoise
 from l2c.learning.references import References, round_size
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
@@ -150,6 +151,19 @@ class ClosedLoop:
         student.train()
         return float((found**power).mean() ** (1 / power))
 
+    def _at_scales(self) -> dict[float, References]:
+        """For a range of guidance: the held-out pictures at its ends, in its middle, and half again above it."""
+        scales, examples = self.host.run.guidance_range, self._held_out.examples
+        if scales is None or not isinstance(examples, LabelledNoise):
+            return {}
+        fine, size = self.host.reference(self.settings.reference_steps), round_size(self.trainer, self.host)
+        found: dict[float, References] = {}
+        for scale in (scales[0], sum(scales) / 2, scales[1], 1.5 * scales[1]):
+            here = examples.at_scale(scale)
+            target = self.trainer.compute(f"solutions at guidance {scale:g}", fine.sample, here, size)
+            found[scale] = References(here, target.to(self.host.device))
+        return found
+
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
         if name not in self.trainer.kept:
@@ -210,6 +224,7 @@ class ClosedLoop:
         begun = CacheSchedule(compute, host.table, contract)
         before = self.kept_error(f"error before {stage}", student)
         fraction = begun.cost.fraction
+        at_scales = self._at_scales()
         task = StudentTask(
             student,
             host,
@@ -224,6 +239,10 @@ class ClosedLoop:
             outcome = self.trainer.run(task, stage)
             student.eval()
             each = self._errors(student, self._held_out)
+            by_scale = {
+                f"{scale:g}": round(self._errors(student, references).mean().item(), 5)
+                for scale, references in at_scales.items()
+            }
             student.train()
         error = each.mean().item()
         if round(error, 4) > round(before, 4):
@@ -244,6 +263,7 @@ class ClosedLoop:
             "held_out_error_p95": round(each.quantile(0.95).item(), 5),
             "held_out_error_worst": round(each.max().item(), 5),
             "held_out_worst": self._held_out.examples.describe(int(each.argmax())),
+            **({"held_out_error_by_guidance": by_scale} if by_scale else {}),
             "error_unit": host.unit,
             "interrupted": outcome.interrupted,
             "time_was_up": outcome.time_was_up,

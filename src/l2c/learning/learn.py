@@ -174,6 +174,8 @@ def learn(
         amounts = amounts_of(budget, budgets, CURVE)
     if pattern == "alternate":
         refuse("with pattern='alternate'", budget=budget, budgets=budgets, costs=costs)
+        if isinstance(run.get("guidance"), (tuple, list)):
+            raise ConfigError("a router is learned for one guidance scale; name that instead of a range")
     else:
         refuse("with pattern='closed-loop'", data=data)
     host = host_of(target, learn, **run)

@@ -54,6 +54,7 @@ class Guidance:
         labels: Tensor,
         clock: Clock | None = None,
         branches: BranchPolicy | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Guided prediction (B, C, H, W).
 
@@ -64,9 +65,10 @@ class Guidance:
             labels: See `Denoiser`.
             clock: Of the cache that is enabled.
             branches: Its policy, where each pass has rows of its own.
+            scale: Scales (B, 1, 1, 1) of the pictures in place of the guidance's own; that must not be 1.
         """
         if branches is not None and clock is not None:
-            return self._predict_apart(denoiser, x, timestep, labels, clock, branches)
+            return self._predict_apart(denoiser, x, timestep, labels, clock, branches, scale)
         if self.scale == 1:
             return denoiser(x, timestep, labels)
         null = torch.full_like(labels, denoiser.null_class)
@@ -78,7 +80,7 @@ class Guidance:
                 cond = denoiser(x, timestep, labels)
             with _branch(clock, "uncond"):
                 uncond = denoiser(x, timestep, null)
-        return self.combine(cond, uncond)
+        return self.combine(cond, uncond, scale)
 
     def _predict_apart(
         self,
@@ -88,6 +90,7 @@ class Guidance:
         labels: Tensor,
         clock: Clock,
         branches: BranchPolicy,
+        scale: Tensor | None,
     ) -> Tensor:
         """The same where each pass has rows of its own: one call for both only where both compute the same."""
         if self.scale == 1:
@@ -107,7 +110,7 @@ class Guidance:
                 with clock.in_branch("uncond"):
                     uncond = denoiser(x, timestep, null)
         difference = branches.difference(evaluation, None if uncond is None else cond - uncond)
-        return self.combine(cond, cond - difference if uncond is None else uncond)
+        return self.combine(cond, cond - difference if uncond is None else uncond, scale)
 
     def combine(self, cond: Tensor, uncond: Tensor, scale: Tensor | None = None) -> Tensor:
         """Guided prediction from the conditional and the unconditional one, all (B, C, H, W).
@@ -115,7 +118,7 @@ class Guidance:
         Args:
             cond: Conditional prediction.
             uncond: Unconditional prediction.
-            scale: A tensor () in place of the guidance's own scale.
+            scale: A tensor () or (B, 1, 1, 1) in place of the guidance's own scale.
         """
         guided = uncond + (self.scale if scale is None else scale) * (cond - uncond)
         if self.channels is None:

@@ -96,7 +96,7 @@ class Sampler:
             schedule.contract.check_run(run)
             table = check_model(model, schedule, any_weights=any_weights)
         if mode != "eager":
-            if schedule is not None and (note := schedule.contract.guidance_note(run)):
+            if schedule is not None and (note := schedule.guidance_note(run)):
                 warnings.warn(note, stacklevel=2)
             return CompiledSampler(self.denoiser, self.guidance, run, schedule, mode)
 
@@ -149,6 +149,7 @@ class Sampler:
         *,
         solver: tuple[Solver, Tensor] | None = None,
         bf16: bool = False,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """Samples one batch.
 
@@ -158,6 +159,7 @@ class Sampler:
             observer: Called as (evaluation, network input, guided prediction) at every evaluation.
             solver: A fresh solver with the timesteps (N,) of its evaluations, instead of the sampler's.
             bf16: Let matrix products be in bfloat16.
+            scales: Guidance scale of each picture (B,), in place of the sampler's, which must not be 1.
 
         Returns:
             Samples (B, C, H, W), unclamped. Differentiable where gradients are enabled.
@@ -167,6 +169,7 @@ class Sampler:
         run = replace(fresh.run, guidance=self.guidance.scale)
         cache = active_cache(self.denoiser.model)
         branches = None if cache is None else branches_of(cache.policy)
+        each = None if scales is None else scales[:, None, None, None]
         with nullcontext() if cache is None else cache.run(run) as clock:
 
             def predict(evaluation: int, x: Tensor) -> Tensor:
@@ -174,7 +177,7 @@ class Sampler:
                     clock.tick(evaluation)
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
                     predicted = self.guidance.predict(
-                        self.denoiser, x, times[evaluation], labels, clock, branches
+                        self.denoiser, x, times[evaluation], labels, clock, branches, each
                     )
                 if observer is not None:
                     observer(evaluation, x, predicted)

@@ -38,6 +38,7 @@ class Run:
             None for one that has a name.
         call: What else a pipeline was called with that changes the run, by name: further guidance scales, `eta`. Empty
             if that is not known.
+        guidance_range: Lowest and highest guidance scale that the schedule was learned for, where it is not one only.
     """
 
     solver: str
@@ -48,6 +49,7 @@ class Run:
     guidance: Annotated[Finite, Field(ge=0)] | None = None
     weights: tuple[tuple[Finite, ...], ...] | None = None
     call: tuple[tuple[str, Finite | str | tuple[Finite, ...]], ...] = ()
+    guidance_range: tuple[Finite, Finite] | None = None
 
     def since(self, first: int) -> Run:
         """What is left of the run from an evaluation on, as image to image begins late."""
@@ -180,12 +182,16 @@ class Contract:
 
     def guidance_note(self, run: Run) -> str | None:
         """What to tell whoever samples with another guidance scale than the schedule was learned with."""
-        mine = self.run.guidance
-        if mine is None or run.guidance is None or math.isclose(mine, run.guidance):
+        mine, now = self.run.guidance, run.guidance
+        if mine is None or now is None:
             return None
+        low, high = self.run.guidance_range or (mine, mine)
+        if low <= now <= high or math.isclose(now, low) or math.isclose(now, high):
+            return None
+        learned = f"{mine:g}" if self.run.guidance_range is None else f"from {low:g} to {high:g}"
         return (
-            f"the schedule was learned with guidance {mine:g} and the run uses {run.guidance:g}; it works, but "
-            "how close the pictures are was not measured there"
+            f"the schedule was learned with guidance {learned} and the run uses {now:g}; it works, but how close the "
+            "pictures are was not measured there"
         )
 
     def compare_weights(self, other: tuple[float, ...]) -> ContractError | None:

@@ -46,6 +46,7 @@ class Provenance(TypedDict, total=False):
     held_out_error_before: Cost
     held_out_error_of_everything: Cost
     held_out_error_p95: Cost
+    held_out_error_by_guidance: dict[str, Cost]
     held_out_error_worst: Cost
     held_out_worst: str
     error_unit: str

@@ -18,7 +18,7 @@ from l2c.layers import LayerTable
 from l2c.schedule import hub
 from l2c.schedule.branches import check_branches, has_branches, without_derived
 from l2c.schedule.cache_dit import cache_dit_settings
-from l2c.schedule.contract import Contract
+from l2c.schedule.contract import Contract, Run
 from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
 from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
@@ -28,7 +28,7 @@ from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
 VERSION = 2
-"""Of what is read; version 2 is written where the passes of guidance have rows of their own."""
+"""Of what is read; version 2 is written where the passes of guidance have rows of their own, or for a range of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +97,17 @@ class CacheSchedule:
 
     @property
     def version(self) -> int:
-        """Of the file format that it needs; older programs read what has no axis of branches."""
-        return VERSION if self.has_branches else 1
+        """Of the file format that it needs; older programs read what has no axis of branches and no range."""
+        return VERSION if self.has_branches or self.contract.run.guidance_range is not None else 1
+
+    def guidance_note(self, run: Run) -> str | None:
+        """See `Contract.guidance_note`; with the errors that were measured at several scales, where they were."""
+        note, measured = self.contract.guidance_note(run), self.provenance.get("held_out_error_by_guidance")
+        if note is None or not measured:
+            return note
+        return f"{note}; measured were " + ", ".join(
+            f"{error:.4f} at {scale}" for scale, error in measured.items()
+        )
 
     @cached_property
     def plan(self) -> ReusePlan:
@@ -208,9 +217,12 @@ class CacheSchedule:
             tensors["scores"] = self.scores.float().contiguous()
         if self.predictor.coefficients is not None:
             tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
+        contract = asdict(self.contract)
+        if self.contract.run.guidance_range is None:  # which older programs do not know
+            del contract["run"]["guidance_range"]
         header = {
             "layers": self.layers.to_json(),
-            "contract": asdict(self.contract),
+            "contract": contract,
             "predictor": {"kind": self.predictor.kind, "order": self.predictor.order},
             "provenance": dict(self.provenance),
         }

@@ -75,6 +75,7 @@ def summarize(schedule: _Summarized) -> dict[str, Any]:
         "steps": run.steps,
         "spacing": run.spacing,
         "guidance": run.guidance,
+        **({} if run.guidance_range is None else {"guidance_range": list(run.guidance_range)}),
         "evaluations": schedule.num_evaluations,
         "branches": list(BRANCHES) if schedule.has_branches else ["all"],
         "layers": len(table),

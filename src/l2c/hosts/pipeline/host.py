@@ -241,7 +241,10 @@ class PipelineHost:
             dict.fromkeys(models, policy.with_any_weights()) if isinstance(policy, CacheSchedule) else policy
         )
         how: dict[str, Any] = {"around": around or compute_once, "recompute": recompute, "offload": offload}
-        with self._driven(), PipelineCache(self.target, self._scheduler, models, reuse, quiet=True, **how) as cache:
+        with (
+            self._driven(),
+            PipelineCache(self.target, self._scheduler, models, reuse, quiet=True, **how) as cache,
+        ):
             yield cache
 
     def reference(self, steps: int | None) -> Host:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -158,6 +159,7 @@ class CachedTransformer:
             if patch_of(vars(owner)[name]) is None:
                 self._patches.append(MethodPatch(owner, name, self._enter))
         leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
+        leave_to_python(type(self)._call, _UNKNOWN_WRAPPER)
         leave_to_python(call_now, _UNKNOWN_WRAPPER)  # it looks at the frames of callers
 
     def compile_note(self) -> str | None:
@@ -178,14 +180,11 @@ class CachedTransformer:
             clock.tick(evaluation)
             self._calls.clear()
         branch = self._branch(rows_and_shape(args, kwargs), kwargs.get("encoder_hidden_states"))
-
-        def call(branches: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._call(evaluation, branches, original, args, kwargs)
-
         try:
             if self._passes is not None:
+                call = partial(self._call, evaluation, original)
                 return self._passes.make(evaluation, branch, call, args, kwargs)
-            return call((branch,), args, kwargs)
+            return self._call(evaluation, original, (branch,), args, kwargs)
         except BaseException:
             self._owner.clock.end()
             raise
@@ -193,8 +192,8 @@ class CachedTransformer:
     def _call(
         self,
         evaluation: int,
-        branches: tuple[str, ...],
         original: Callable[..., Any],
+        branches: tuple[str, ...],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:

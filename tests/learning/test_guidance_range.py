@@ -1,0 +1,110 @@
+"""A schedule for a range of guidance scales: learned on pictures with scales of it, silent within it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import l2c
+from l2c.cli.options import parse_guidance
+from l2c.errors import ConfigError
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.guidance import Guidance
+from l2c.sampling.sampler import Sampler
+from l2c.testing import tiny_dit, tiny_pipeline
+
+QUICK = l2c.LearnSettings(
+    iterations=1, batch_size=2, num_examples=8, reference_steps=8, trials=8, trial_examples=2
+)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    model = tiny_dit()
+    return model, l2c.learn(model, solver="dpmsolver++", steps=6, budget=0.6, settings=QUICK, guidance=(1, 5))
+
+
+def test_examples_draw_scales_from_the_range_and_run_with_them():
+    model = tiny_dit()
+    host = l2c.host_of(model, solver="dpmsolver++", steps=4, guidance=(1, 5))
+    examples = host.examples(64, 0, "pictures")
+    assert 1 <= examples.scales.min() < 1.5
+    assert 4.5 < examples.scales.max() <= 5
+    assert torch.equal(examples.scales, host.examples(64, 0, "pictures").scales)
+    few = examples.rows([3, 9])
+    assert few.describe(0).endswith(f"guidance {float(examples.scales[3]):.3g}")
+    with torch.no_grad():
+        made = host.sample(few)
+        for row in range(2):
+            guidance = Guidance(float(few.scales[row]))
+            sampler = Sampler(Denoiser.of(model), "dpmsolver++", 4, guidance=guidance)
+            alone = sampler(few.noise[row : row + 1], few.labels[row : row + 1])
+            torch.testing.assert_close(
+                made[row : row + 1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())
+            )
+    plain = l2c.host_of(model, solver="dpmsolver++", steps=4, guidance=3.0).examples(64, 0, "pictures")
+    assert torch.equal(plain.noise, examples.noise)
+
+
+def test_the_contract_has_the_range_and_files_keep_it(learned, tmp_path):
+    _, schedule = learned
+    run = schedule.contract.run
+    assert (run.guidance, run.guidance_range) == (3.0, (1.0, 5.0))
+    assert list(schedule.provenance["held_out_error_by_guidance"]) == ["1", "3", "5", "7.5"]
+    schedule.save(tmp_path / "schedule.safetensors")
+    again = l2c.CacheSchedule.load(tmp_path / "schedule.safetensors")
+    assert again.contract.run == run
+    assert again.version == 2
+    assert "guidance_range" in again.summary()
+
+
+def test_files_of_one_scale_are_as_before():
+    schedule = l2c.methods.interval(tiny_dit(), every=2, steps=4)
+    assert "guidance_range" not in schedule.pack()[1]["contract"]["run"]
+    assert schedule.version == 1
+
+
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_within_the_range_it_is_silent_and_outside_it_tells_the_errors(learned, engine):
+    model, schedule = learned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for scale in (1.0, 2.2, 5.0, None):
+            l2c.sample(model, [1], guidance=scale, schedule=schedule, engine=engine)
+    with pytest.warns(
+        UserWarning, match="guidance from 1 to 5 and the run uses 8; .* measured were .* at 7.5"
+    ):
+        l2c.sample(model, [1], guidance=8.0, schedule=schedule, engine=engine)
+
+
+def test_a_solver_is_learned_for_a_range_and_repair_keeps_it(learned):
+    model, schedule = learned
+    own = l2c.learn(model, solver="auto", evaluations=3, settings=QUICK, guidance=(1.5, 4))
+    assert own.contract.run.guidance_range == (1.5, 4.0)
+    assert l2c.sample(model, [1], schedule=own, guidance=2.0).isfinite().all()
+    repaired = l2c.repair(model, schedule, settings=QUICK)
+    assert repaired.contract.run.guidance_range == (1.0, 5.0)
+    assert repaired.provenance["held_out_error_before"] == schedule.provenance["held_out_error"]
+
+
+@pytest.mark.parametrize("wrong", [(5, 1), (0.5, 2), (1, 2, 3)])
+def test_a_range_that_is_none_is_refused(wrong):
+    with pytest.raises(ConfigError, match="guidance"):
+        l2c.host_of(tiny_dit(), guidance=wrong)
+
+
+def test_where_no_range_is_learned_a_sentence_says_so():
+    with pytest.raises(ConfigError, match="a router is learned for one guidance scale"):
+        l2c.learn(tiny_dit(), pattern="alternate", guidance=(1, 5), steps=4)
+    with pytest.raises(ConfigError, match="a range of guidance is learned for models so far"):
+        l2c.host_of(tiny_pipeline("sd3"), guidance_scale=(1, 5))
+
+
+def test_the_command_line_reads_a_range():
+    assert parse_guidance("1-5") == (1.0, 5.0)
+    with pytest.raises(
+        ConfigError, match="--guidance takes a scale such as 1.5 or a range such as 1-5, got 'x'"
+    ):
+        parse_guidance("x")
