@@ -46,8 +46,7 @@ def fork_server() -> Iterator[BaseContext]:
     context.set_forkserver_preload(
         [
             "l2c.cli.main",
-            "l2c.cli.learn_run",
-            "l2c.cli.pipeline_run",
+            "l2c.cli.learning",
             "l2c.sets",
             "l2c.compare.runner",
             "accelerate",
