@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from functools import cache
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows `l2c`; the process's own arguments by default.
     """
-    program = typer.main.get_command(app)
+    program = _program()
     given = None if arguments is None else list(arguments)
     try:
         with warnings_as_sentences():
@@ -109,6 +110,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED and is_main():
         say("error", "interrupted")
     return code if isinstance(code, int) else 0
+
+
+@cache
+def _program() -> Any:
+    """The program, which takes longer to put together than most commands to end; programs may call `run` often."""
+    return typer.main.get_command(app)
 
 
 def _is_usage_error(error: Exception) -> bool:
