@@ -29,6 +29,11 @@ def copy_value(value: Value) -> Value:
     return _each(Tensor.clone, value)
 
 
+def write_value(place: Value, value: Value) -> None:
+    """Writes a value over another of the same form."""
+    _each(Tensor.copy_, place, value)
+
+
 def split_value(value: Value, parts: int) -> list[Value]:
     """The value of each part of the rows; itself for one part."""
     if parts == 1:

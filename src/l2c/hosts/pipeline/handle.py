@@ -41,6 +41,7 @@ class PipelineCache:
         around: What computes a layer.
         quiet: Compare no run with that of the schedule.
         recompute: Where gradients are taken, compute whole calls of a transformer again in the backward pass.
+        engine: How its transformers are called, see `enable_cache`.
 
     Attributes:
         clock: The scheduler's clock.
@@ -48,6 +49,7 @@ class PipelineCache:
         any_weights: As given.
         any_run: As given.
         recompute: As given.
+        engine: As given.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class PipelineCache:
         around: Callable[[Compute], Value] = compute_once,
         quiet: bool = False,
         recompute: bool = False,
+        engine: str = "eager",
     ) -> None:
         self.any_weights, self.any_run, self.around = any_weights, any_run, around
-        self.recompute = recompute
+        self.recompute, self.engine = recompute, engine
         self.transformers: dict[str, CachedTransformer] = {}
         self._target, self._wrapper, self._bar = target, wrapper, None
         self._checked, self._quiet = False, quiet

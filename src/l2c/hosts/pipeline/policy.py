@@ -8,8 +8,9 @@ meets the same program at every evaluation of the same structure, in every branc
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,21 +152,27 @@ class PipelinePolicy(StaticPolicy):
 
         It holds the stored values that the call reads, so that they are there when the store has long let go of them.
         """
-        begun = [(list(cell.history), cell.weights) for cell in self.cells]
+        begun = [{**state, "row": None, "keeps": False} for state in self.state()]
 
         @contextmanager
         def again() -> Iterator[None]:
-            before = [vars(cell).copy() for cell in self.cells]
-            for cell, (history, weights) in zip(self.cells, begun, strict=True):
-                cell.clear()
-                cell.history, cell.weights, cell.keeps = list(history), weights, False
+            before = self.state()
+            self.restore(begun)
             try:
                 yield
             finally:
-                for cell, state in zip(self.cells, before, strict=True):
-                    vars(cell).update(state)
+                self.restore(before)
 
         return again
+
+    def state(self) -> list[dict[str, Any]]:
+        """What the cells do and have done in the call that is being made, for `restore`."""
+        return [{**vars(cell), "history": list(cell.history)} for cell in self.cells]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Puts the cells where they were."""
+        for cell, before in zip(self.cells, state, strict=True):
+            vars(cell).update(before, history=list(before["history"]))
 
     def end_call(self) -> None:
         """Stores what was computed and is read later."""
