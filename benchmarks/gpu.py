@@ -71,7 +71,12 @@ def _benchmark(name: str, *options: str) -> list[str]:
 
 def _pipelines(name: str, compiled: str | None, limit_s: float) -> Part:
     options = [] if compiled is None else ["--compile", compiled]
-    how = {None: "eager", "blocks": "blocks compiled", "overhead": "with mode='reduce-overhead'"}[compiled]
+    how = {
+        None: "eager",
+        "blocks": "blocks compiled",
+        "overhead": "with mode='reduce-overhead'",
+        "graph": "its cached calls as CUDA graphs",
+    }[compiled]
     return Part(
         f"pipelines-{name}-{compiled or 'eager'}",
         f"{name} at its real size with and without a cache, {how}, with peak memory",
@@ -79,14 +84,14 @@ def _pipelines(name: str, compiled: str | None, limit_s: float) -> Part:
         _benchmark("pipelines", "--model", name, "--device", "cuda", *options),
         _benchmark(
             "pipelines", "--model", "flux-tiny", "--steps", "3", "--repetitions", "1", "--dtype", "float32",
-            *(["--compile", "blocks"] if compiled else []),
+            *(["--compile", "graph" if compiled == "graph" else "blocks"] if compiled else []),
         ),
     )  # fmt: skip
 
 
 _TESTS = [
     str(HERE.parent / "tests" / name)
-    for name in ("engine", "bench/test_cost.py", "hosts/test_learned_scheduler.py")
+    for name in ("engine", "bench/test_cost.py", "hosts/test_learned_scheduler.py", "hosts/test_graphs.py")
 ]
 _PYTEST = [PYTHON, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"]
 _LATENCY = ("--routers", "{routers}", "--device", "cuda", "--repetitions", "5")
@@ -138,6 +143,8 @@ PARTS = (
     ),
     _pipelines("pixart", None, 60),
     _pipelines("pixart", "blocks", 120),
+    _pipelines("pixart", "graph", 90),
+    _pipelines("flux-dev", "graph", 120),
     _pipelines("flux-dev", "overhead", 180),
     Part(
         "throughput",

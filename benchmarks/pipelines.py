@@ -5,9 +5,10 @@
 The transformer and its scheduler's loop are timed, without text encoders and decoder: uncached, and with the whole
 network at every second evaluation, in turn in one process. `--compile` compiles first: `blocks` each class of blocks
 once for each of its variants, `whole` the transformer for each kind of evaluation, `overhead` the same with CUDA graphs
-(`mode="reduce-overhead"`). The record holds how many graphs
-that made and how long the first, compiling runs took, every raw time, the share of the multiply-accumulates that is
-left, and the peak memory of the device.
+(`mode="reduce-overhead"`). `graph` replays the cached transformer's calls as CUDA graphs (`engine="graph"`); what is
+captured lasts as long as the cache is enabled, so all uncached runs come first there. The record holds how many graphs
+the compiler made and how long the first, compiling or capturing runs took, every raw time, the share of the
+multiply-accumulates that is left, and the peak memory of the device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import l2c
-from l2c.bench.timing import interleave
+from l2c.bench.timing import Timing, interleave
 from l2c.errors import L2CError
 from l2c.hosts.pipeline.runs import describe_run
 from l2c.layers import find_layers, measure_layers
@@ -119,7 +120,9 @@ def conditions(size: Size, device: str, dtype: torch.dtype) -> dict[str, Any]:
 class Loop:
     """A transformer in its scheduler's loop."""
 
-    def __init__(self, size: Size, steps: int, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, size: Size, steps: int, device: str, dtype: torch.dtype, engine: str = "eager"
+    ) -> None:
         import diffusers
 
         self.steps, self.device, self.dtype = steps, device, dtype
@@ -127,6 +130,7 @@ class Loop:
         self.noise = torch.randn((1, *size.shape), device=device, dtype=dtype)
         self.scheduler = getattr(diffusers, size.scheduler)()
         self.schedule = self._schedule()
+        self.engine, self.cache = engine, None
 
     @torch.no_grad()
     def _schedule(self) -> CacheSchedule:
@@ -150,25 +154,33 @@ class Loop:
         return x
 
     def cached(self) -> Tensor:
-        """The same with the schedule; enabling and disabling counts too."""
-        with l2c.enable_cache(self.model, self.schedule, scheduler=self.scheduler):
+        """The same with the schedule; enabling and disabling counts too, but for graphs, which stay enabled."""
+        how = {"scheduler": self.scheduler, "engine": self.engine}
+        if self.engine == "graph":
+            self.cache = self.cache or l2c.enable_cache(self.model, self.schedule, **how)
+            return self.sample()
+        with l2c.enable_cache(self.model, self.schedule, **how):
             return self.sample()
 
 
 def measure(
     name: str, steps: int, repetitions: int, device: str, dtype: torch.dtype, compiled: str | None
 ) -> Record:
-    """Times both ways of sampling against each other; `compiled` is `blocks`, `whole`, `overhead` or None."""
-    loop = Loop(SIZES[name], steps, device, dtype)
+    """Times both ways of sampling against each other; `compiled` is `blocks`, `whole`, `overhead`, `graph` or None."""
+    loop = Loop(SIZES[name], steps, device, dtype, "graph" if compiled == "graph" else "eager")
     if compiled == "blocks":
         for block in repeated_blocks(loop.model):
             block.compile(fullgraph=True)
-    elif compiled is not None:
+    elif compiled in ("whole", "overhead"):
         loop.model.compile(fullgraph=True, mode="reduce-overhead" if compiled == "overhead" else None)
     variants: dict[str, Callable[[], object]] = {"uncached": loop.sample, "cached": loop.cached}
-    firsts = {variant: first_run(run) for variant, run in variants.items()} if compiled else {}
-    peaks = {variant: peak_bytes(run, device) for variant, run in variants.items()}
-    timings = interleave(variants, repetitions)
+    firsts: dict[str, dict[str, float]] = {}
+    peaks: dict[str, int | None] = {}
+    timings: dict[str, Timing] = {}
+    for turn in [{name: run} for name, run in variants.items()] if compiled == "graph" else [variants]:
+        firsts |= {variant: first_run(run) for variant, run in turn.items()} if compiled else {}
+        peaks |= {variant: peak_bytes(run, device) for variant, run in turn.items()}
+        timings |= interleave(turn, repetitions)
     ratios = [a / b for a, b in zip(timings["uncached"].seconds, timings["cached"].seconds, strict=True)]
     return Record(
         command="benchmarks/pipelines.py",
@@ -219,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--compile", choices=("blocks", "whole", "overhead"))
+    parser.add_argument("--compile", choices=("blocks", "whole", "overhead", "graph"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:

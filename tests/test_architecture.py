@@ -32,7 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "models", "layers", "schedule", "cache"},
     "sampling": {"errors", "documents", "models", "layers", "schedule", "cache", "engine"},
     "digest": set(),
-    "hosts": {"errors", "documents", "digest", "scenes", "models", "layers", "schedule", "cache", "sampling"},
+    "hosts": {
+        "errors", "documents", "digest", "scenes", "models", "layers", "schedule", "cache", "engine", "sampling",
+    },
     "learning": {
         "errors", "documents", "digest", "files", "models", "layers", "schedule", "cache", "sampling", "hosts",
     },

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from l2c.errors import OutputError
-from l2c.files import atomic_write, check_output_file, output_folder, remove_partial
+from l2c.files import atomic_open, atomic_write, check_output_file, output_folder, remove_partial
 
 
 def test_a_new_folder_goes_again_if_nothing_came_of_it(tmp_path):
@@ -52,10 +52,20 @@ def test_a_file_that_cannot_be_written_is_found_out_before(tmp_path, name):
 
 def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path):
     kept = [
-        tmp_path / name for name in ("a[1].bin", ".a[1].bin.swp", ".a1.bin.x.partial", ".b.bin.x.partial")
+        tmp_path / name for name in ("a[1].bin", ".a[1].bin.swp", ".a1.bin.x.l2c-partial", ".b.bin.x.partial")
     ]
-    leftover = tmp_path / ".a[1].bin.abc123.partial"
+    leftover = tmp_path / ".a[1].bin.abc123.l2c-partial"
     for path in (*kept, leftover):
         path.write_bytes(b"")
     remove_partial(tmp_path / "a[1].bin")
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    killed = tmp_path / ".b.bin.x.l2c-partial"
+    killed.write_bytes(b"")
+    with atomic_open(tmp_path / "a.bin") as file:
+        remove_partial(tmp_path)
+        file.write(b"1")
+    assert (tmp_path / "a.bin").read_bytes() == b"1"
+    assert not killed.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,10 @@ from typing import BinaryIO
 
 from l2c.errors import OutputError
 
-_PARTIAL = ".partial"
+if sys.platform != "win32":
+    import fcntl
+
+_PARTIAL = ".l2c-partial"
 _HEAD_BYTES = 2**16
 _ADVICE = "choose another --out"
 KINDS = {".safetensors": "schedule", ".json": "l2c.run-record", ".png": "PNG picture", ".html": "page"}
@@ -58,10 +62,12 @@ def atomic_open(path: str | Path, advice: str = _ADVICE) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary: str | None = None
+    lock: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
         with os.fdopen(handle, "wb") as file:
+            lock = _lock(handle)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -75,6 +81,31 @@ def atomic_open(path: str | Path, advice: str = _ADVICE) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(handle: int) -> int | None:
+    """Marks a file as being written until what is returned is closed, or the process has ended, however it ends."""
+    if sys.platform == "win32":
+        return None
+    lock = os.dup(handle)
+    with suppress(OSError):  # not every file system has locks
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process is still writing a file, as far as can be told."""
+    if sys.platform == "win32":
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def file_kind(head: bytes) -> str:
@@ -131,14 +162,16 @@ def same_file(first: str | Path, second: str | Path) -> bool:
 
 
 def remove_partial(path: str | Path) -> None:
-    """Removes what writes of a file left beside it that were killed in the middle."""
+    """Removes what killed writes of a file, or of any file in a folder, have left; what is being written stays."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
-        leftover.unlink(missing_ok=True)
+    folder, name = (path, "*") if path.is_dir() else (path.parent, f"{glob.escape(path.name)}.*")
+    for leftover in folder.glob(f".{name}{_PARTIAL}"):
+        if not _is_locked(leftover):
+            leftover.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path) -> Path:
-    """Creates a folder for results and checks that it can be written, before any work is done.
+    """Creates a folder for results, checks that it can be written, and clears up after killed writes.
 
     Raises:
         OutputError: If it cannot be made or written.
@@ -148,6 +181,7 @@ def make_folder(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+        remove_partial(path)
     except OSError as error:
         raise OutputError(
             f"cannot write to the folder {path}: {error.strerror or error}; choose another --out"
@@ -175,7 +209,7 @@ def output_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_output_file(path: str | Path) -> None:
-    """Checks that a file can be written, before any work is done, and leaves nothing behind.
+    """Checks that a file can be written, before any work is done, and leaves nothing behind, of killed writes either.
 
     Raises:
         OutputError: If it is a folder or a file of another kind, or if it or a folder on the way to it cannot be made.
@@ -191,5 +225,6 @@ def check_output_file(path: str | Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=ancestor):
             pass
+        remove_partial(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error

@@ -97,6 +97,7 @@ def test_preset_of_the_embedded_dit_has_what_it_promises():
         ),
         (BASE + '[[method]]\nname = "cache-dit"\nbudgets = [0.5]\n', "takes settings, not budgets"),
         ("images = 0\n" + BASE, "images must be at least 1, got 0"),
+        ("methods = 5\n" + BASE, "methods must be a list, got 5"),
     ],
 )
 def test_wrong_configurations_are_sentences(tmp_path, text, message):

@@ -211,3 +211,15 @@ def test_passes_of_guidance_go_apart(host):
         (seen,) = l2c.summary(host.target).models.values()
     assert seen.derived == STEPS - 2
     assert seen.fraction == pytest.approx(apart.cost.fraction)
+
+
+def test_graphs_need_a_device_and_say_so(host):
+    """What they compute is tested by a stand-in for it: in `test_graphs.py`, and for models in `tests/engine`."""
+    schedule = host.every
+    if isinstance(host.target, torch.nn.Module):
+        with pytest.raises(ConfigError, match="CUDA graphs need a CUDA device"):
+            l2c.sample(host.target, [1], [0], steps=STEPS, schedule=schedule, engine="graph", **host.solver)
+        return
+    with pytest.warns(UserWarning, match="run as they are: they need a CUDA device"):
+        made = used(host, schedule, engine="graph")
+    assert torch.equal(made, used(host, schedule))

@@ -161,7 +161,7 @@ def test_a_file_that_is_no_checkpoint_is_left_alone(session, content, restart):
 
 def test_what_a_killed_write_left_is_removed(session):
     session.checkpoint.parent.mkdir()
-    leftover = session.checkpoint.with_name(".checkpoint.abc.partial")
+    leftover = session.checkpoint.with_name(".checkpoint.abc.l2c-partial")
     leftover.write_bytes(b"half")
     learn_router(session)
     assert list(session.checkpoint.parent.iterdir()) == [session.checkpoint]

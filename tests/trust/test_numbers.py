@@ -115,6 +115,17 @@ def test_a_checkpoint_comes_back_as_it_was_written(checkpoint):
     assert checkpoint.load()["kept"]["references"].sum() == 3
 
 
+def test_a_checkpoint_that_claims_more_than_it_holds_is_refused_before_it_is_used(checkpoint, monkeypatch):
+    content = torch.load(checkpoint.path, weights_only=True)
+    content["state"]["learned"]["parameters"] = [torch.zeros(1).expand(10**9)]
+    torch.save(content, checkpoint.path)
+    used = []
+    monkeypatch.setattr("l2c.learning.checkpoint._digest", used.append)
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        checkpoint.load()
+    assert used == []
+
+
 def test_a_checkpoint_with_a_changed_number_is_not_gone_on_from(checkpoint):
     """Every 97th byte flipped: in tensors as in numbers, nothing is gone on from that is not as it was written."""
     whole = checkpoint.path.read_bytes()

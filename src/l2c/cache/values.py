@@ -34,7 +34,15 @@ def own_value(value: Value) -> Value:
 
     The attention of Stable Diffusion 3's last block puts out its text as such a part.
     """
+    parts = (value,) if isinstance(value, Tensor) else value
+    if all(part is None or part.untyped_storage().nbytes() <= part.nbytes for part in parts):
+        return value
     return _each(lambda part: part.clone() if part.untyped_storage().nbytes() > part.nbytes else part, value)
+
+
+def write_value(place: Value, value: Value) -> None:
+    """Writes a value over another of the same form."""
+    _each(Tensor.copy_, place, value)
 
 
 def split_value(value: Value, parts: int) -> list[Value]:

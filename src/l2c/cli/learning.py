@@ -15,7 +15,7 @@ from l2c.cli.options import check_inputs
 from l2c.cli.targets import load, name_of
 from l2c.devices import resolve_dtype
 from l2c.errors import OutputError
-from l2c.files import check_output_file, remove_partial
+from l2c.files import check_output_file
 from l2c.learning.estimate import LearningEstimate
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
@@ -121,7 +121,6 @@ class LearnCommand:
         checkpoint = self.session.checkpoint
         assert checkpoint is not None
         try:
-            remove_partial(self.out)
             learned.save(self.out)
         except OutputError as error:
             if not checkpoint.exists():

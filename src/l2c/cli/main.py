@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from functools import cache
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -23,7 +26,7 @@ from l2c.cli.repair import repair
 from l2c.cli.report import report
 from l2c.cli.sample import sample
 from l2c.errors import ConfigError, L2CError
-from l2c.processes import is_main
+from l2c.processes import is_main, num_processes
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -73,17 +76,21 @@ def overview(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code.
 
-    0 is success, 1 a failure, 2 wrong usage, 130 an interrupt; in the last three, stderr has one sentence. Of
-    several processes only the first says what they all meet: wrong usage and interrupts.
+    0 is success, 1 a failure, 2 wrong usage, 130 an interrupt by Ctrl-C, SIGTERM or SIGHUP; in the last three, stderr
+    has one sentence, except where stdout was closed by who reads it. Of several processes only the first says what
+    they all meet: wrong usage and interrupts.
 
     Args:
         arguments: What follows `l2c`; the process's own arguments by default.
     """
-    program = typer.main.get_command(app)
+    program = _program()
     given = None if arguments is None else list(arguments)
     try:
         with warnings_as_sentences():
             code = program.main(args=given, prog_name="l2c", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has seen enough
+        return FAILURE
     except L2CError as error:
         if is_main() or not isinstance(error, ConfigError):
             say("error", str(error))
@@ -105,6 +112,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+@cache
+def _program() -> Any:
+    """The program, which takes longer to put together than most commands to end; programs may call `run` often."""
+    return typer.main.get_command(app)
+
+
 def _is_usage_error(error: Exception) -> bool:
     return hasattr(error, "format_message")  # typer carries click's classes in different places
 
@@ -123,7 +136,24 @@ def _explain(error: Exception) -> str | None:
     return None
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Lets SIGTERM and SIGHUP end the program as Ctrl-C does; one that is ignored, as by nohup, stays so.
+
+    Of processes that were started together each ends at once, since the others would wait for it.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL and num_processes() == 1:
+            signal.signal(number, signal.default_int_handler)
+
+
 def main() -> NoReturn:
     """Entry point of the program."""
+    _end_as_by_ctrl_c()
     keep_freed_memory()
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except OSError:  # which has been said; Python would say it again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -177,7 +177,8 @@ class CompareConfig:
             raise ConfigError(f"{source} names no model; add a line such as model = 'dit-mini-cifar10'")
         _check_names(cls, options, source)
         for name, kind in (("bases", Base), ("methods", MethodChoice)):
-            for part in options.setdefault(name, []):
+            listed = options.setdefault(name, [])
+            for part in listed if isinstance(listed, list) else ():
                 _check_names(kind, part, source)
         if isinstance(options["model"], dict):
             _check_names(PipelineChoice, options["model"], source)

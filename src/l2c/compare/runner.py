@@ -26,7 +26,7 @@ from l2c.compare.samples import ADVICE, Drawn, Samples
 from l2c.compare.scoring import Scorer
 from l2c.documents import read_document
 from l2c.errors import ConfigError, DataError, L2CError, OutputError
-from l2c.files import atomic_write, make_folder
+from l2c.files import atomic_write, make_folder, remove_partial
 from l2c.hosts.base import Host
 from l2c.records import Record, describe_device, find_versions
 from l2c.report.comparison_folder import FAILED, PICTURES, RECORDS, SCHEDULES, TIMING, read_record
@@ -62,6 +62,8 @@ class Comparison:
         host: Host | None = None,
     ) -> None:
         self.config, self.folder, self.device, self._note = config, make_folder(folder), device, note
+        for name in (RECORDS, PICTURES, SCHEDULES, TIMING, WORK):
+            remove_partial(folder / name)
         self.variants = self._installed(plan(config))
         self._settle_config()
         self._hosts = Hosts(config, device, host)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -106,6 +107,33 @@ def assign_slots(sharing: Sharing) -> dict[tuple[int, int], int]:
     return slots
 
 
+def assign_layer_slots(sharing: Sharing) -> dict[tuple[int, int], int]:
+    """`assign_slots` for each layer by itself, where layers put out values of different shapes.
+
+    Returns:
+        The slot of its layer for every (evaluation, layer) that is stored, captured or not.
+    """
+    slots: dict[tuple[int, int], int] = {}
+    for layer in {layer for _, layer in sharing.held}:
+        own = {place: last for place, last in sharing.held.items() if place[1] == layer}
+        found = assign_slots(Sharing(sharing.graphs, own))
+        for evaluation, graph in enumerate(sharing.graphs):
+            if (graph, layer) in found:
+                slots[evaluation, layer] = found[graph, layer]
+    return slots
+
+
+def weight_table(plan: ReusePlan, num_evaluations: int) -> Tensor:
+    """Weights (evaluations, layers, history) of all forecasts, the history a multiple of 4: rows are aligned."""
+    layers = 1 + max((layer for _, layer in plan), default=0)
+    longest = max(map(len, plan.values()), default=1)
+    table = torch.zeros(num_evaluations, layers, 4 * math.ceil(max(longest, 1) / 4))
+    for (evaluation, layer), row in plan.items():
+        for index, (_, weight) in enumerate(row):
+            table[evaluation, layer, index] = float(weight)
+    return table
+
+
 class Slots:
     """Stored values of captured evaluations, in memory that stays where it is.
 
@@ -138,7 +166,29 @@ class Slots:
         return sum(memory.numel() * memory.element_size() for memory in self._memory.values())
 
 
-def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[int, Any]:
+class Replayable(Protocol):
+    """Work that can be launched again: a `torch.cuda.CUDAGraph`."""
+
+    def replay(self) -> None:
+        """Launches it."""
+        ...
+
+
+class CapturePool:
+    """What graphs share that are captured one after another: memory, and the stream that it belongs to.
+
+    Args:
+        device: Where; the current CUDA device by default.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def capture(
+    evaluations: tuple[int, ...], body: Callable[[int], None], pool: CapturePool | None = None
+) -> dict[int, Replayable]:
     """Captures evaluations in one memory pool.
 
     What they allocate is gone at their end, so they may be replayed in any order, one at a time.
@@ -146,13 +196,14 @@ def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[i
     Args:
         evaluations: Which, in order.
         body: Launches the work of one evaluation. Everything that it compiles or allocates outside must be done.
+        pool: The pool; a new one by default.
     """
-    graphs: dict[int, Any] = {}
-    pool = torch.cuda.graph_pool_handle()
-    with _quiet():
+    graphs: dict[int, Replayable] = {}
+    pool = pool or CapturePool()
+    with _quiet(pool.stream):
         for evaluation in evaluations:
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
             try:
                 body(evaluation)
             except BaseException:
@@ -167,11 +218,10 @@ def capture(evaluations: tuple[int, ...], body: Callable[[int], None]) -> dict[i
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(stream: torch.cuda.Stream) -> Iterator[None]:
     """A stream of its own, and no garbage collection, which could free device memory in a capture."""
     enabled = gc.isenabled()
     gc.disable()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from l2c.cache.store import FeatureStore, last_reads
-from l2c.engine.graphs import Sharing, Slots, capture, share_graphs
+from l2c.engine.graphs import Replayable, Sharing, Slots, capture, share_graphs, weight_table
 from l2c.engine.job import Job
 from l2c.engine.policy import PairPolicy, PlanPolicy, TrialPolicy
 from l2c.engine.programs import Constants, Program
@@ -25,14 +23,6 @@ CONSTANTS_BYTES = 512 * 2**20
 """Most memory for what is computed ahead; a longer run computes it in parts."""
 REFILL = -1
 """Stands for computing constants ahead, among the evaluations that are captured."""
-
-
-class Replayable(Protocol):
-    """Work that can be launched again: a `torch.cuda.CUDAGraph`."""
-
-    def replay(self) -> None:
-        """Launches it."""
-        ...
 
 
 class PreparedJob:
@@ -65,7 +55,10 @@ class PreparedJob:
             self._labels[len(noise) :] = job.null_class
         self._differences = torch.zeros((count, *noise.shape), device=device) if job.passes else None
         self._continuations = None if job.differences is None else job.differences.to(device, torch.float32)
-        self._history_length, self._weights = _history_length(job), _weight_table(job).to(device)
+        self._history_length, self._weights = (
+            _history_length(job),
+            weight_table(job.forecasts, count).to(device),
+        )
         timesteps = torch.tensor(job.timesteps, device=device)
         sample = program.constants(timesteps[:1], self._labels)
         per_evaluation = sum(part.numel() * part.element_size() for part in sample)
@@ -279,13 +272,3 @@ def _history_length(job: Job) -> int:
     if all(is_copy([weight for _, weight in row]) for row in terms):
         return 0
     return max(len(row) for row in terms)
-
-
-def _weight_table(job: Job) -> Tensor:
-    """Weights (evaluations, layers, history) of all forecasts, the history a multiple of 4: rows are aligned."""
-    layers = 1 + max((layer for _, layer in job.forecasts), default=0)
-    table = torch.zeros(job.num_evaluations, layers, 4 * math.ceil(max(_history_length(job), 1) / 4))
-    for (evaluation, layer), row in job.forecasts.items():
-        for index, (_, weight) in enumerate(row):
-            table[evaluation, layer, index] = float(weight)
-    return table

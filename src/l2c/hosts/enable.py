@@ -13,6 +13,7 @@ from l2c.cache.cached_model import CachedModel, active_cache
 from l2c.cache.summary import RunSummary
 from l2c.errors import CacheStateError, ConfigError
 from l2c.hosts.pipeline.components import transformers_of, unwrapped
+from l2c.hosts.pipeline.graphs import check_engine
 from l2c.hosts.pipeline.handle import HANDLE, PipelineCache
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, scheduler_of
 from l2c.hosts.pipeline.transformer import refuse_other_cache
@@ -44,6 +45,7 @@ def enable_cache(
     scheduler: Any = None,
     any_weights: bool = False,
     any_run: bool = False,
+    engine: str = "eager",
 ) -> PipelineCache: ...
 
 
@@ -55,6 +57,7 @@ def enable_cache(
     scheduler: Any = None,
     any_weights: bool = False,
     any_run: bool = False,
+    engine: str = "eager",
 ) -> CachedModel | PipelineCache:
     """Lets a pipeline or model reuse layers as a schedule says, until `disable_cache` or the end of a `with` block.
 
@@ -71,6 +74,8 @@ def enable_cache(
         any_weights: Warn, instead of refusing, when the schedule was learned on other weights.
         any_run: Warn, instead of refusing, when the scheduler or its timesteps differ from those that the
             schedule was made for. The number of evaluations must be the same.
+        engine: For a pipeline on a CUDA device: `graph` replays the calls of its transformers as CUDA graphs, one for
+            each different row of the schedule, and warns where they have to run as they are; `eager` never does.
 
     Returns:
         The handle of the enabled cache, which is also a context manager.
@@ -79,11 +84,18 @@ def enable_cache(
         CacheStateError: If a cache is already enabled, ours or diffusers' own.
         ContractError: If the schedule was made for another model. For another run, the pipeline raises it when it
             is called.
-        ConfigError: If the target has no transformer or scheduler that could be used, or a family has no budget.
+        ConfigError: If the target has no transformer or scheduler that could be used, a family has no budget, or there
+            is no such engine.
         ScheduleError: If a file or repository has no schedule.
     """
     wrapper, target = target, unwrapped(target)
+    check_engine(engine)
     if isinstance(target, nn.Module) and scheduler is None:
+        if engine != "eager":
+            raise ConfigError(
+                "a model that is driven by hand runs as it is; for CUDA graphs, sample with "
+                "l2c.sample(engine='graph'), or name the scheduler= that drives it"
+            )
         if isinstance(schedule, Mapping):
             raise ConfigError("a model takes one schedule; several by name are for a pipeline")
         refuse_other_cache(target)
@@ -117,6 +129,7 @@ def enable_cache(
         any_weights,
         any_run,
         wrapper if wrapper is not target else None,
+        engine=engine,
     )
 
 

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from l2c.documents import check_value
 from l2c.errors import CheckpointError, ConfigError, OutputError
 from l2c.files import atomic_write, remove_partial
+from l2c.models.checkpoints import read_pickle
 
 FORMAT = "l2c.learning-checkpoint"
 VERSION = 2
@@ -73,7 +74,7 @@ class Checkpoint:
         known = whole = False
         if self.path.is_file():  # a named pipe is none
             with suppress(Exception):  # a damaged file can fail in any way
-                content = torch.load(self.path, map_location="cpu", weights_only=True)
+                content: Any = read_pickle(self.path)
                 known = content["format"] == FORMAT and content["version"] == VERSION
                 identity, state = content["identity"], content["state"]
                 check_value("state", state, _State)

@@ -1,4 +1,4 @@
-"""Ctrl-C while something is being changed that must stay whole."""
+"""Ctrl-C, and the signals that end a program like it, while something is being changed that must stay whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a program to end."""
+
 
 class Interrupts:
     """Ctrl-C inside the `with` block: at once, or where it is held back, noted in `asked`.
 
-    Without effect outside the main thread, and where the program has its own way with Ctrl-C.
+    Without effect outside the main thread, and where the program has its own way with Ctrl-C. Other signals that the
+    program treats as Ctrl-C, by `signal.default_int_handler`, are treated so here, too.
 
     Args:
         hold: Hold it back everywhere.
@@ -22,23 +26,21 @@ class Interrupts:
     def __init__(self, hold: bool = False) -> None:
         self.asked = False
         self._hold = hold
-        self._installed = False
+        self._installed: list[int] = []
 
     def __enter__(self) -> Interrupts:
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
+        if threading.current_thread() is threading.main_thread():
+            self._installed = [s for s in ENDING if signal.getsignal(s) is signal.default_int_handler]
+            for number in self._installed:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._installed = False
+        for number in self._installed:
+            signal.signal(number, signal.default_int_handler)
+        self._installed = []
 
     def _note(self, *_: Any) -> None:
         self.asked = True

@@ -43,6 +43,7 @@ class PipelineCache:
         quiet: Compare no run with that of the schedule.
         recompute: Where gradients are taken, compute whole calls of a transformer again in the backward pass.
         offload: Then, let stored values wait for that in CPU memory.
+        engine: How its transformers are called, see `enable_cache`.
 
     Attributes:
         clock: The scheduler's clock.
@@ -51,6 +52,7 @@ class PipelineCache:
         any_run: As given.
         recompute: As given.
         offload: As given.
+        engine: As given.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class PipelineCache:
         quiet: bool = False,
         recompute: bool = False,
         offload: bool = False,
+        engine: str = "eager",
     ) -> None:
         self.any_weights, self.any_run, self.around = any_weights, any_run, around
-        self.recompute, self.offload = recompute, offload
+        self.recompute, self.offload, self.engine = recompute, offload, engine
         self.transformers: dict[str, CachedTransformer] = {}
         self._target, self._wrapper, self._bar = target, wrapper, None
         self._checked, self._quiet = False, quiet

@@ -155,8 +155,7 @@ class PipelineHost:
 
     @cached_property
     def _fingerprint(self) -> tuple[float, ...]:
-        models = self.models.values()
-        return tuple(value for model in models for value in fingerprint(model, find_layers(model)))
+        return tuple(it for model in self.models.values() for it in fingerprint(model, find_layers(model)))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -286,9 +285,7 @@ class PipelineHost:
 
     def _levels_at(self, steps: int) -> Run:
         """The run of the host's own scheduler with another number of steps."""
-        if steps == self.run.steps:
-            return self.run
-        return self._with(self._scheduler, steps).run
+        return self.run if steps == self.run.steps else self._with(self._scheduler, steps).run
 
     def _with(self, scheduler: Any, steps: int) -> PipelineHost:
         call = {**self.call, "num_inference_steps": steps}
@@ -319,9 +316,7 @@ class PipelineHost:
     def for_schedule(self, schedule: CacheSchedule) -> Host:
         """See `Host.for_schedule`."""
         run = schedule.contract.run
-        if run.weights is None:
-            return self
-        return self._with(scheduler_of(schedule, self._scheduler), run.steps)
+        return self if run.weights is None else self._with(scheduler_of(schedule, self._scheduler), run.steps)
 
     def with_steps(self, steps: int) -> Host:
         """See `Host.with_steps`."""

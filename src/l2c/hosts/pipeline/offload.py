@@ -37,7 +37,7 @@ def encoders_offloaded(pipe: Any) -> Iterator[None]:
     """
     models = transformers_of(pipe)
     for name, model in models.items():
-        if any(_moves_in_groups(module) for module in model.modules()):
+        if any(moves_in_groups(module) for module in model.modules()):
             raise ConfigError(
                 f"the {name} has group offloading, and the backward pass would not find its weights; load the pipeline "
                 "without it to learn, and take recompute=True (--recompute) for less memory"
@@ -65,7 +65,8 @@ def encoders_offloaded(pipe: Any) -> Iterator[None]:
         yield
 
 
-def _moves_in_groups(module: nn.Module) -> bool:
+def moves_in_groups(module: nn.Module) -> bool:
+    """Whether the weights of a module come and go with others, by diffusers' group offloading."""
     registry = getattr(module, "_diffusers_hook", None)
     return any("group_offloading" in name for name in getattr(registry, "hooks", {}))
 

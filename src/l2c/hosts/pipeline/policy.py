@@ -8,9 +8,10 @@ meets the same program at every evaluation of the same structure, in every branc
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,22 +189,30 @@ class PipelinePolicy(StaticPolicy):
             offload: Hold copies of them in CPU memory.
         """
         rest = self._resting.put if offload else _held
-        begun = [([rest(values) for values in cell.history], cell.weights, cell.sizes) for cell in self.cells]
+        begun = [
+            ({**state, "row": None, "keeps": False}, [rest(values) for values in state["history"]])
+            for state in self.state()
+        ]
 
         @contextmanager
         def again() -> Iterator[None]:
-            before = [vars(cell).copy() for cell in self.cells]
-            for cell, (history, weights, sizes) in zip(self.cells, begun, strict=True):
-                cell.clear()
-                cell.history = [bring() for bring in history]
-                cell.weights, cell.sizes, cell.keeps = weights, sizes, False
+            before = self.state()
+            self.restore([{**state, "history": [bring() for bring in history]} for state, history in begun])
             try:
                 yield
             finally:
-                for cell, state in zip(self.cells, before, strict=True):
-                    vars(cell).update(state)
+                self.restore(before)
 
         return again
+
+    def state(self) -> list[dict[str, Any]]:
+        """What the cells do and have done in the call that is being made, for `restore`."""
+        return [{**vars(cell), "history": list(cell.history)} for cell in self.cells]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Puts the cells where they were."""
+        for cell, before in zip(self.cells, state, strict=True):
+            vars(cell).update(before, history=list(before["history"]))
 
     def end_call(self) -> None:
         """Stores what was computed and is read later."""

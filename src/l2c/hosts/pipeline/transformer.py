@@ -20,6 +20,7 @@ from l2c.errors import CacheStateError
 from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
+from l2c.hosts.pipeline.graphs import CallGraphs
 from l2c.hosts.pipeline.passes import Passes, PassesPolicy, not_apart
 from l2c.hosts.pipeline.policy import PipelinePolicy
 from l2c.hosts.pipeline.runs import call_now
@@ -40,6 +41,7 @@ class Owner(Protocol):
     around: Callable[[Compute], Value]
     recompute: bool
     offload: bool
+    engine: str
     clock: SchedulerClock
 
     def enter_evaluation(self) -> int:
@@ -60,6 +62,7 @@ class CachedTransformer:
         schedule: None if there is another policy.
         policy: What is computed now.
         offset: Evaluation of the scheduler that is the policy's first.
+        replays: Its calls as CUDA graphs; None where they run as they are.
     """
 
     def __init__(self, name: str, model: nn.Module, reuse: CacheSchedule | ReusePolicy, owner: Owner) -> None:
@@ -77,6 +80,9 @@ class CachedTransformer:
         else:
             self.schedule, self.policy = None, reuse
         self.cache: CachedModel = attach(model, table, self.policy, self.schedule)
+        self.replays: CallGraphs | None = None
+        if owner.engine == "graph" and isinstance(self.policy, PipelinePolicy):
+            self.replays = CallGraphs(name, self.policy)
         self._owner = owner
         self._context = DEFAULT_BRANCH
         self._shapes: dict[str, list[Any]] = {}
@@ -100,6 +106,8 @@ class CachedTransformer:
         """
         self._cover_anew()
         self._follow_compiler(component)
+        if self.replays is not None:
+            self.replays.begin_run(self.model, self._compilation, split=self._context_group is not None)
         self.policy.begin_run()
         self.cache.clock.stop()
         self._shapes.clear()
@@ -128,6 +136,7 @@ class CachedTransformer:
 
     def restore(self) -> None:
         """Gives the model its own methods back."""
+        self.replays = None
         for patch in reversed(self._patches):
             patch.remove()
         self._patches.clear()
@@ -208,6 +217,8 @@ class CachedTransformer:
                     args, kwargs = self._context_group.shared((args, kwargs))
                 if policy is not None and self._owner.recompute and torch.is_grad_enabled():
                     result = self._call_again_in_backward(policy, evaluation, original, args, kwargs)
+                elif self.replays is not None:
+                    result = self.replays(evaluation, branches[0], original, args, kwargs)
                 else:
                     result = original(*args, **kwargs)
         finally:
