@@ -33,6 +33,7 @@ def test_trained_pipeline_draws_what_prompts_say():
     right = summarise_adherence(adherence(pictures, prompts))
     assert right["background"] > 0.9
     assert right["colour"] > 0.7
+    assert right["shape"] > 0.4
 
 
 @trained
