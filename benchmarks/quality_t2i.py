@@ -21,6 +21,7 @@ another export of the pipeline; points of other weights are measured anew.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -325,9 +326,10 @@ def _identity(schedule: CacheSchedule) -> str:
 def _progress(name: str) -> Any:
     def show(progress: Progress) -> None:
         if progress.iteration % 10 == 0 or progress.iteration == progress.iterations:
+            error = "" if math.isnan(progress.error) else f", error {progress.error:.4f}"
             print(
-                f"{name}, {progress.stage}: {progress.iteration} of {progress.iterations}, "
-                f"error {progress.error:.4f}, {progress.left_s:.0f} s left",
+                f"{name}, {progress.stage}: {progress.iteration} of {progress.iterations}{error}, "
+                f"{progress.left_s:.0f} s left",
                 file=sys.stderr,
             )
 
