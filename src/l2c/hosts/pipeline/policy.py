@@ -190,7 +190,10 @@ class PipelinePolicy(StaticPolicy):
         """
         rest = self._resting.put if offload else _held
         begun = [
-            ({**state, "row": None, "keeps": False}, [rest(values) for values in state["history"]])
+            (
+                {**state, "row": None, "keeps": False, "history": ()},
+                [rest(values) for values in state["history"]],
+            )
             for state in self.state()
         ]
 

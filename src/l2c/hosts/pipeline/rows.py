@@ -63,6 +63,10 @@ def order_of(prediction: Tensor, combined: Any) -> tuple[str, ...]:
     if not isinstance(combined, Tensor) or rows % 2 or len(combined) not in (rows, rows // 2):
         return BRANCHES[:1]
     first, second = prediction.float().chunk(2)
+    if not (
+        prediction.isfinite().all() and combined.isfinite().all()
+    ):  # which whoever reads the result will say
+        return BRANCHES[:1]
     if len(combined) == rows:
         one, other = combined.chunk(2)
         if torch.equal(first, second) or not torch.equal(one, other):
