@@ -249,7 +249,7 @@ def test_the_continued_difference_has_gradients(recompute):
     from l2c.learning.student import Student
 
     pipe = tiny_pipeline("sd3")
-    host = l2c.host_of(pipe, **call_of("sd3")).with_solver(STEPS)
+    host = l2c.host_of(pipe, **call_of("sd3")).solver_starts(STEPS)[0]
     cond = torch.ones(STEPS, len(host.table), dtype=torch.bool)
     cond[[2, 5]] = False
     runs = runs_at(0, 1, 3)

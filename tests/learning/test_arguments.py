@@ -140,6 +140,11 @@ def test_repair_and_check_refuse_the_same(model):
 def test_methods_refuse_the_same(name, model):
     make = l2c.methods.find_method(name).make
     refused(r"a model takes no argument 'step'; did you mean steps\?", make, model, step=4)
-    others = {"fewer-steps": "budget", "dpcache": "budget", "spectrum": "window", "adaptive-guidance": "share"}
+    others = {
+        "fewer-steps": "budget",
+        "dpcache": "budget",
+        "spectrum": "window",
+        "adaptive-guidance": "share",
+    }
     own = others.get(name, "every")
     refused(rf"no argument '{own[:-1]}'; did you mean {own}\?", make, model, **{own[:-1]: 2})

@@ -243,11 +243,12 @@ def test_every_method_meets_a_budget_and_samples(name, tiny_dit, tiny_uvit):
     model = tiny_dit if "dit" in method.architectures else tiny_uvit
     settings = {"num_images": 1} if name == "smoothcache" else {}
     settings = {"iterations": 1, "batch_size": 1} if name == "l2c" else settings
-    run = {"solver": "dpmsolver++", "steps": 6, "guidance": 1.0}
+    guidance = 1.5 if name == "adaptive-guidance" else 1.0
+    run = {"solver": "dpmsolver++", "steps": 6, "guidance": guidance}
     schedule = schedule_for(method, model, budget=0.75, settings={**settings, **run})
     assert 0.3 < schedule.cost.fraction < 1.01
     run = schedule.contract.run
-    images = l2c.sample(model, [3], solver=run.solver, steps=run.steps, guidance=1.0, schedule=schedule)
+    images = l2c.sample(model, [3], solver=run.solver, steps=run.steps, guidance=guidance, schedule=schedule)
     assert bool(images.isfinite().all())
     assert schedule.provenance["method"] == name
 

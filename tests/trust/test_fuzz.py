@@ -55,7 +55,7 @@ def test_arguments_of_another_type_are_sentences(arguments, message):
         ({"iterations": 10**12}, "iterations must be at most"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"batch_size": True}, "batch_size must be a whole number, got True"),
-        ({"recompute": "yes"}, "recompute must be False, True or 'evaluations', got 'yes'"),
+        ({"recompute": "yes"}, "recompute must be False, True, 'evaluations' or 'offload', got 'yes'"),
         ({"reference_steps": 0}, "reference_steps must be at least 1, got 0"),
     ],
 )

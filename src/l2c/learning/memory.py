@@ -58,8 +58,8 @@ class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Weights, and whatever else was there before, are not counted, nor are views of them.
 
     >>> with AliveBytes() as alive:
-    ...     kept = torch.zeros(8)
-    ...     _ = torch.zeros(100)
+    ...     kept, other = torch.zeros(8), torch.zeros(100)
+    ...     del other
     >>> alive.nbytes
     32
     """
