@@ -91,7 +91,7 @@ class Plan:
             trials=self.trials,
             trial_examples=min(4, self.examples),
             reference_steps=self.reference_steps,
-            branches=False,  # a pipeline computes both passes of guidance alike
+            branches=False,  # both passes of guidance alike, in both ways
             seed=seed,
         )
 
@@ -153,7 +153,8 @@ class Benchmark:
         how: dict[str, Any] = {"settings": settings, "on_progress": _show}
         if what == FIXED:
             return self._kept(host, what, settings, lambda: l2c.learn(host, budget=self.plan.budget, **how))
-        auto = {"solver": "auto", "evaluations": self.plan.evaluations}
+        # One structure for both: where two are about as good, a rounding would choose.
+        auto = {"solver": "auto", "evaluations": self.plan.evaluations, "per_computed": 2}
         return self._kept(host, what, settings, lambda: l2c.learn(host, **auto, **how))
 
     def sample_once(self, **options: Any) -> Tensor:
