@@ -35,9 +35,14 @@ def own_value(value: Value) -> Value:
     The attention of Stable Diffusion 3's last block puts out its text as such a part.
     """
     parts = (value,) if isinstance(value, Tensor) else value
-    if all(part is None or part.untyped_storage().nbytes() <= part.nbytes for part in parts):
+    if not any(part is not None and _is_part(part) for part in parts):
         return value
-    return _each(lambda part: part.clone() if part.untyped_storage().nbytes() > part.nbytes else part, value)
+    return _each(lambda part: part.clone() if _is_part(part) else part, value)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether a tensor keeps more memory than its own."""
+    return tensor.untyped_storage().nbytes() > tensor.nbytes
 
 
 def write_value(place: Value, value: Value) -> None:

@@ -164,8 +164,9 @@ def _from_best_start(
     key = f"starts of {steps} evaluations {stage}".rstrip()
     if key not in kept:
         orders = [order for order in ORDERS if order < own.settings.history]
-        order = orders[0] if mask.all() else min(orders, key=lambda order: error_of(loops[0], order))
-        kept[key] = torch.tensor([error_of(loop, order) for loop in loops])
+        first = {order: error_of(loops[0], order) for order in (orders[:1] if mask.all() else orders)}
+        order = min(first, key=first.__getitem__)
+        kept[key] = torch.tensor([first[order], *(error_of(loop, order) for loop in loops[1:])])
         own.trainer.save(if_due=True)
     return loops[int(kept[key].argmin())]
 

@@ -176,21 +176,15 @@ def _blur(pictures: Tensor) -> Tensor:
 
 
 def _recognise(region: Region) -> FoundObject:
-    features = region.features.double()
-    distances = []
-    for model in _shape_models():
-        offset = features - model.mean
-        distances.append(float(offset @ model.precision @ offset))
-    scores = [d + model.log_volume for d, model in zip(distances, _shape_models(), strict=True)]
+    features, models = region.features.double(), _shape_models()
+    offsets = [features - model.mean for model in models]
+    distances = [float(it @ model.precision @ it) for it, model in zip(offsets, models, strict=True)]
+    scores = [distance + model.log_volume for distance, model in zip(distances, models, strict=True)]
     best = min(range(len(scores)), key=scores.__getitem__)
-    others = [
-        d
-        for d, model in zip(distances, _shape_models(), strict=True)
-        if model.shape != _shape_models()[best].shape
-    ]
+    model = models[best]
+    others = [d for d, other in zip(distances, models, strict=True) if other.shape != model.shape]
     if distances[best] > _FARTHEST or min(others) < _CLEARLY * distances[best]:
         return FoundObject(region.colour, None, None, region.x, region.y)
-    model = _shape_models()[best]
     radius = math.sqrt(region.area / model.area_factor)
     size = min(SIZES, key=lambda name: max(SIZES[name][0] - radius, radius - SIZES[name][1]))
     return FoundObject(region.colour, model.shape, size, region.x, region.y)
