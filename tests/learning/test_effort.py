@@ -6,8 +6,12 @@ import pytest
 
 import l2c
 from l2c.errors import ConfigError
-from l2c.learning.effort import effort_settings, picture_evaluations, seconds_per_evaluation
+from l2c.learning.effort import effort_settings, seconds_per_evaluation, stage_evaluations
 from l2c.testing import tiny_dit
+
+
+def work_of(settings, wholes, **more):
+    return sum(stage_evaluations(settings, wholes, 3.5, **more).values())
 
 
 def test_efforts_are_settings_that_rise():
@@ -15,7 +19,7 @@ def test_efforts_are_settings_that_rise():
         l2c.LearnSettings(**effort_settings(name)) for name in ("quick", "default", "best")
     )
     assert default == l2c.LearnSettings()
-    work = [picture_evaluations(settings, 8, searches=3) for settings in (quick, default, best)]
+    work = [work_of(settings, 8, searches=3) for settings in (quick, default, best)]
     assert work[0] < 0.7 * work[1]
     assert work[2] > 3 * work[1]
 
@@ -35,9 +39,9 @@ def test_work_is_counted_in_evaluations_of_a_picture():
         trial_examples=4,
         validate_every=0,
     )
-    assert picture_evaluations(settings, 6) == 8 * 5 + 6 * (3 * 4 + 10 * 2 * 3.5 + 2 * 2)
+    assert work_of(settings, 6) == 8 * 5 + 6 * (3 * 4 + 10 * 2 * 3.5 + 2 * 2)
     per_budget = 6 * (2 * 3 * 4 + 10 * 2 * 3.5 + 2 * 2)
-    assert picture_evaluations(settings, 6, budgets=2, searches=2) == 8 * 5 + 2 * per_budget
+    assert work_of(settings, 6, budgets=2, searches=2) == 8 * 5 + 2 * per_budget
 
 
 def test_an_evaluation_is_timed_by_a_short_run(monkeypatch):

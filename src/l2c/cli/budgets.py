@@ -15,6 +15,7 @@ BUDGETS = (
     "budget", "macs", "latency_ms", "budget_evals", "latency_batch", "engine", "costs", "per_computed",
 )  # fmt: skip
 """Names of the options that say what a run may cost."""
+UNITS = ("--budget", "--macs", "--latency-ms", "--budget-evals")
 
 
 def check_budget(given: Mapping[str, Any], *, auto: bool) -> None:
@@ -23,30 +24,34 @@ def check_budget(given: Mapping[str, Any], *, auto: bool) -> None:
     Raises:
         ConfigError: If there are some, or one is out of range.
     """
+    from l2c.documents import Count, Positive, check_value
+
     said = [f"--{name.replace('_', '-')}" for name in BUDGETS if given[name] is not None]
-    units = [name for name in said if name in ("--budget", "--macs", "--latency-ms", "--budget-evals")]
-    if len(units) > 1:
-        raise ConfigError(f"{' and '.join(units)} are budgets in different units; give one of them")
+    units = [name for name in said if name in UNITS]
     how = [name for name in said if name in ("--latency-batch", "--engine", "--costs")]
-    if how and "--latency-ms" not in said:
-        raise ConfigError(f"{how[0]} is for --latency-ms; leave it out or give a budget in milliseconds")
-    if "--costs" in how and len(how) > 1:
-        raise ConfigError(
-            f"{how[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
-        )
-    if auto and "--budget-evals" not in said:
-        raise ConfigError(
-            "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model"
-        )
-    if not auto and "--budget-evals" in said:
-        raise ConfigError("--budget-evals is for --solver auto; for a solver with a name give --budget")
-    if not auto and "--per-computed" in said:
-        raise ConfigError("--per-computed is for --solver auto; leave it out")
-    if "--latency-ms" in said and not given["latency_ms"] > 0:
-        raise ConfigError(f"--latency-ms must be more than 0, got {given['latency_ms']:g}")
-    if "--latency-batch" in said and given["latency_batch"] < 1:
-        raise ConfigError(f"--latency-batch must be at least 1, got {given['latency_batch']}")
-    if "--macs" in said:
+    evaluations = "--budget-evals" in said
+    rules = {
+        f"{' and '.join(units)} are budgets in different units; give one of them": len(units) > 1,
+        f"{''.join(how[:1])} is for --latency-ms; leave it out or give a budget in milliseconds": (
+            bool(how) and "--latency-ms" not in said
+        ),
+        f"{''.join(how[:1])} is for measuring, and --costs reads what was measured; leave one of the two out": (
+            "--costs" in how and len(how) > 1
+        ),
+        "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model": (
+            auto and not evaluations
+        ),
+        "--budget-evals is for --solver auto; for a solver with a name give --budget": (
+            evaluations and not auto
+        ),
+        "--per-computed is for --solver auto; leave it out": "--per-computed" in said and not auto,
+    }
+    for sentence, broken in rules.items():
+        if broken:
+            raise ConfigError(sentence)
+    check_value("--latency-ms", given["latency_ms"], Positive | None)
+    check_value("--latency-batch", given["latency_batch"], Count | None)
+    if given["macs"] is not None:
         parse_macs(given["macs"])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from l2c.cli.console import macs, note, print_json, progress_bar, results, table
-from l2c.cli.options import OUTPUT, Device, JsonOutput, option
+from l2c.cli.options import AS_JSON, DEVICE, OTHER, OUTPUT, flag, option, takes
 from l2c.devices import resolve_device
 
 if TYPE_CHECKING:
@@ -15,31 +16,19 @@ if TYPE_CHECKING:
 _NAMES = {"full": "everything", "cached": "just learned", "shipped": "shipped"}
 
 
+@takes()
 def demo(
-    out: Annotated[
-        Path, option("FOLDER", "Where the results go; open index.html in it.", OUTPUT, "--out", "-o")
-    ] = Path("l2c-demo"),
-    quick: Annotated[
-        bool,
-        option(
-            None,
-            "Four pictures, hardly any learning, every variant timed once: half a minute.",
-            None,
-            "--quick",
-        ),
-    ] = False,
-    pipeline: Annotated[
-        bool,
-        option(
-            None,
-            "Show it on the text-to-image pipeline that comes with l2c instead: learn for half of the work, and draw "
-            "prompts with it and without. Needs pip install 'l2c[pipelines]'.",
-            None,
-            "--pipeline",
-        ),
-    ] = False,
-    device: Device = "cpu",
-    as_json: JsonOutput = False,
+    out: Path = option(
+        "FOLDER", "Where the results go; open index.html in it.", OUTPUT, short="-o", default=Path("l2c-demo")
+    ),
+    quick: bool = flag("Four pictures, hardly any learning, every variant timed once: half a minute.", OTHER),
+    pipeline: bool = flag(
+        "Show it on the text-to-image pipeline that comes with l2c instead: learn for half of the work, and draw "
+        "prompts with it and without. Needs pip install 'l2c[pipelines]'.",
+        OTHER,
+    ),
+    device: str = replace(DEVICE, default="cpu"),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Show the whole way on a small model, in a few minutes and without a network.
 

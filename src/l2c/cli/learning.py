@@ -11,16 +11,14 @@ from typing import Any
 from rich.progress import Progress as Bar
 
 from l2c.cli.console import Interrupted, note, print_json, progress_bar, results, seconds
-from l2c.cli.options import check_inputs
+from l2c.cli.options import check_outputs
 from l2c.cli.targets import load, name_of
-from l2c.devices import resolve_dtype
 from l2c.errors import OutputError
-from l2c.files import check_output_file
 from l2c.learning.estimate import LearningEstimate
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
 from l2c.learning.settings import LearnSettings
-from l2c.processes import is_main, own_device, part
+from l2c.processes import is_main, part
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
@@ -53,13 +51,8 @@ class LearnCommand:
             time_limit_s=None if minutes is None else 60 * minutes,
             log_dir=given["log_dir"],
         )
-        check_inputs({**given, "checkpoint": session.checkpoint}, "out", "checkpoint")
+        check_outputs({**given, "checkpoint": session.checkpoint}, out=".safetensors", checkpoint="")
         return cls(given, settings, session, out, given["as_json"])
-
-    def load(self) -> Any:
-        """The target, where this process computes."""
-        dtype, device = resolve_dtype(self.given["dtype"]), own_device(self.given["device"])
-        return load(self.given, dtype=dtype, device=device)
 
     def tell(self, estimate: LearningEstimate) -> None:
         """Prints what learning would do."""
@@ -83,10 +76,7 @@ class LearnCommand:
             Interrupted: If Ctrl-C ended it, with or without something learned.
             L2CError: Whatever is wrong.
         """
-        assert self.session.checkpoint is not None
-        for path in (self.out, self.session.checkpoint):
-            check_output_file(path)
-        target = self.load()
+        target = load(self.given)
         began = perf_counter()
         with progress_bar("figure", "computed") as bar:
             learned = learn(

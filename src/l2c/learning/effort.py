@@ -18,8 +18,6 @@ EFFORTS: Mapping[str, Mapping[str, Any]] = {
     "best": {"iterations": 160, "num_examples": 96, "trials": 64, "patience": 8},
 }
 """What each changes of `LearnSettings`."""
-STEP_FACTOR = 3.5
-"""What a step of learning takes, in forward runs: one, and one backward, which takes twice as long, and a bit."""
 
 
 def effort_settings(effort: str) -> Mapping[str, Any]:
@@ -36,26 +34,17 @@ def effort_settings(effort: str) -> Mapping[str, Any]:
     return EFFORTS[effort]
 
 
-def picture_evaluations(settings: LearnSettings, wholes: float, budgets: int = 1, searches: int = 1) -> float:
-    """Work of learning, in evaluations of one picture; arguments as of `stage_evaluations`."""
-    return sum(stage_evaluations(settings, wholes, budgets, searches).values())
-
-
 def stage_evaluations(
-    settings: LearnSettings,
-    wholes: float,
-    budgets: int = 1,
-    searches: int = 1,
-    step_factor: float = STEP_FACTOR,
+    settings: LearnSettings, wholes: float, step_factor: float, budgets: int = 1, searches: int = 1
 ) -> dict[str, float]:
     """Work of each stage of learning, in evaluations of one picture.
 
     Args:
         settings: What decides it.
         wholes: What a run costs, in whole evaluations; the mean over the budgets.
+        step_factor: What a step takes for each picture, in forward runs.
         budgets: How many.
         searches: Searches for a mask, for each budget.
-        step_factor: What a step takes for each picture, in forward runs.
     """
     pictures = settings.num_examples + settings.num_validation
     fine = pictures * (settings.reference_steps or wholes)

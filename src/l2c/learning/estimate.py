@@ -143,7 +143,7 @@ def estimate_learning(
         kept = kept_bytes(host, mask, settings.history)
     searches = 1 if evaluations is None else NUM_STRUCTURES
     factor = step_s / size / (wholes * each_s)
-    stages = stage_evaluations(settings, wholes, num_budgets, searches, factor)
+    stages = stage_evaluations(settings, wholes, factor, num_budgets, searches)
     repeats = 0 if host.batched else 2  # whether two runs from the same noise are the same
     stages["fine-step solutions"] += (settings.num_held_out + repeats) * len(base.run.timesteps)
     pictures = settings.num_examples + settings.num_validation
