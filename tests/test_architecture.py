@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation", "bench", "report",
     },
     "pipeline_demo": {
-        "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
+        "demo", "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
     },
     "__main__": {"cli"},
     "cli": {
