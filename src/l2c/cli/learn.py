@@ -9,7 +9,7 @@ import typer
 
 from l2c.cli import options, session, targets
 from l2c.cli.budgets import budget_of, check_budget, fractions_of, wholes_of
-from l2c.cli.console import note
+from l2c.cli.console import note, results
 from l2c.cli.options import flag, option, takes
 from l2c.errors import ConfigError
 
@@ -198,13 +198,15 @@ def learn(
         return l2c.learn(host, **budget_of(given, host), **how)
 
     def tell(learned: list[CacheSchedule]) -> None:
-        from l2c.cli.schedules import print_errors, print_family, print_schedule
+        from l2c.cli.schedules import print_family, print_schedule
+        from l2c.report.facts import error_sentences
 
         if len(learned) > 1:
             print_family(learned, str(out))
         else:
             print_schedule(learned[0].summary(), str(out), rows=False)
-            print_errors(learned[0].provenance)
+            for sentence in error_sentences(learned[0].provenance):
+                results().print(f"\n{sentence}", soft_wrap=True)
 
     command = LearnCommand.of(given, settings)
     if dry_run:
