@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2c.cli.console import macs, note, print_json, progress_bar, results, table
+from l2c.cli.console import macs, note, print_record, progress_bar, results, table
 from l2c.cli.options import AS_JSON, DEVICE, OTHER, OUTPUT, flag, option, takes
 from l2c.devices import resolve_device
 
@@ -66,11 +66,8 @@ def demo(
 
         place = resolve_device(device)
         record = run(folder, settings, place, on_learning=on_learning, on_sampling=on_sampling)
-    if as_json:
-        print_json({"folder": str(out), **record.to_json()})
-    else:
-        _report(record)
-        note(f"open {out / page} to see the pictures")
+    print_record(record, out, _report, as_json=as_json)
+    note(f"open {out / page} to see the pictures")
 
 
 def _report(record: Record) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from l2c.cli import options, session, targets
-from l2c.cli.budgets import budget_of, check_budget, fractions_of, wholes_of
-from l2c.cli.console import note, results
+from l2c.cli.budgets import budget_of, check_budget, fractions_of, share_of
+from l2c.cli.console import note, print_json, results
 from l2c.cli.options import flag, option, takes
 from l2c.errors import ConfigError
 
@@ -171,15 +171,15 @@ def learn(
     check_budget(given, auto=auto)
 
     import l2c
-    from l2c.cli.learning import LearnCommand
+    from l2c.cli.learning import run_learning, session_of
 
     asked, run = len(fractions_of(given)), targets.read_run(given, learns=True)
 
     def estimate(host: Host) -> LearningEstimate:
         from l2c.learning.estimate import estimate_learning
 
-        share = wholes_of(given, host) / len(host.run.timesteps)
-        evaluations, chosen = given["budget_evals"], cast("LearnSettings", settings)
+        share, evaluations = share_of(given, host), given["budget_evals"]
+        chosen = cast("LearnSettings", settings)
         return estimate_learning(
             host, budget=share, num_budgets=asked, evaluations=evaluations, settings=chosen
         )
@@ -208,8 +208,12 @@ def learn(
             for sentence in error_sentences(learned[0].provenance):
                 results().print(f"\n{sentence}", soft_wrap=True)
 
-    command = LearnCommand.of(given, settings)
-    if dry_run:
-        command.tell(estimate(l2c.host_of(targets.load(given), **run)))
+    if not dry_run:
+        run_learning(given, settings, work, tell, asked)
+        return
+    session_of(given)
+    estimated = estimate(l2c.host_of(targets.load(given), **run))
+    if as_json:
+        print_json(estimated.to_json())
     else:
-        command.run(work, tell, asked)
+        results().print(str(estimated), soft_wrap=True)

@@ -34,7 +34,7 @@ def repair(
     - `l2c repair ./pixart schedule.safetensors --lora ./style --prompts prompts.txt -o style.safetensors`
     """
     import l2c
-    from l2c.cli.learning import LearnCommand
+    from l2c.cli.learning import run_learning
     from l2c.hosts.check import recorded_error
 
     given = context.params
@@ -54,4 +54,4 @@ def repair(
     def work(target: Any, **how: Any) -> l2c.CacheSchedule:
         return l2c.repair(target, loaded, **how, **run)
 
-    LearnCommand.of(given, settings).run(work, tell, error_when_made=recorded)
+    run_learning(given, settings, work, tell, error_when_made=recorded)

@@ -39,18 +39,7 @@ def report(
         say("note", problem)
     atomic_write(path, compare_page(data).encode())
     if as_json:
-        figures = {
-            variant.id: {
-                "fraction": variant.fraction,
-                "median_s": variant.median_s,
-                "error": variant.error,
-                "error_p95": variant.errors.p95,
-                "error_worst": variant.errors.worst,
-                "verdict": data.verdict(variant).word,
-            }
-            for variant in data.variants
-        }
-        print_json({"page": str(path), "unit": data.unit, "variants": figures})
+        print_json({"page": str(path), "unit": data.unit, "variants": data.figures()})
     else:
         show(comparison_text(data))
         note(f"{path} shows {len(data.variants)} variants")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from l2c.cli import options
-from l2c.cli.console import facts, macs, note, print_json, progress_bar, results, seconds
+from l2c.cli.console import facts, macs, note, print_record, progress_bar, results, seconds
 from l2c.cli.options import argument, flag, option, parse_numbers, takes
 from l2c.errors import ConfigError
 
@@ -143,7 +144,7 @@ def sample(
         )
     part()
     if record is not None:  # as it is in the first process
-        _report(record, out, as_json=as_json)
+        print_record(record, out, partial(_report, folder=out), as_json=as_json)
 
 
 def _seeds(listed: str | None, first: int, count: int | None, labels: list[int] | None) -> list[int]:
@@ -159,10 +160,7 @@ def _seeds(listed: str | None, first: int, count: int | None, labels: list[int] 
     return seeds
 
 
-def _report(record: Record, folder: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"folder": str(folder), **record.to_json()})
-        return
+def _report(record: Record, folder: Path) -> None:
     config, costs, taken = record.config, record.results, record.timings["sample_s"][0]
     full, left, count = costs["full_macs_per_picture"], costs["macs_per_picture"], len(record.seeds)
     guided = ", twice that with guidance" if costs["guidance_factor"] == 2 else ""

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from l2c.schedule.schedule import CacheSchedule
 
 _BAR_WIDTH = 20
-_ERRORS = ("held_out_error", "held_out_error_worst", "held_out_error_before", "held_out_error_of_everything")
+_ERRORS = {
+    "held_out_error": "error",
+    "held_out_error_worst": "worst",
+    "held_out_error_before": "before\nlearning",
+    "held_out_error_of_everything": "everything\ncomputed",
+}
 
 
 def print_family(family: Iterable[CacheSchedule], title: str) -> None:
@@ -27,15 +32,8 @@ def print_family(family: Iterable[CacheSchedule], title: str) -> None:
         f"{title}: {len(schedules)} schedules for {first['model'] or first['architecture']}, {run}\n",
         markup=False,
     )
-    heads = (
-        "whole evaluations" if solvers else "left",
-        "forecast",
-        "error",
-        "worst",
-        "before\nlearning",
-        "everything\ncomputed",
-    )
-    listed = table("MACs per picture", *heads)
+    left = "whole evaluations" if solvers else "left"
+    listed = table("MACs per picture", left, "forecast", *_ERRORS.values())
     for schedule in schedules:
         made, cost = schedule.provenance, schedule.cost
         errors = [f"{made[key]:.4f}" if key in made else "" for key in _ERRORS]

@@ -238,6 +238,20 @@ class ComparisonResults:
             chosen[variant.method] = min(chosen.get(variant.method, candidate), candidate)
         return {name for _, name in chosen.values()}
 
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Of every variant, by its name, what it costs and how far off it is, as plain data."""
+        return {
+            one.id: {
+                "fraction": one.fraction,
+                "median_s": one.median_s,
+                "error": one.error,
+                "error_p95": one.errors.p95,
+                "error_worst": one.errors.worst,
+                "verdict": self.verdict(one).word,
+            }
+            for one in self.variants
+        }
+
     def verdict(self, variant: VariantResult) -> Verdict:
         """The variant against simply fewer steps, of any solver that was run, at no more measured time.
 
