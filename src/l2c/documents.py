@@ -11,7 +11,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -191,6 +191,16 @@ def check_fields(settings: Any, of: str = "") -> None:
     hints = _hints_of(type(settings))
     for item in fields(settings):
         check_value(f"{of} {item.name}".strip(" _"), getattr(settings, item.name), hints[item.name])
+
+
+def check_same(what: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares the settings of what a folder holds with those that are wanted.
+
+    Raises:
+        ConfigError: If some differ.
+    """
+    if differing := [name for name in wanted if there.get(name) != wanted[name]]:
+        raise ConfigError(f"{what} with another {' and '.join(differing)}; choose another --out")
 
 
 def check_value(name: str, value: object, wanted: Any) -> Any:

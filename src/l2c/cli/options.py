@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 
 SOLVER_NAMES = "ddim, dpmsolver++, dpmsolver++3, dpmsolver-singlestep, euler, unipc"
 SPACING_NAMES = "linspace, trailing, karras, logsnr"
@@ -248,9 +248,6 @@ def parse_guidance(text: str) -> float | tuple[float, float]:
     ((1.0, 5.0), 1.5)
     """
     low, dash, high = text.partition("-")
-    try:
+    wrong = f"--guidance takes a scale such as 1.5 or a range such as 1-5, got '{text}'"
+    with Told(ConfigError, wrong, ValueError):
         return (float(low), float(high)) if low and dash else float(text)
-    except ValueError:
-        raise ConfigError(
-            f"--guidance takes a scale such as 1.5 or a range such as 1-5, got '{text}'"
-        ) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2c.cli.options import ALTERNATE, BUDGET, CLOSED, LEARNING, OUTPUT, SESSION, flag, option
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, known
 
 if TYPE_CHECKING:
     from l2c.learning.paper import RouterSettings
@@ -103,8 +103,7 @@ def settings_of(context: Any, pattern: str = "closed-loop") -> LearnSettings | R
     from l2c.learning.settings import LearnSettings
 
     kinds = {"closed-loop": LearnSettings, "alternate": RouterSettings}
-    if pattern not in kinds:
-        raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(kinds)}")
+    known("pattern", pattern, kinds)
     (other,) = set(kinds) - {pattern}
     others = (ALTERNATE,) if pattern == "closed-loop" else (CLOSED, BUDGET)
     for one in context.command.params:

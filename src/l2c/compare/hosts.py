@@ -12,14 +12,13 @@ import torch
 from l2c.compare.choices import TINY, Base, PipelineChoice
 from l2c.compare.config import CompareConfig
 from l2c.compare.plan import Variant
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import Condition, conditions_of
 from l2c.hosts.pipeline.host import PipelineHost
 from l2c.hosts.pipeline.loading import load_pipeline
 from l2c.hosts.targets import host_of
-from l2c.methods.registry import unknown
 from l2c.models import load_model
 from l2c.schedule.schedule import CacheSchedule
 
@@ -118,9 +117,9 @@ class Hosts:
             return rivals[name]
         import diffusers
 
-        cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        cls: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
         if cls is None:
-            raise ConfigError(f"{unknown('scheduler', name, rivals)}, and the schedulers of diffusers")
+            known("scheduler", name, rivals, ", or a scheduler of diffusers")
         own = root.target.scheduler
         call = {**root.call, "num_inference_steps": steps}
         return PipelineHost(root.target, root.conditions, call, cls.from_config(own.config), root.encoded)

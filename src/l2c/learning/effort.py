@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.hosts.base import Host
 from l2c.learning.settings import LearnSettings
 
@@ -29,9 +29,7 @@ def effort_settings(effort: str) -> Mapping[str, Any]:
     Raises:
         ConfigError: If there is no such effort.
     """
-    if effort not in EFFORTS:
-        raise ConfigError(f"unknown effort '{effort}'; choose {', '.join(EFFORTS)}")
-    return EFFORTS[effort]
+    return EFFORTS[known("effort", effort, EFFORTS)]
 
 
 def stage_evaluations(

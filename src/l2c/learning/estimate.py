@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.targets import host_of
 from l2c.learning.arguments import checked
@@ -132,13 +132,12 @@ def estimate_learning(
             bf16=settings.bf16,
             recompute=settings.recompute,
         )
-        try:
+        too_much = (
+            f"a step of learning takes more memory than {host.device} has; take recompute='evaluations' or 'offload' "
+            "(--recompute-evaluations, --offload), a smaller budget, or fewer pixels"
+        )
+        with Told(ConfigError, too_much, torch.OutOfMemoryError):
             step_s, kept, peak, made = _trial(host, student, examples)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"a step of learning takes more memory than {host.device} has; take recompute='evaluations' or "
-                "'offload' (--recompute-evaluations, --offload), a smaller budget, or fewer pixels"
-            ) from error
     if settings.recompute in ("evaluations", "offload"):
         kept = kept_bytes(host, mask, settings.history)
     searches = 1 if evaluations is None else NUM_STRUCTURES

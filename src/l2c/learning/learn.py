@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from l2c.digest import digest
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, known
 from l2c.hosts.base import Host
 from l2c.hosts.targets import host_for, host_of
 from l2c.layers import find_layers
@@ -146,8 +146,7 @@ def learn(
         >>> schedule.cost.fraction <= 0.6
         True
     """
-    if pattern not in PATTERNS:
-        raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(PATTERNS)}")
+    known("pattern", pattern, PATTERNS)
     if pattern == "alternate":
         chosen: LearnSettings | RouterSettings = checked(settings, RouterSettings, "the pattern 'alternate'")
     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2c.digest import digest
 from l2c.documents import read_file
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -52,12 +52,9 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         ConfigError: If it cannot be read or has none.
     """
-    try:
+    wrong = f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
+    with Told(ConfigError, wrong, OSError, UnicodeDecodeError):
         lines = read_file(path).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
-        ) from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"'{path}' has no prompts; write one in each line")
