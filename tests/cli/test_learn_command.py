@@ -254,7 +254,7 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "closed-loop or alternate")),
+        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "closed-loop, alternate")),
         (
             ("--trials", 3, "--pattern", "alternate"),
             ("--trials belongs to --pattern closed-loop, not alternate",),

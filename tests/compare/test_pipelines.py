@@ -330,7 +330,7 @@ def test_metric_of_prompts_is_given_them(tmp_path):
             ("steps = 8", 'steps = 8\nsolver = "ddim"'),
             "a base of a pipeline has steps and perhaps a scheduler",
         ),
-        (("steps = 8", "steps = 0"), "a base needs a number of steps from 1 up"),
+        (("steps = 8", "steps = 0"), "the number of steps of a base must be at least 1"),
         (("guidance_scale = 2.5", "num_inference_steps = 3"), "the number of steps is that of each base"),
         (("tiny:pixart", "nowhere"), "what is nowhere to make? give prompts"),
         (("images = 3", "images = 3\nguidance = 2.0"), "its guidance is guidance_scale in its call"),

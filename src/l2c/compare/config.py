@@ -218,7 +218,8 @@ def _check_names(cls: type, table: Any, source: str) -> None:
 
 def _check_method(method: MethodChoice, bases: list[str]) -> None:
     known("method", method.name, {**all_methods(), **BASELINES})
-    for base in method.bases or ():
-        known(f"base of '{method.name}'", base, bases)
+    with Told(ConfigError, f"method '{method.name}': {{said}}", ConfigError):
+        for base in method.bases or ():
+            known("base", base, bases)
     if method.name in BASELINES and method.budgets:
         raise ConfigError(f"'{method.name}' decides while it samples and takes settings, not budgets")
