@@ -61,7 +61,8 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation", "bench", "report",
     },
     "pipeline_demo": {
-        "demo", "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
+        "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
+        "demo",
     },
     "__main__": {"cli"},
     "cli": {

@@ -236,7 +236,7 @@ def test_only_tf32_uses_tf32(monkeypatch, settings_of_products):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(ConfigError, match=r"Tesla T4 \(compute capability 7.5\) has no TF32"):
         resolve_dtype("tf32", "cuda")
-    with pytest.raises(ConfigError, match="choose float32, bfloat16 or float16"):
+    with pytest.raises(ConfigError, match="choose one of float32, bfloat16, float16"):
         resolve_dtype("tf32")
 
 

@@ -172,7 +172,7 @@ def test_sample_takes_one_schedule_of_a_family(invoke, family, tmp_path, checkpo
             ("--budget", 0.3),
             ("the cheapest schedule of the family takes", "l2c learn MODEL --budget 0.3"),
         ),
-        ("inspect", ("--budget", 2), ("a budget is a fraction of the MACs",)),
+        ("inspect", ("--budget", 2), ("budgets are fractions of the MACs",)),
         ("sample", ("--budget", "half"), ("--budget",)),
     ],
 )

@@ -72,5 +72,7 @@ def test_relative_errors_are_in_units_of_each_target():
     targets = torch.stack([torch.full((4, 8, 8), 2.0), torch.full((4, 8, 8), -0.5)])
     assert rmse(1.1 * targets, targets, "relative").tolist() == pytest.approx([0.1, 0.1])
     assert rmse(torch.zeros(2, 16, 4), torch.ones(2, 16, 4), "relative").tolist() == [1.0, 1.0]  # tokens
-    with pytest.raises(ConfigError, match="unknown unit of an error 'percent'.*choose one of absolute, relative"):
+    with pytest.raises(
+        ConfigError, match="unknown unit of an error 'percent'.*choose one of absolute, relative"
+    ):
         rmse(targets, targets, "percent")

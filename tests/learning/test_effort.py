@@ -25,7 +25,9 @@ def test_efforts_are_settings_that_rise():
 
 
 def test_an_unknown_effort_is_refused():
-    with pytest.raises(ConfigError, match="unknown effort 'most'; choose one of quick, default, best"):
+    with pytest.raises(
+        ConfigError, match="unknown effort 'most'; did you mean 'best'. choose one of quick, default, best"
+    ):
         effort_settings("most")
 
 
