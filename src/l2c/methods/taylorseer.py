@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2c.documents import Count, Whole, check_value
+from l2c.documents import Whole, check_value
 from l2c.hosts.targets import host_of
-from l2c.methods.base import Method, all_computed, check_every, pattern
+from l2c.methods.base import Method, all_computed, at_intervals, pattern
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 
@@ -50,13 +50,10 @@ def taylorseer(
 
     Source: Liu et al., arXiv 2503.06923, equations 2 to 5; `first` and the defaults from the released code for DiT.
     """
-    check_every(every)
     check_value("order", order, Annotated[Whole, Field(ge=0, le=MAX_ORDER)])
-    check_value("first", first, Count)
     host = host_of(target, taylorseer, **run)
     compute = ~all_computed(host)
-    compute[:first] = True
-    compute[first - 1 :: every] = True
+    compute[at_intervals(host, every, first)] = True
     coefficients = torch.zeros(*compute.shape, order + 1)
     for evaluation in range(len(host.run.timesteps)):
         if not compute[evaluation, 0]:
