@@ -174,7 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--histories", type=int, nargs="+", default=(3, 5), help="of the whole stack")
     given = parser.parse_args(arguments)
     settings = LearnSettings(
-        iterations=given.iterations, num_examples=given.examples, batch_size=given.batch_size, bf16=True
+        iterations=given.iterations,
+        num_examples=given.examples,
+        batch_size=given.batch_size,
+        trial_examples=6,
+        bf16=True,
     )
     model = load_model("dit-mini-cifar10")
     assert isinstance(model, DiT)
