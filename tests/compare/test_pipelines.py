@@ -235,6 +235,7 @@ SETTINGS = {
     "diffusers-mag": {"threshold": 10.0, "max_skip_steps": 2, "mag_ratios": [1.0] * 8},
     "diffusers-pyramid": {"spatial_attention_block_skip_range": 2},
     "diffusers-faster": {"unconditional_batch_skip_range": 2},
+    "freqca": {"interval": 3},
     "cache-dit": {"Fn_compute_blocks": 1, "residual_diff_threshold": 10.0, "max_warmup_steps": 2},
 }
 CALIBRATORS = [{"taylorseer_order": 1}, {"calibrator": "foca"}, {"calibrator": "dmd"}]

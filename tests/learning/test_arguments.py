@@ -143,6 +143,9 @@ def test_methods_refuse_the_same(name, model):
     others = {
         "fewer-steps": "budget",
         "dpcache": "budget",
+        "budcache": "budget",
+        "bespoke": "budget",
+        "neuralsolver": "budget",
         "spectrum": "window",
         "adaptive-guidance": "share",
     }

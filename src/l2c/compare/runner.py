@@ -200,7 +200,8 @@ class Comparison:
         solver = run.solver
         if variant.base.scheduler or "to_solver" in variant.settings:  # named schedulers of pipelines
             named = variant.settings.get("to_solver", variant.base.scheduler)
-            solver = run.solver if variant.base.solver or variant.method == "learned" else named
+            brought = variant.method == "learned" or run.weights is not None
+            solver = run.solver if variant.base.solver or brought else named
         return {
             "run": {"solver": solver, "steps": run.steps, "spacing": run.spacing},
             "evaluations": len(run.timesteps),

@@ -27,8 +27,11 @@ UNITS = {
 TIMING_TOLERANCE = 1.03
 """A rival that takes this much longer at most still counts as no slower."""
 
+BRING_SOLVER = ("learned", "bespoke", "neuralsolver")
+"""Methods whose schedules may bring a solver of their own."""
+
 _ROUNDING = 1e-3  # the same run in another implementation is no closer
-_SHOWN = ("every", "shallow", "share", "order", "threshold", "keys", "lambda", "predictor")
+_SHOWN = ("every", "shallow", "share", "order", "threshold", "keys", "lambda", "predictor", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class VariantResult:
         if self.everything:
             spaced = f", {run['spacing']}" if self.of_model else ""
             return f"{run['solver']}, {run['steps']} steps{spaced}"
-        if self.method == "learned":
+        if self.method in BRING_SOLVER:
             return f"{run['solver']}, {run['steps']} steps"
         known = {
             **self.results["provenance"],
