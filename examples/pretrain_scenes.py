@@ -63,6 +63,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("autoencoder", "transformer"):
         stage = stages.add_parser(name, parents=[training], help=f"train the {name}")
         stage.add_argument("--finish", action="store_true", help="let the learning rate fall to 0")
+        if name == "transformer":
+            stage.add_argument(
+                "--rate", type=float, default=1.0, help="share of the full learning rate (default 1)"
+            )
     stage = stages.add_parser("latents", parents=[training], help="draw and encode training pictures")
     stage.add_argument("--pictures", type=int, default=131_072, help="how many in all (default 131072)")
 
@@ -108,7 +112,14 @@ def run(arguments: argparse.Namespace) -> Path:
         run_workers(arguments.threads, write_latents, arguments.work, arguments.minutes, arguments.pictures)
         return Path(arguments.work)
     if arguments.stage == "transformer":
-        run_workers(arguments.threads, train_transformer, arguments.work, arguments.minutes, arguments.finish)
+        run_workers(
+            arguments.threads,
+            train_transformer,
+            arguments.work,
+            arguments.minutes,
+            arguments.finish,
+            arguments.rate,
+        )
         return Path(arguments.work)
     if arguments.stage == "export":
         export_pipeline(arguments.work, arguments.out)

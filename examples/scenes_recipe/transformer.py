@@ -163,7 +163,7 @@ def split_parameters(model: TextToLatents) -> tuple[list[Tensor], list[Tensor]]:
     return matrices, others
 
 
-def train_transformer(workers: Workers, work: Path, minutes: float, finish: bool) -> None:
+def train_transformer(workers: Workers, work: Path, minutes: float, finish: bool, rate: float = 1.0) -> None:
     """Train for some minutes, going on from the work folder's state.
 
     Args:
@@ -172,6 +172,7 @@ def train_transformer(workers: Workers, work: Path, minutes: float, finish: bool
         minutes: How long.
         finish: Let the learning rate fall to 0 over this run and save to a file of its own, so that training at the
             full rate can still go on from where this run began.
+        rate: Share of the full rate to train at.
     """
     log_to_stderr()
     training, data = Training(workers), LatentData(work)
@@ -193,7 +194,7 @@ def train_transformer(workers: Workers, work: Path, minutes: float, finish: bool
         generator = torch.Generator().manual_seed(1_000_003 * (1 + workers.rank) + training.step)
         latents, tokens, labels = data.batch(generator, BATCH_SIZE)
         tokens[torch.rand(BATCH_SIZE, generator=generator) < LABEL_DROPOUT] = no_prompt
-        lr = lr_factor(training.step, progress, WARMUP_STEPS, finish)
+        lr = rate * lr_factor(training.step, progress, WARMUP_STEPS, finish)
         losses.append(training.update(latents, tokens, labels, generator, num_empty, lr))
         if workers.leads and clock.log_due():
             logger.info(

@@ -194,6 +194,18 @@ class ClosedLoop:
             student.corrections.copy_(self.trainer.processes.mean(student.corrections))
         return errors(made, trial.target, self.host.unit).mean().item()
 
+    def _begin(self, student: Student) -> None:
+        """Fits a free solver, unless pictures that it is not fitted to are further off then, as with very few."""
+        if self.fit_solver(student) is None or self._references.validation is None:
+            return
+        assert student.corrections is not None
+        fitted = student.corrections.detach().clone()
+        with student.attached(), torch.no_grad():
+            error = self._validate(student)
+            student.corrections.zero_()
+            if error <= self._validate(student):
+                student.corrections.copy_(fitted)
+
     def trial_error(self, student: Student) -> float:
         """Mean error of the pictures that masks are judged by, after a free solver is fitted to them."""
         fitted = self.fit_solver(student)
@@ -260,7 +272,7 @@ class ClosedLoop:
             stage: See `Trainer.run`.
         """
         host, student = self.host, self.student(compute, order, start=start, free_solver=free_solver)
-        self.fit_solver(student)
+        self._begin(student)
         contract = host.contract(self._model_name)
         begun = CacheSchedule(compute, host.table, contract)
         before = self.kept_error(f"error before {stage}", student)
