@@ -73,22 +73,23 @@ class Plan:
     fine_evaluations: int = 200
     costs: tuple[int, ...] = (14, *report.COSTS)
     shares: tuple[float, ...] = tuple(report.SHARES)
-    iterations: int = 60
-    examples: int = 32
-    trials: int = 32
+    iterations: int = 40
+    examples: int = 48
+    trials: int = 12
 
     @classmethod
     def quick(cls) -> Plan:
         """One cost and half of the work."""
-        return cls(costs=(8,), shares=(0.5,), iterations=50, examples=24, trials=20)
+        return cls(costs=(8,), shares=(0.5,))
 
     def settings(self, solver: bool) -> l2c.LearnSettings:
         """Settings of learning, with a solver or without."""
         return l2c.LearnSettings(
             iterations=self.iterations if solver else -(-self.iterations // 2),
-            batch_size=min(4, self.examples - self.examples // 4),
+            batch_size=min(8, self.examples - self.examples // 4),
             num_examples=self.examples,
             trials=self.trials,
+            tail=0.0 if solver else 1.0,
         )
 
 
