@@ -120,13 +120,19 @@ def learn_briefly(
 ) -> tuple[CacheSchedule, dict[str, Any]]:
     """A schedule with the settings of a demonstration, and how it was learned, in plain data.
 
+    Args:
+        target: What it is for.
+        settings: Of the demonstration.
+        name: Of the target, for people.
+        on_learning: Called after every iteration.
+        run: What else `learn` is called with, the budget among it.
+
     Raises:
         KeyboardInterrupt: If Ctrl-C ended it.
     """
     began = perf_counter()
     schedule = learn(
         target,
-        budget=settings.budget,
         settings=settings.learning,
         session=Session(time_limit_s=settings.learning_limit_s),
         model_name=name,
@@ -165,7 +171,9 @@ def run_demo(
     settings = settings or DemoSettings()
     model = load_model(settings.model, device=device)
     run = {"solver": settings.solver, "steps": settings.steps, "guidance": settings.guidance}
-    fresh, learning = learn_briefly(model, settings, settings.model, on_learning, **run)
+    fresh, learning = learn_briefly(
+        model, settings, settings.model, on_learning, budget=settings.budget, **run
+    )
     schedules: dict[str, CacheSchedule | None] = {FULL: None, FRESH: fresh}
     if settings.shipped is not None:
         schedules[SHIPPED] = ScheduleFamily.load(settings.shipped).at(settings.budget)

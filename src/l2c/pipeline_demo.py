@@ -33,7 +33,7 @@ FULL, HALF = "everything computed", "half of the work"
 SHEET = "pictures.png"
 
 LEARNING = LearnSettings(
-    iterations=16, batch_size=2, num_examples=16, reference_steps=40, trials=10, trial_examples=3
+    iterations=8, batch_size=4, num_examples=24, reference_steps=40, trials=3, trial_examples=10, tail=0
 )
 """As much learning as a demonstration has time for."""
 
@@ -43,7 +43,7 @@ class PipelineDemoSettings:
     """What the demo does.
 
     Attributes:
-        budget: Share of the work to learn for.
+        evaluations: What a picture may cost, half of the pipeline's own.
         pictures: How many are drawn, of prompts that neither the pipeline nor the schedule has learned on.
         fine_steps: Steps of the run that stands for the exact solution.
         learning: How the schedule is learned.
@@ -52,7 +52,7 @@ class PipelineDemoSettings:
         compare_limit_s: No further repetition is begun if it would probably end after so many seconds.
     """
 
-    budget: float = 0.5
+    evaluations: float = CALL["num_inference_steps"] / 2
     pictures: int = 10
     fine_steps: int = 60
     learning: LearnSettings = field(default_factory=lambda: LEARNING)
@@ -89,7 +89,9 @@ def run_pipeline_demo(
     settings = settings or PipelineDemoSettings()
     pipe = load_pipeline(PIPELINE, device=device, quiet=True)
     run = {"prompts": scene_prompts(settings.learning.num_examples), **CALL}
-    schedule, learning = learn_briefly(pipe, settings, PIPELINE, on_learning, **run)
+    cost = {"solver": "auto", "evaluations": settings.evaluations}
+    schedule, learning = learn_briefly(pipe, settings, PIPELINE, on_learning, **cost, **run)
+    share = schedule.cost.fraction * schedule.num_evaluations / CALL["num_inference_steps"]
     prompts, seeds = scene_prompts(settings.pictures, held_out=True), tuple(range(settings.pictures))
     pictures, timings = _draw(pipe, schedule, prompts, seeds, settings, on_sampling)
     if on_sampling is not None:
@@ -97,7 +99,7 @@ def run_pipeline_demo(
     fine = _solution(pipe, prompts, seeds, settings.fine_steps)
     variants = [
         _figures(key, pictures[key], fine, prompts, timings[key], timings[FULL], fraction)
-        for key, fraction in ((FULL, 1.0), (HALF, schedule.cost.fraction))
+        for key, fraction in ((FULL, 1.0), (HALF, share))
     ]
     titles = {variant["title"]: _caption(variant) for variant in variants}
     sheet = prompt_sheet({titles[key]: to_pixels(pictures[key]) for key in titles}, prompts)
@@ -133,7 +135,9 @@ def _draw(
 
     def call(key: str, count: int) -> None:
         noise = [torch.Generator().manual_seed(seed) for seed in seeds[:count]]
-        made = pipe(prompts[:count], generator=noise, output_type="pt", **CALL).images
+        steps = CALL["num_inference_steps"] if key == FULL else schedule.num_evaluations
+        how = {**CALL, "num_inference_steps": steps}
+        made = pipe(prompts[:count], generator=noise, output_type="pt", **how).images
         pictures[key] = made.float().cpu() * 2 - 1
 
     def around(key: str) -> AbstractContextManager[object]:

@@ -109,7 +109,7 @@ def test_demo_of_the_pipeline_shows_pictures_with_their_prompts(invoke, scenes_p
     full, half = Record.load(folder / "record.json").results["variants"]
     assert half["fraction"] <= 0.5 < full["fraction"] == 1
     assert 0 <= half["adherence"]["objects"] <= 1
-    assert l2c.load_schedule(folder / "schedule.safetensors").contract.run.steps == 28
+    assert l2c.load_schedule(folder / "schedule.safetensors").contract.run.weights is not None
 
 
 def test_demo_of_a_pipeline_that_is_missing_says_so(invoke, tmp_path, monkeypatch):
