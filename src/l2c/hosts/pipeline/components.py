@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from l2c.errors import ConfigError
+from l2c.hosts.pipeline.modular import refuse_unfit
 
 _NAMES = ("transformer", "transformer_2")
 
@@ -15,8 +16,9 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
     """The transformers of a pipeline by name of the component, without the wrapper of `torch.compile`.
 
     Raises:
-        ConfigError: If it has none.
+        ConfigError: If it has none, or it is a modular pipeline that no schedule is for.
     """
+    refuse_unfit(pipe)
     found = {name: getattr(pipe, name, None) for name in _NAMES}
     models = {name: unwrapped(model) for name, model in found.items() if isinstance(model, nn.Module)}
     if not models:

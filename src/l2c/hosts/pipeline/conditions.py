@@ -15,6 +15,7 @@ from torch import Tensor
 from l2c.digest import digest
 from l2c.documents import read_file
 from l2c.errors import ConfigError
+from l2c.hosts.pipeline.modular import arguments_of
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -137,9 +138,9 @@ def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> No
     Raises:
         ConfigError: If there is one; the sentence names the nearest that it takes.
     """
-    function = type(pipe).__call__
-    parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    function, parameters = type(pipe).__call__, arguments_of(pipe)
+    kinds = (parameter.kind for parameter in inspect.signature(function).parameters.values())
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     if takes_any and not function.__module__.startswith("diffusers."):  # which swallows what it does not know
         return
     for name in call:

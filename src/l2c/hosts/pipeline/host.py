@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +29,7 @@ from l2c.hosts.pipeline.conditions import (
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.hosts.pipeline.handle import PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
+from l2c.hosts.pipeline.modular import arguments_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_schedulers
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
@@ -293,7 +293,7 @@ class PipelineHost:
 
     def _takes_steps(self) -> bool:
         given = {"sigmas", "timesteps"} & {key for key, value in self.call.items() if value is not None}
-        return not given and "num_inference_steps" in inspect.signature(type(self.target).__call__).parameters
+        return not given and "num_inference_steps" in arguments_of(self.target)
 
     def _check_steps(self) -> None:
         if not self._takes_steps():
