@@ -81,7 +81,7 @@ def test_too_little_memory_is_a_sentence(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("l2c.learning.estimate._trial", full)
+    monkeypatch.setattr("l2c.learning.estimate._step", full)
     with pytest.raises(ConfigError, match="more memory than cpu has; take recompute='evaluations'"):
         l2c.estimate_learning(tiny_dit(), steps=4, solver="ddim")
 
