@@ -110,12 +110,19 @@ Guidance = Annotated[
 Scheduler = Annotated[
     str | None,
     option(
-        "CLASS", "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings.", MODEL
+        "CLASS,NAME=VALUE",
+        "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings but for those named, such "
+        "as UniPCMultistepScheduler,flow_shift=3.0; without a class, its own with other settings.",
+        MODEL,
     ),
 ]
 Quantization = Annotated[
     str | None,
-    option("NAME", "Of a pipeline: quantise the transformers' weights; int8, with torchao.", MODEL),
+    option(
+        "NAME",
+        "Of a pipeline: quantise the transformers' weights; int8 with torchao, bnb-8bit or bnb-4bit with bitsandbytes.",
+        MODEL,
+    ),
 ]
 
 SolverAsMade = Annotated[str | None, option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)]

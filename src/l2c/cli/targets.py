@@ -47,7 +47,8 @@ Call = Annotated[
     list[str] | None,
     option(
         "NAME=VALUE",
-        "Anything else that a pipeline is called with, such as max_sequence_length=128; may be given several times.",
+        "Anything else that a pipeline is called with, such as max_sequence_length=128, or image=@FILE for a picture; "
+        "may be given several times.",
         RUN,
     ),
 ]
@@ -103,10 +104,10 @@ def read_run(given: Mapping[str, Any], *, learns: bool = False) -> dict[str, Any
 
 
 def read_call(settings: Sequence[str] | None) -> dict[str, Any]:
-    """What `--call` says, values as JSON where they are, and else as text.
+    """What `--call` says: pictures where values are `@` and a file, else as JSON where they are, and else as text.
 
     Raises:
-        ConfigError: If one is no NAME=VALUE.
+        ConfigError: If one is no NAME=VALUE, or no picture.
 
     >>> read_call(["height=512", "negative_prompt=blurry"])
     {'height': 512, 'negative_prompt': 'blurry'}
@@ -116,11 +117,24 @@ def read_call(settings: Sequence[str] | None) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise ConfigError(f"--call takes NAME=VALUE such as height=512, got '{setting}'")
+        if text.startswith("@"):
+            call[name] = _picture(text[1:])
+            continue
         try:
             call[name] = json.loads(text)
         except json.JSONDecodeError:
             call[name] = text
     return call
+
+
+def _picture(path: str) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise ConfigError(f"'{path}' is no picture; give the file of one after @") from error
 
 
 def load(given: Mapping[str, Any], *, dtype: Any, device: Any) -> Any:

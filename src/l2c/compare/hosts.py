@@ -17,7 +17,7 @@ from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import Condition, conditions_of
 from l2c.hosts.pipeline.host import PipelineHost
-from l2c.hosts.pipeline.loading import load_pipeline
+from l2c.hosts.pipeline.loading import load_pipeline, make_scheduler, read_scheduler
 from l2c.hosts.targets import host_of
 from l2c.methods.registry import unknown
 from l2c.models import load_model
@@ -116,14 +116,15 @@ class Hosts:
         rivals = root.fewer_steps(steps)
         if name in rivals:
             return rivals[name]
-        import diffusers
-
-        cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-        if cls is None:
-            raise ConfigError(f"{unknown('scheduler', name, rivals)}, and the schedulers of diffusers")
-        own = root.target.scheduler
+        try:
+            kind, settings = read_scheduler(name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{unknown('scheduler', name, rivals)}, and the schedulers of diffusers"
+            ) from error
+        made = make_scheduler(root.target.scheduler, kind, settings)
         call = {**root.call, "num_inference_steps": steps}
-        return PipelineHost(root.target, root.conditions, call, cls.from_config(own.config), root.encoded)
+        return PipelineHost(root.target, root.conditions, call, made, root.encoded)
 
 
 def _open(config: CompareConfig, device: str) -> Host:
@@ -136,7 +137,7 @@ def _open(config: CompareConfig, device: str) -> Host:
         pipe, call, conditions = _tiny(chosen)
         pipe.to(device)
     else:
-        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True)
+        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True, **chosen.load)
         call, conditions = dict(chosen.call), chosen.conditions
     return host_of(
         pipe,
