@@ -53,7 +53,7 @@ def test_minutes_are_about_those_that_learning_takes(monkeypatch):
     begun = time.monotonic()
     l2c.learn(model, budget=0.5, settings=settings, **run)
     took = (time.monotonic() - begun) / 60
-    assert took / 2 < estimate.total_minutes < 2 * took
+    assert took / 1.5 < estimate.total_minutes < 1.5 * took
 
 
 def test_stages_add_up_and_budgets_count():
