@@ -12,9 +12,11 @@ pytest.importorskip("transformers", reason="diffusers' pipelines need transforme
 import l2c
 from l2c.compare.config import CompareConfig, to_plain
 from l2c.errors import CheckpointError
-from l2c.hosts.base import errors
 from l2c.hosts.pipeline import loading, rivals
 from l2c.hosts.pipeline.host import PipelineHost
+from l2c.learning.closed_loop import ClosedLoop
+from l2c.learning.references import solve
+from l2c.learning.trainer import Trainer
 from l2c.scenes import CALL, PIPELINE, adherence, parse_prompt, scene_prompts, summarise_adherence
 from l2c.testing import tiny_pipeline
 
@@ -112,10 +114,11 @@ def test_learned_solver_begins_at_the_shift_that_makes_the_best_pictures(scenes_
         trial_examples=2,
         learning_rate=1e-7,
     )
-    held_out = settings.num_held_out
-    examples = host.examples(4, settings.seed, "pictures", held_out=held_out).rows([held_out, held_out + 1])
-    target = host.reference(12).sample(examples)
-    found = [errors(start.sample(examples), target, host.unit).mean().item() for start in starts]
+    trainer = Trainer("schedule and solver", host, settings)
+    own = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, "").with_paths()
+    everything = torch.ones(4, len(host.table), dtype=torch.bool)
+    loops = [own.on(start) for start in starts]
+    found = [loop.trial_error(loop.student(everything, free_solver=True)) for loop in loops]
     best = starts[found.index(min(found))].run.log_snrs
     for order in (starts, starts[::-1]):
         monkeypatch.setattr(PipelineHost, "solver_starts", lambda *_, order=order: order)

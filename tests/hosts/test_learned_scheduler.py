@@ -367,9 +367,9 @@ def test_a_solver_learned_through_a_pipeline_comes_and_goes_with_its_schedule(ev
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_learning_a_solver_lowers_the_error(everywhere, name):
+def test_a_learned_solver_has_half_of_the_error_of_the_best_known_one_at_most(everywhere, name):
     made = everywhere[0][name].provenance
-    assert made["held_out_error"] < made["held_out_error_before"]
+    assert made["held_out_error"] < 0.5 * min(made["fewer_steps"].values())
     assert made["error_unit"] == "relative"
 
 

@@ -123,8 +123,9 @@ def test_a_schedule_states_its_worst_picture():
 
 
 def test_a_tail_learns_something_else():
-    plain, tail = learn(), learn(replace(SETTINGS, tail=4.0))
-    assert not torch.equal(plain.predictor.coefficients, tail.predictor.coefficients)
+    plain, *others = learn(), learn(replace(SETTINGS, tail=4.0)), learn(replace(SETTINGS, tail=0.0))
+    for other in others:
+        assert not torch.equal(plain.predictor.coefficients, other.predictor.coefficients)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_a_tail_learns_something_else():
         ({"validate_every": -1}, "validate_every must be at least 0"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"patience": 1, "validate_every": 0}, "validate_every=0 makes none"),
-        ({"tail": 0.5}, "tail must be at least 1, got 0.5"),
+        ({"tail": -0.5}, "tail must be at least 0, got -0.5"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes, sentence):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from l2c.cache.policy import ReusePolicy
 from l2c.layers import LayerTable
+from l2c.sampling.linear import RowFit
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.forecast import ReusePlan
 from l2c.schedule.schedule import CacheSchedule
@@ -38,10 +39,12 @@ class SolverTable:
     Attributes:
         log_snrs: Half log-SNR of every evaluation (N,).
         weights: Table of `l2c.sampling.linear.LinearSolver` (N + 1, N + 1).
+        fit: What gives the weights of a step in place of the table's, where they are found on the way; see there.
     """
 
     log_snrs: Tensor
     weights: Tensor
+    fit: RowFit | None = None
 
 
 class Handle(Protocol):
@@ -145,6 +148,24 @@ class Host(Protocol):
             examples: What to run.
             bf16: Let matrix products be in bfloat16.
             solver: For a host of `solver_starts`: the solver instead of the one it begins with.
+        """
+        ...
+
+    def together(
+        self, examples: Examples, *, solver: SolverTable | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Runs that are made in one go, evaluation by evaluation, without gradients.
+
+        Args:
+            examples: What to run.
+            solver: See `sample`.
+
+        Returns:
+            Final pictures or latents (B, ...), and the noisy samples (B, ...) as the solver has them: before every
+            evaluation, and what the last step makes.
+
+        Raises:
+            ConfigError: If they cannot be run in one go.
         """
         ...
 

@@ -26,7 +26,7 @@ from l2c.sampling.draw import draw, random_labels
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
 from l2c.sampling.noise_schedule import FLOW_PREDICTION
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.sampler import Observer, Sampler, seeded_noise
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.schedule import CacheSchedule
 
@@ -219,13 +219,36 @@ class ModelHost:
             scales = low + (high - low) * (labels + 0.5) / count
         return LabelledNoise(noise, labels % denoiser.num_classes, scales)
 
-    def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
-        """See `Host.sample`."""
+    def sample(
+        self,
+        examples: Examples,
+        *,
+        bf16: bool = False,
+        solver: SolverTable | None = None,
+        observer: Observer | None = None,
+    ) -> Tensor:
+        """See `Host.sample`; for the observer see `Sampler`."""
         assert isinstance(examples, LabelledNoise)
         own = None
         if solver is not None:
-            own = LinearSolver(self.run, solver.weights.float()), self.timesteps_of(solver.log_snrs).float()
-        return self.sampler(examples.noise, examples.labels, solver=own, bf16=bf16, scales=examples.scales)
+            own = (
+                LinearSolver(self.run, solver.weights.float(), solver.fit),
+                self.timesteps_of(solver.log_snrs).float(),
+            )
+        return self.sampler(
+            examples.noise, examples.labels, observer, solver=own, bf16=bf16, scales=examples.scales
+        )
+
+    @torch.no_grad()
+    def together(
+        self, examples: Examples, *, solver: SolverTable | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """See `Host.together`."""
+        states: list[Tensor] = []
+        made = self.sample(
+            examples, solver=solver, observer=lambda _evaluation, x, _predicted: states.append(x)
+        )
+        return made, [*states, made]
 
     @contextmanager
     def attach(

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from l2c.hosts.base import Host, errors
 from l2c.hosts.native import LabelledNoise
-from l2c.learning.references import References, round_size
+from l2c.learning.references import References, round_size, solve_paths
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
 from l2c.learning.task import rate_at
 from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.draw import draw
 from l2c.schedule.schedule import CacheSchedule
+
+LEAST_ERROR = 1e-4
+"""Of a picture whose logarithm is taken, in what errors are measured in."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,8 @@ class StudentTask:
     def backward(self, iteration: int) -> tuple[Tensor, Tensor]:
         """See `Task.backward`; a host that runs one example after another goes back through each by itself.
 
-        With a tail, the loss of a picture is a power of its error. So it needs no other pictures, and batches with
-        hard ones weigh more.
+        With a tail, the loss of a picture is a power of its error, or its logarithm. So it needs no other pictures,
+        and batches with hard ones weigh more.
         """
         mine = self._draw(iteration)[self._rows].tolist()
         parts = [mine] if self._host.batched else [[row] for row in mine]
@@ -73,7 +76,7 @@ class StudentTask:
             batch = self._references.rows(part)
             made = self.student(batch.examples)
             each = errors(made, batch.target, self._host.unit)
-            weighed = each.sum() if power == 1 else scale * ((each / scale) ** power).sum() / power
+            weighed = scale * _powers(each / scale, power).sum()
             (weighed / len(mine)).backward()  # type: ignore[no-untyped-call]
             loss += weighed.detach() / len(mine)
             total += each.detach().sum() / len(mine)
@@ -101,6 +104,11 @@ class StudentTask:
         return torch.stack([epochs[place // count][place % count] for place in places])
 
 
+def _powers(errors: Tensor, power: float) -> Tensor:
+    """What each error counts for in a power mean, with the gradient of the error itself where that is 1."""
+    return errors.clamp_min(LEAST_ERROR).log() if power == 0 else errors**power / power
+
+
 class ClosedLoop:
     """What learning on one host and set of references shares, however many schedules come of it.
 
@@ -110,6 +118,7 @@ class ClosedLoop:
         references: Held-out ones first.
         settings: How to learn.
         model_name: Recorded in schedules, for people.
+        trial: Those of the references to learn on by which masks are judged; some of them if not given.
 
     Attributes:
         training: References to learn on.
@@ -117,13 +126,19 @@ class ClosedLoop:
     """
 
     def __init__(
-        self, trainer: Trainer, host: Host, references: References, settings: LearnSettings, model_name: str
+        self,
+        trainer: Trainer,
+        host: Host,
+        references: References,
+        settings: LearnSettings,
+        model_name: str,
+        trial: References | None = None,
     ) -> None:
         self.trainer, self.host, self.settings = trainer, host, settings
         self._model_name, self._references = model_name, references
         self._held_out = references.rows(slice(0, settings.num_held_out))
         self.training = references.rows(slice(settings.num_held_out, None))
-        self.trial = self.training.rows(slice(0, settings.trial_examples))
+        self.trial = trial or self.training.rows(slice(0, settings.trial_examples))
 
     def error(self, student: Student, references: References | None = None) -> float:
         """Mean error of the held-out examples, or of others; for the unit see `Host`.
@@ -149,7 +164,7 @@ class ClosedLoop:
         student.eval()
         found, power = self._errors(student, self._references.validation), self.settings.tail
         student.train()
-        return float((found**power).mean() ** (1 / power))
+        return float(found.log().mean().exp() if power == 0 else (found**power).mean() ** (1 / power))
 
     def _at_scales(self) -> dict[float, References]:
         """For a range of guidance: the held-out pictures at its ends, in its middle, and half again above it."""
@@ -163,6 +178,26 @@ class ClosedLoop:
             target = self.trainer.compute(f"solutions at guidance {scale:g}", fine.sample, here, size)
             found[scale] = References(here, target.to(self.host.device))
         return found
+
+    def fit_solver(self, student: Student) -> float | None:
+        """Fits a free solver by least squares to the paths of the pictures that masks are judged by.
+
+        Returns:
+            Their mean error then; None where there are no paths, and nothing is changed.
+        """
+        paths, trial = self.trial.paths, self.trial
+        if paths is None or student.corrections is None:
+            return None
+        with student.attached():
+            made = student.fit_solver(trial.examples, paths)
+        with torch.no_grad():
+            student.corrections.copy_(self.trainer.processes.mean(student.corrections))
+        return errors(made, trial.target, self.host.unit).mean().item()
+
+    def trial_error(self, student: Student) -> float:
+        """Mean error of the pictures that masks are judged by, after a free solver is fitted to them."""
+        fitted = self.fit_solver(student)
+        return self.error(student, self.trial) if fitted is None else fitted
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
@@ -197,7 +232,12 @@ class ClosedLoop:
 
     def on(self, host: Host) -> ClosedLoop:
         """The same on another host of the same models."""
-        return ClosedLoop(self.trainer, host, self._references, self.settings, self._model_name)
+        return ClosedLoop(self.trainer, host, self._references, self.settings, self._model_name, self.trial)
+
+    def with_paths(self) -> ClosedLoop:
+        """The same with the paths to the solutions of the pictures that masks are judged by, where they can be had."""
+        trial = solve_paths(self.trainer, self.host, self.settings, self.trial)
+        return ClosedLoop(self.trainer, self.host, self._references, self.settings, self._model_name, trial)
 
     def fit(
         self,
@@ -220,6 +260,7 @@ class ClosedLoop:
             stage: See `Trainer.run`.
         """
         host, student = self.host, self.student(compute, order, start=start, free_solver=free_solver)
+        self.fit_solver(student)
         contract = host.contract(self._model_name)
         begun = CacheSchedule(compute, host.table, contract)
         before = self.kept_error(f"error before {stage}", student)

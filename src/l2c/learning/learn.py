@@ -266,7 +266,7 @@ def _search(
         first = near(other.compute, budget, costs, other.order, count, settings.seed)
     return search_mask(
         loop.trainer,
-        lambda compute, order: loop.error(loop.student(compute, order), loop.trial),
+        lambda compute, order: loop.trial_error(loop.student(compute, order)),
         len(host.run.timesteps),
         budget,
         costs,

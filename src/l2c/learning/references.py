@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError
 from l2c.hosts.base import Examples, Host, errors
+from l2c.learning.least_squares import Paths
 from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 REPEATS = 0.01
 """Relative error of two runs from the same noise that is rounding, as kernels that add up in any order have it."""
@@ -25,11 +29,13 @@ class References:
         examples: What is run.
         target: The solutions.
         validation: Others, by which the best state is kept; None if the last one is.
+        paths: How the solutions were come to; None if only they are known.
     """
 
     examples: Examples
     target: Tensor
     validation: References | None = None
+    paths: Paths | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -38,6 +44,26 @@ class References:
         """Some of them."""
         chosen = rows if isinstance(rows, slice) else list(rows)
         return References(self.examples.rows(rows), self.target[chosen])
+
+
+def solve_paths(trainer: Trainer, host: Host, settings: LearnSettings, chosen: References) -> References:
+    """The same references with the paths to their solutions, where a solution in fine steps can be had.
+
+    They are made in one go, and none are known where a pipeline draws one picture at a time.
+    """
+    fine = host.reference(settings.reference_steps)
+    if fine is host:
+        return chosen
+
+    def states_of(examples: Examples) -> Tensor:
+        return torch.stack(list(fine.together(examples)[1]), dim=1)
+
+    try:
+        states = trainer.compute("paths to solutions", states_of, chosen.examples, len(chosen))
+    except ConfigError as error:
+        logger.info("solvers begin at a known one, since their steps cannot be fitted: %s", error)
+        return chosen
+    return replace(chosen, paths=Paths(fine.run.log_snrs, states.to(host.device)))
 
 
 @torch.no_grad()

@@ -26,11 +26,12 @@ class LearnSettings(TaskSettings):
         validate_every: Steps between two validations on further pictures, an eighth as many; the state that is best on
             them is kept. 0 keeps the last state.
         patience: Validations without a lower error after which learning ends; None does all iterations.
-        tail: Power of the mean over pictures that is made small: 1 is the mean error, more weighs the worst pictures.
+        tail: Power of the mean over pictures that is made small: 1 is the mean error, more weighs the worst pictures,
+            and 0, the geometric mean, those that come close.
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most.
-        trial_examples: Pictures that each of them makes.
+        trial_examples: Pictures that each of them makes, and that a learned solver begins with a fit to.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
@@ -44,10 +45,10 @@ class LearnSettings(TaskSettings):
     learning_rate: LearningRate = 4e-3
     validate_every: Annotated[Whole, Field(ge=0)] = 5
     patience: Count | None = None
-    tail: Annotated[Real, Field(ge=1, le=16)] = 1.0
+    tail: Annotated[Real, Field(ge=0, le=16)] = 1.0
     reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 40
     trials: Count = 32
-    trial_examples: Count = 6
+    trial_examples: Count = 12
     branches: bool = True
     recompute: Literal[False, True, "evaluations", "offload"] = False
 

@@ -88,7 +88,7 @@ def learn_with_solver(
         per_computed=per_computed,
     )
     references = solve(trainer, host, settings)
-    own = ClosedLoop(trainer, host, references, settings, model_name)
+    own = ClosedLoop(trainer, host, references, settings, model_name).with_paths()
 
     def learn_one(evaluations: float, stage: str) -> tuple[CacheSchedule, bool]:
         return _learn_one(own, evaluations, tried[evaluations], f"at {stage}" if stage else "")
@@ -159,7 +159,7 @@ def _from_best_start(
     mask[list(own.host.segments[1:])] = True
 
     def error_of(loop: ClosedLoop, order: int) -> float:
-        return loop.error(loop.student(mask, order, free_solver=True), loop.trial)
+        return loop.trial_error(loop.student(mask, order, free_solver=True))
 
     key = f"starts of {steps} evaluations {stage}".rstrip()
     if key not in kept:
@@ -182,7 +182,7 @@ def _search(
     steps = len(loop.host.run.timesteps)
 
     def error_of(mask: Tensor, order: int) -> float:
-        return loop.error(loop.student(mask, order, free_solver=True), loop.trial)
+        return loop.trial_error(loop.student(mask, order, free_solver=True))
 
     start = _every(ratio, steps, budget, costs)
     compute = start.mask(steps, budget, costs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.hosts.native import learned_run
 from l2c.hosts.parallel import ContextGroup, context_of
 from l2c.learning.coefficients import Coefficients
+from l2c.learning.least_squares import Paths, StepFit
 from l2c.learning.recompute import again_in_backward
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import Predictor, ReusePlan
@@ -31,7 +33,8 @@ class Student(nn.Module):
     """A run with a fixed mask and learned forecasts.
 
     With all parameters at zero, reused layers follow the polynomial through their last computed values over half
-    log-SNR, and a solver that is free is DPM-Solver++(2M) at the noise levels of the host.
+    log-SNR, and a solver that is free is DPM-Solver++(2M) at the noise levels of the host; `fit_solver` fits
+    its weights.
 
     Args:
         host: The frozen model and its run; of `Host.solver_starts` for a free solver.
@@ -114,6 +117,29 @@ class Student(nn.Module):
         plan = self.forecasts.plan(None if solver is None else solver.log_snrs)
         self._handle.use(plan if self._context is None or not plan else _shared(plan, self._context))
         return self._host.sample(examples, bf16=self._bf16 and self.training, solver=solver)
+
+    @torch.no_grad()
+    def fit_solver(self, examples: Examples, paths: Paths) -> Tensor:
+        """Finds the weights of the solver by least squares, with the forecasts as they are; see `StepFit`.
+
+        Args:
+            examples: All run together.
+            paths: Their solutions.
+
+        Returns:
+            Final pictures or latents (B, ...), made with these weights.
+        """
+        assert self._handle is not None, "a student runs while it is attached"
+        assert self.corrections is not None, "its solver is free"
+        solver = self._solver()
+        assert solver is not None
+        plan = self.forecasts.plan(solver.log_snrs)
+        self._handle.use(plan)
+        base = solver.weights - self.corrections
+        fit = StepFit(paths, solver.log_snrs.tolist(), base)
+        made, _ = self._host.together(examples, solver=replace(solver, fit=fit))
+        self.corrections.copy_(fit.table.to(base) - base)
+        return made
 
     @torch.no_grad()
     def result(self) -> tuple[Run, Predictor]:

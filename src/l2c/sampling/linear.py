@@ -6,6 +6,8 @@ entries can be learned.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,18 @@ LEARNED = "learned"
 """Name of solvers whose table was learned."""
 
 
+RowFit = Callable[[int, Sequence[Tensor]], Tensor]
+"""(evaluation, initial noise and predictions so far) -> weights on them, which make the next network input."""
+
+
+def weigh_terms(terms: Sequence[Tensor], row: Tensor) -> Tensor:
+    """The combination of terms (B, ...) with the first of the weights of a row."""
+    total = terms[0] * row[0]
+    for index, term in enumerate(terms[1:], start=1):
+        total = total + term * row[index]
+    return total
+
+
 class LinearSolver:
     """A solver given by a table of weights.
 
@@ -28,13 +42,14 @@ class LinearSolver:
         weights: Lower triangular (N + 1, N + 1) for N evaluations. Row i has the weights, first on the initial noise,
             then on the predictions at evaluations 0 to i - 1, that give the network input at evaluation i; the
             last row gives the sample. They may be tensors with a graph.
+        fit: What gives the weights of a step instead, where they are found on the way.
 
     Source: Non-stationary solvers, arXiv 2403.01329, section 3.
     """
 
     init_scale = 1.0
 
-    def __init__(self, run: Run, weights: Tensor) -> None:
+    def __init__(self, run: Run, weights: Tensor, fit: RowFit | None = None) -> None:
         size = len(run.timesteps) + 1
         if tuple(weights.shape) != (size, size):
             raise ConfigError(
@@ -43,6 +58,7 @@ class LinearSolver:
             )
         self.run = run
         self.weights = weights
+        self._fit = fit
         self._terms: list[Tensor] = []  # the initial noise, then every prediction so far
 
     @classmethod
@@ -65,11 +81,8 @@ class LinearSolver:
         if evaluation == 0:
             self._terms = [x]
         self._terms.append(prediction)
-        row = self.weights[evaluation + 1]
-        total = self._terms[0] * row[0]
-        for index, term in enumerate(self._terms[1:], start=1):
-            total = total + term * row[index]
-        return total
+        row = self.weights[evaluation + 1] if self._fit is None else self._fit(evaluation, self._terms)
+        return weigh_terms(self._terms, row)
 
 
 def solver_table(solver: Solver) -> Tensor:

@@ -127,6 +127,52 @@ def repeated(condition: Condition, count: int) -> Condition:
     return made
 
 
+def joined(conditions: Sequence[Condition]) -> Condition:
+    """Conditions of several pictures for one call.
+
+    >>> joined([{"prompt": "a cat"}, {"prompt": "a dog"}])
+    {'prompt': ['a cat', 'a dog']}
+
+    Raises:
+        ConfigError: If one of their values cannot be given for each picture.
+    """
+    made: dict[str, Any] = {}
+    for name, first in conditions[0].items():
+        values = [condition.get(name) for condition in conditions]
+        if all(isinstance(value, Tensor) for value in values):
+            made[name] = torch.cat(values)  # type: ignore[arg-type]
+        elif all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
+            made[name] = values
+        elif all(isinstance(value, list) for value in values):
+            made[name] = [part for value in values if value is not None for part in value]
+        elif all(plain(value) == plain(first) and isinstance(value, (float, bool)) for value in values):
+            made[name] = first
+        else:
+            raise ConfigError(f"pictures with a {name} of their own are not run in one call")
+    if any(condition.keys() != conditions[0].keys() for condition in conditions):
+        raise ConfigError("pictures that are called with different arguments are not run in one call")
+    return made
+
+
+def takes_steps(pipe: Any, call: Mapping[str, Any]) -> bool:
+    """Whether the number of steps of a pipeline that is called like that can be set."""
+    given = {"sigmas", "timesteps"} & {key for key, value in call.items() if value is not None}
+    return not given and "num_inference_steps" in arguments_of(pipe)
+
+
+def check_takes_steps(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuses a pipeline whose number of steps cannot be set.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    if not takes_steps(pipe, call):
+        raise ConfigError(
+            f"{type(pipe).__name__} is called without num_inference_steps, so that its number of steps cannot be set; "
+            "call it with that instead of timesteps or sigmas"
+        )
+
+
 def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> None:
     """Refuses arguments that a pipeline does not take.
 

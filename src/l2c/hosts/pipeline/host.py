@@ -21,15 +21,17 @@ from l2c.hosts.pipeline.conditions import (
     Condition,
     SeededConditions,
     check_call,
+    check_takes_steps,
     choose,
     conditions_of,
+    joined,
     plain,
     repeated,
+    takes_steps,
 )
 from l2c.hosts.pipeline.dry_run import DryRun, dry_run
 from l2c.hosts.pipeline.handle import PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
-from l2c.hosts.pipeline.modular import arguments_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_schedulers
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
@@ -103,10 +105,13 @@ class PipelineHost:
         return cls(pipe, chosen, call)
 
     @contextmanager
-    def _driven(self) -> Iterator[None]:
-        """Lets the host's scheduler drive the pipeline until it ends."""
+    def _driven(self, solver: SolverTable | None = None) -> Iterator[None]:
+        """Lets the host's scheduler drive the pipeline until it ends, with a solver that is being learned."""
         own = self.target.scheduler
         self.target.scheduler = self._scheduler
+        if solver is not None:
+            assert isinstance(self._scheduler, LearnedScheduler)
+            self._scheduler.use(solver.log_snrs, solver.weights, solver.fit)
         try:
             yield
         finally:
@@ -215,15 +220,21 @@ class PipelineHost:
     def sample(self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None) -> Tensor:
         """See `Host.sample`; one example after another."""
         assert isinstance(examples, SeededConditions)
-        if solver is not None:
-            assert isinstance(self._scheduler, LearnedScheduler)
-            self._scheduler.use(solver.log_snrs, solver.weights)
-        with self._driven():
+        with self._driven(solver):
             made: list[Tensor] = [
                 self._trajectory.sample(condition, seed, bf16=bf16).float()
                 for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
             ]
         return torch.cat(made)
+
+    @torch.no_grad()
+    def together(
+        self, examples: Examples, *, solver: SolverTable | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """See `Host.together`."""
+        assert isinstance(examples, SeededConditions)
+        with self._driven(solver):
+            return self._trajectory.together(joined(examples.conditions), examples.seeds)
 
     @contextmanager
     def attach(
@@ -251,7 +262,7 @@ class PipelineHost:
         if steps is None or self.dry.first:  # image to image begins at another noise level with other steps
             return self
         made = fine_scheduler(self._scheduler, self.run, steps)
-        if made is None or not self._takes_steps() or not self._trajectory.puts_out_latents:
+        if made is None or not takes_steps(self.target, self.call) or not self._trajectory.puts_out_latents:
             logger.info(
                 "no fine-step solution can be had under %s; errors are measured against its own run",
                 type(self._scheduler).__name__,
@@ -261,7 +272,7 @@ class PipelineHost:
 
     def fewer_steps(self, steps: int) -> Mapping[str, Host]:
         """See `Host.fewer_steps`."""
-        self._check_steps()
+        check_takes_steps(self.target, self.call)
         levels = self._levels_at(steps)
         hosts: dict[str, Host] = {}
         for name, scheduler, asked in known_schedulers(self._scheduler, levels, steps):
@@ -277,7 +288,7 @@ class PipelineHost:
 
     def solver_starts(self, steps: int) -> Sequence[Host]:
         """See `Host.solver_starts`."""
-        self._check_steps()
+        check_takes_steps(self.target, self.call)
         if self.dry.first:
             raise ConfigError("no solver is learned for a run that begins late, as image to image does")
         starts = start_schedulers(self._scheduler, self._levels_at, steps, self.dry.mu)
@@ -290,17 +301,6 @@ class PipelineHost:
     def _with(self, scheduler: Any, steps: int) -> PipelineHost:
         call = {**self.call, "num_inference_steps": steps}
         return PipelineHost(self.target, self.conditions, call, scheduler, self.encoded)
-
-    def _takes_steps(self) -> bool:
-        given = {"sigmas", "timesteps"} & {key for key, value in self.call.items() if value is not None}
-        return not given and "num_inference_steps" in arguments_of(self.target)
-
-    def _check_steps(self) -> None:
-        if not self._takes_steps():
-            raise ConfigError(
-                f"{type(self.target).__name__} is called without num_inference_steps, so that its number of steps "
-                "cannot be set; call it with that instead of timesteps or sigmas"
-            )
 
     def multistep_table(self, log_snrs: Tensor) -> Tensor:
         """See `Host.multistep_table`."""
@@ -322,7 +322,7 @@ class PipelineHost:
         """See `Host.with_steps`."""
         if isinstance(self._scheduler, LearnedScheduler):
             return self
-        self._check_steps()
+        check_takes_steps(self.target, self.call)
         return self._with(self._scheduler, steps)
 
     def resolve_engine(self, engine: str) -> str:

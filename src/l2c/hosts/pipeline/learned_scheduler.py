@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from l2c.errors import ConfigError
-from l2c.sampling.linear import LEARNED, multistep_table
+from l2c.sampling.linear import LEARNED, RowFit, multistep_table, weigh_terms
 from l2c.sampling.noise_schedule import alphas_sigmas
 from l2c.schedule.contract import Run
 from l2c.schedule.schedule import CacheSchedule
@@ -117,9 +117,12 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         alphas: Tensor = DDIMScheduler(**{name: self.config[name] for name in names}).alphas_cumprod
         return alphas
 
-    def use(self, levels: Tensor, table: Tensor) -> None:
-        """Takes other levels (N,) and another table (N + 1, N + 1), which may have a graph; learning does that."""
-        self._levels, self._table = levels, table
+    def use(self, levels: Tensor, table: Tensor, fit: RowFit | None = None) -> None:
+        """Takes other levels (N,) and another table (N + 1, N + 1), which may have a graph; learning does that.
+
+        With `fit`, that gives the weights of each step instead, as a run gets there.
+        """
+        self._levels, self._table, self._fit = levels, table, fit
 
     @torch.no_grad()
     def learned_run(self, guidance: float | None = None) -> Run:
@@ -235,10 +238,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._step_index = self.index_for_timestep(timestep) if begin is None else begin
             self._begin_from(self._step_index, sample)
         self._terms.append(model_output.float())
-        row = self._run_table[len(self._terms) - 1]
-        total = self._terms[0] * row[0]
-        for index, term in enumerate(self._terms[1:], start=1):
-            total = total + term * row[index]
+        place = len(self._terms) - 2
+        row = self._run_table[place + 1] if self._fit is None else self._fit(place, self._terms)
+        total = weigh_terms(self._terms, row)
         self._step_index += 1
         if self._step_index == len(self.timesteps):
             self._terms = []

@@ -63,7 +63,7 @@ LEAST_LAST_STEP = 0.25
 """Least share that the last step of a flow has of the step before, in sigma, for levels that learning begins with."""
 
 
-START_SHIFTS = (1.0, 0.5, 1.5, 2.5)
+START_SHIFTS = (1.0, 0.5, 1.5, 2.0, 3.0)
 """Of the levels that learning begins with, beside the shift that a flow has itself. With few evaluations other levels
 are best than with many, and gradients take them only a little way."""
 

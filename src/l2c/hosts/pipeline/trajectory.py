@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2c.cache.patch import MethodPatch
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, L2CError
 from l2c.hosts.pipeline.dry_run import takes_latent_output
 from l2c.hosts.pipeline.modular import ModularRun, is_modular
 from l2c.hosts.pipeline.offload import execution_device
@@ -59,15 +59,50 @@ class PipelineTrajectory:
             bf16: Let matrix products be in bfloat16.
             changes: What else is called otherwise.
         """
+        return self._run({**condition, **changes}, [seed], bf16)
+
+    def together(self, condition: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Final latents (B, ...) of several pictures, and the noisy samples before each step and after the last.
+
+        Args:
+            condition: Of all pictures, each argument with a value for each of them.
+            seeds: Of their noise.
+
+        Raises:
+            ConfigError: If the pipeline does not take that.
+        """
+        states: list[Tensor] = []
+
+        def step(original: Any, output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            made = original(output, timestep, sample, *args, **kwargs)
+            states[-1:] = [sample, made[0]]
+            return made
+
+        patch = MethodPatch(self.pipe.scheduler, "step", step)
+        try:
+            made = self._run(condition, seeds, False).float()
+        except L2CError:
+            raise
+        except Exception as error:  # of a pipeline that draws one picture at a time
+            raise ConfigError(
+                f"{type(self.pipe).__name__} does not draw several pictures in one call: {error}"
+            ) from error
+        finally:
+            patch.remove()
+        if len(made) != len(seeds) or any(len(state) != len(seeds) for state in states):
+            raise ConfigError(f"{type(self.pipe).__name__} does not draw several pictures in one call")
+        return made, [state.float() for state in states]
+
+    def _run(self, arguments: Mapping[str, Any], seeds: Sequence[int], bf16: bool) -> Tensor:
         inner = type(self.pipe).__call__
         if torch.is_grad_enabled():
             inner = inspect.unwrap(inner)
-        generator = torch.Generator().manual_seed(seed)
-        given = {**self.call, **condition, **changes, "generator": generator}
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        given = {**self.call, **arguments, "generator": noise if len(noise) > 1 else noise[0]}
         with ExitStack() as stack:
             device = execution_device(self.pipe)
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            torch.manual_seed(seed)  # of schedulers that draw elsewhere than from the generator
+            torch.manual_seed(seeds[0])  # of schedulers that draw elsewhere than from the generator
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
             stack.enter_context(timesteps_with_gradients(self.pipe))
             if self.modular is not None:

@@ -1,0 +1,120 @@
+"""Weights of a solver by least squares: each step is fitted when a run gets there, and the run goes on with it.
+
+The fitted step takes the runs of some pictures, from wherever the steps before have brought them, as close as it can to
+where their fine-step solutions are at the next noise level. All pictures are run together, once. It costs what running
+them costs, and is where gradients go on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-4
+"""What keeps a weight near where it begins, relative to the square of what it weighs."""
+ROUNDS = 6
+"""Of weighing pictures anew by their distances."""
+NEAR = 1e-3
+"""Distance, relative to the solution, within which a picture counts as reached."""
+NODES = 4
+"""States that one in between is interpolated by."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Fine-step solutions with all that they came through.
+
+    Attributes:
+        log_snrs: Half log-SNR of every state but the last, which is without noise (N,).
+        states: Noisy samples as the solver has them, and the final ones (B, N + 1, ...).
+    """
+
+    log_snrs: tuple[float, ...]
+    states: Tensor
+
+    def at(self, log_snr: float | None) -> Tensor:
+        """States (B, ...) at a half log-SNR; at the end for None.
+
+        Between the levels of the solution they follow the cubic through the nearest four, over the angle whose
+        tangent is noise over signal, in which they are smooth up to both ends.
+        """
+        if log_snr is None:
+            return self.states[:, -1]
+        levels = torch.tensor([*self.log_snrs, float("inf")], dtype=torch.float64)
+        angles = torch.exp(-levels).atan()
+        wanted = torch.exp(-torch.tensor(log_snr, dtype=torch.float64)).atan()
+        above = int((angles > wanted).sum())
+        first = min(max(above - NODES // 2, 0), max(len(angles) - NODES, 0))
+        nodes = range(first, min(first + NODES, len(angles)))
+        total = torch.zeros_like(self.states[:, 0])
+        for node in nodes:
+            others = [other for other in nodes if other != node]
+            weight = torch.stack(
+                [(wanted - angles[it]) / (angles[node] - angles[it]) for it in others]
+            ).prod()
+            total += float(weight) * self.states[:, node]
+        return total
+
+
+class StepFit:
+    """Finds each row of a solver's table as a run of all pictures gets there.
+
+    Pictures that a step brings near their solutions count for more than those that are lost, as in a mean of
+    logarithms: few of those would else decide everything, to little avail.
+
+    Args:
+        paths: Solutions of the pictures.
+        log_snrs: Half log-SNR of every evaluation (N,), rising.
+        table: Weights to begin with and to stay near (N + 1, N + 1).
+
+    Attributes:
+        table: The weights, those that have been found so far in their places.
+    """
+
+    def __init__(self, paths: Paths, log_snrs: Sequence[float], table: Tensor) -> None:
+        self.table = table.detach().double().cpu().clone()
+        self._paths, self._log_snrs = paths, [*log_snrs, None]
+        self._products = torch.zeros(0)  # of terms with each other, of each picture (B, terms, terms)
+        self._scale = paths.at(None).double().flatten(1).norm(dim=1).cpu()
+
+    def __call__(self, evaluation: int, terms: Sequence[Tensor]) -> Tensor:
+        """Weights (evaluation + 2,) of a step.
+
+        Args:
+            evaluation: From which it is.
+            terms: Initial noise and all predictions so far, (B, ...) each.
+        """
+        count = len(terms)
+        target = self._paths.at(self._log_snrs[evaluation + 1]).to(terms[0]).double().flatten(1)
+        self._extend(terms)
+        towards = torch.stack([(term.double().flatten(1) * target).sum(1) for term in terms], dim=1).cpu()
+        start = self.table[evaluation + 1, :count]
+        rest = towards - self._products @ start
+        length = target.square().sum(1).cpu()
+        weights, found = self._scale**-2, start
+        for _ in range(ROUNDS):
+            square = torch.einsum("b,bij->ij", weights, self._products)
+            held = RIDGE * square.diagonal().clamp_min(1e-12).diag()
+            found = start + torch.linalg.solve(square + held, weights @ rest)
+            left = length - 2 * towards @ found + (self._products @ found) @ found
+            distance = left.clamp_min(0).sqrt() / self._scale
+            weights = self._scale**-2 / (distance + NEAR) ** 2
+        self.table[evaluation + 1, :count] = found
+        return found.to(terms[0])
+
+    def _extend(self, terms: Sequence[Tensor]) -> None:
+        """Adds the products of the terms that are new."""
+        count, known = len(terms), self._products.shape[-1]
+        grown = torch.zeros(len(terms[0]), count, count, dtype=torch.float64)
+        if known:
+            grown[:, :known, :known] = self._products
+        for index in range(known, count):
+            new = terms[index].double().flatten(1)
+            products = [(new * term.double().flatten(1)).sum(1) for term in terms[: index + 1]]
+            column = torch.stack(products, dim=1).cpu()
+            grown[:, index, : index + 1] = column
+            grown[:, : index + 1, index] = column
+        self._products = grown

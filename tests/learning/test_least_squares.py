@@ -1,0 +1,127 @@
+"""Solvers that begin with a least-squares fit: exact where a solver can be, and better than what they begin with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import l2c
+from l2c.errors import ConfigError
+from l2c.hosts.native import ModelHost
+from l2c.hosts.pipeline.conditions import joined
+from l2c.learning.closed_loop import ClosedLoop
+from l2c.learning.least_squares import Paths, StepFit
+from l2c.learning.references import solve
+from l2c.learning.solver import learn_with_solver
+from l2c.learning.trainer import Trainer
+from l2c.testing import tiny_call, tiny_dit, tiny_pipeline
+
+CALL = tiny_call("sd3")
+TEXTS = [name for name in CALL if name.endswith("embeds")]
+LEVELS = (-4.0, -2.0, -0.5, 0.5, 2.0)
+
+
+def path_of(pictures: torch.Tensor, noise: torch.Tensor, levels) -> Paths:
+    """Straight lines from noise to pictures, as a flow has them."""
+    sigmas = [1 / (1 + math.exp(level)) for level in levels] + [0.0]
+    states = torch.stack([(1 - sigma) * pictures + sigma * noise for sigma in sigmas], dim=1)
+    return Paths(tuple(levels), states)
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 3, 8, 8, generator=generator), torch.randn(6, 3, 8, 8, generator=generator)
+
+
+def test_states_in_between_are_interpolated(pair):
+    fine = path_of(*pair, torch.linspace(-6, 6, 40).tolist())
+    for level in (-3.3, 0.1, 4.9):
+        sigma = 1 / (1 + math.exp(level))
+        exact = (1 - sigma) * pair[0] + sigma * pair[1]
+        assert torch.allclose(fine.at(level), exact, atol=2e-3)
+    assert torch.equal(fine.at(None), pair[0])
+    assert torch.allclose(fine.at(fine.log_snrs[7]), fine.states[:, 7], atol=1e-5)
+
+
+def test_a_step_that_can_be_exact_is(pair):
+    pictures, noise = pair
+    fine = path_of(pictures, noise, torch.linspace(-6, 6, 60).tolist())
+    fit = StepFit(fine, LEVELS, torch.zeros(6, 6))
+    sigma = 1 / (1 + math.exp(LEVELS[1]))
+    row = fit(0, [noise, noise - pictures])
+    assert row.tolist() == pytest.approx([1.0, sigma - 1.0], abs=5e-3)
+    assert fit.table[1, :2].tolist() == pytest.approx(row.tolist())
+    assert not fit.table[2:].any()
+
+
+def test_lost_pictures_do_not_decide(pair):
+    pictures, noise = pair
+    fine = path_of(pictures, noise, torch.linspace(-6, 6, 60).tolist())
+    predictions = noise - pictures
+    predictions[0] *= -1  # of a picture that goes elsewhere
+    row = StepFit(fine, LEVELS, torch.zeros(6, 6))(0, [noise, predictions])
+    sigma = 1 / (1 + math.exp(LEVELS[1]))
+    assert row.tolist() == pytest.approx([1.0, sigma - 1.0], abs=0.02)
+
+
+def settings() -> l2c.LearnSettings:
+    return l2c.LearnSettings(iterations=1, batch_size=2, num_examples=8, reference_steps=20, trials=2)
+
+
+def test_a_fitted_solver_is_closer_than_a_known_one():
+    host = ModelHost.of(tiny_dit(), "ddim", 20)
+    trainer = Trainer("schedule and solver", host, settings())
+    own = ClosedLoop(trainer, host, solve(trainer, host, settings()), settings(), "").with_paths()
+    loop = own.on(host.solver_starts(5)[0])
+    student = loop.student(torch.ones(5, len(host.table), dtype=torch.bool), free_solver=True)
+    before = loop.error(student, loop.trial)
+    fitted = loop.fit_solver(student)
+    assert fitted < before
+    assert loop.error(student, loop.trial) == pytest.approx(fitted, rel=1e-3)
+
+
+def host_of_embeddings(count: int):
+    """A pipeline that is called with embedded prompts."""
+    conditions = [{name: CALL[name] * (1 + 0.3 * index) for name in TEXTS} for index in range(count)]
+    call = {name: value for name, value in CALL.items() if name not in (*TEXTS, "generator", "output_type")}
+    return l2c.host_of(tiny_pipeline("sd3"), conditions=conditions, **call)
+
+
+def test_pipelines_make_the_same_pictures_together_and_one_by_one():
+    host = host_of_embeddings(3)
+    examples = host.examples(3, 0, "pictures")
+    with torch.no_grad():
+        one_by_one = host.sample(examples)
+    made, states = host.together(examples)
+    assert torch.allclose(made, one_by_one, atol=1e-4)
+    assert len(states) == len(host.run.timesteps) + 1
+    assert torch.allclose(states[-1], made, atol=1e-4)
+
+
+def test_a_pipeline_that_draws_one_picture_at_a_time_learns_without(monkeypatch, caplog):
+    host = host_of_embeddings(2)
+
+    def refuse(*_args, **_kwargs):
+        raise ConfigError("one picture at a time")
+
+    monkeypatch.setattr(type(host), "together", refuse)
+    with caplog.at_level("INFO"), host.prepared():
+        family = learn_with_solver(host, [4.0], 1, settings(), None, "", None)
+    assert next(iter(family)).contract.run.weights is not None
+    assert "one picture at a time" in caplog.text
+
+
+def test_conditions_of_several_pictures_for_one_call():
+    rows = torch.arange(4.0).view(2, 2)
+    pair = [{"prompt": "a", "rows": rows[:1], "flag": True}, {"prompt": "b", "rows": rows[1:], "flag": True}]
+    made = joined(pair)
+    assert made["prompt"] == ["a", "b"]
+    assert torch.equal(made["rows"], rows)
+    assert made["flag"] is True
+    with pytest.raises(ConfigError, match="flag of their own"):
+        joined([pair[0], {**pair[1], "flag": False}])
+    with pytest.raises(ConfigError, match="different arguments"):
+        joined([pair[0], {**pair[1], "more": "x"}])
