@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pipeline_demo": {
         "errors", "files", "records", "scenes", "schedule", "hosts", "learning", "evaluation", "bench", "report",
+        "demo",
     },
     "__main__": {"cli"},
     "cli": {

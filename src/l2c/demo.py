@@ -39,6 +39,7 @@ CLASS_SEEDS = (5, 7, 5, 0, 6, 5, 0, 1, 6, 9)
 """For each class, a seed at which the small model draws something that one recognises."""
 
 SHIPPED_SCHEDULE = "dit-mini-cifar10-ddim-20.safetensors"
+PAGE = "index.html"
 FULL, FRESH, SHIPPED = "full", "cached", "shipped"
 TITLES = {FULL: "everything computed", FRESH: "schedule just learned", SHIPPED: "schedule shipped with l2c"}
 _SCALE, _COLUMNS = 6, 5
@@ -92,6 +93,11 @@ class DemoSettings:
         seeds = tuple(CLASS_SEEDS[label] for label in labels)
         return cls(labels=labels, seeds=seeds, learning=learning, learning_limit_s=20.0, repetitions=1)
 
+    @property
+    def num_runs(self) -> int:
+        """Timed runs, and the one in fine steps."""
+        return 1 + self.repetitions * (2 if self.shipped is None else len(TITLES))
+
 
 @dataclass(frozen=True)
 class _Variant:
@@ -107,6 +113,29 @@ def shipped_schedule() -> Path | None:
     """The family that comes with the package, learned for longer than the demo can."""
     path = Path(str(resources.files("l2c") / "assets" / SHIPPED_SCHEDULE))
     return path if path.is_file() else None
+
+
+def learn_briefly(
+    target: Any, settings: Any, name: str, on_learning: Callable[[Progress], None] | None, **run: Any
+) -> tuple[CacheSchedule, dict[str, Any]]:
+    """A schedule with the settings of a demonstration, and how it was learned, in plain data.
+
+    Raises:
+        KeyboardInterrupt: If Ctrl-C ended it.
+    """
+    began = perf_counter()
+    schedule = learn(
+        target,
+        budget=settings.budget,
+        settings=settings.learning,
+        session=Session(time_limit_s=settings.learning_limit_s),
+        model_name=name,
+        on_progress=on_learning,
+        **run,
+    )
+    if schedule.provenance["interrupted"]:
+        raise KeyboardInterrupt  # which learning had caught
+    return schedule, {**schedule.provenance, "seconds": round(perf_counter() - began, 1)}
 
 
 def run_demo(
@@ -135,21 +164,8 @@ def run_demo(
     """
     settings = settings or DemoSettings()
     model = load_model(settings.model, device=device)
-    began = perf_counter()
-    fresh = learn(
-        model,
-        solver=settings.solver,
-        steps=settings.steps,
-        budget=settings.budget,
-        guidance=settings.guidance,
-        settings=settings.learning,
-        session=Session(time_limit_s=settings.learning_limit_s),
-        model_name=settings.model,
-        on_progress=on_learning,
-    )
-    learning_s = perf_counter() - began
-    if fresh.provenance["interrupted"]:
-        raise KeyboardInterrupt  # which learning had caught
+    run = {"solver": settings.solver, "steps": settings.steps, "guidance": settings.guidance}
+    fresh, learning = learn_briefly(model, settings, settings.model, on_learning, **run)
     schedules: dict[str, CacheSchedule | None] = {FULL: None, FRESH: fresh}
     if settings.shipped is not None:
         schedules[SHIPPED] = ScheduleFamily.load(settings.shipped).at(settings.budget)
@@ -170,14 +186,14 @@ def run_demo(
             "variants": _results(model, variants, fine, settings.steps),
             "fine_run": FINE_RUN,
             "difference_gain": gain,
-            "learning": {**fresh.provenance, "seconds": round(learning_s, 1)},
+            "learning": learning,
             "files": files,
         },
         device=describe_device(device),
     )
     record.save(folder / "record.json")
     images = {name: (folder / name).read_bytes() for name in files if name.endswith(".png")}
-    atomic_write(folder / "index.html", demo_page(record.to_json(), images).encode())
+    atomic_write(folder / PAGE, demo_page(record.to_json(), images).encode())
     return record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told, known
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +24,10 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    wrong = f"there is no device '{name}' here; use cpu, cuda, cuda:N or mps, or auto"
+    with Told(ConfigError, wrong, RuntimeError, AssertionError, NotImplementedError):
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"there is no device '{name}' here; use cpu, cuda, cuda:N or mps, or auto"
-        ) from error
     return str(device)
 
 
@@ -49,8 +46,7 @@ def resolve_dtype(name: str, device: str | None = None) -> torch.dtype:
     import torch
 
     names = DTYPES if device is None else (*DTYPES, TF32)
-    if name not in names:
-        raise ConfigError(f"unknown number format '{name}'; choose {', '.join(names[:-1])} or {names[-1]}")
+    known("number format", name, names)
     if name == TF32:
         _check_tf32(torch.device(str(device)))
     torch.set_float32_matmul_precision("high" if name == TF32 else "highest")

@@ -11,7 +11,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -55,6 +55,7 @@ Count = Annotated[Whole, Field(ge=1, le=2**31)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Fraction = Annotated[Real, Field(gt=0, le=1)]
 Share = Annotated[Real, Field(ge=0, le=1)]
+Positive = Annotated[Real, Field(gt=0)]
 LearningRate = Annotated[Real, Field(gt=0, le=100)]
 Macs = Annotated[int, Field(ge=0, le=2**62)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -190,6 +191,16 @@ def check_fields(settings: Any, of: str = "") -> None:
     hints = _hints_of(type(settings))
     for item in fields(settings):
         check_value(f"{of} {item.name}".strip(" _"), getattr(settings, item.name), hints[item.name])
+
+
+def check_same(what: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares the settings of what a folder holds with those that are wanted.
+
+    Raises:
+        ConfigError: If some differ.
+    """
+    if differing := [name for name in wanted if there.get(name) != wanted[name]]:
+        raise ConfigError(f"{what} with another {' and '.join(differing)}; choose another --out")
 
 
 def check_value(name: str, value: object, wanted: Any) -> Any:

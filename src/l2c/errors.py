@@ -18,7 +18,10 @@ The command line prints the message of any of these as one sentence and exits wi
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
+from types import TracebackType
 
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -57,6 +60,71 @@ class OutputError(L2CError):
 
 class NumericsError(L2CError):
     """A value that must be finite is not."""
+
+
+class Told:
+    """`with Told(DataError, "a.json is no record ({said})", OSError):` tells what goes wrong there as an error of ours.
+
+    Args:
+        error: Its class.
+        sentence: What is wrong and what to do; `{said}` stands for the first line of what the other error says.
+        kinds: Classes of errors that are meant.
+    """
+
+    def __init__(self, error: type[L2CError], sentence: str, *kinds: type[BaseException]) -> None:
+        self._error, self._sentence, self._kinds = error, sentence, kinds
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _: type[BaseException] | None, problem: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if isinstance(problem, self._kinds):
+            raise self._error(self._sentence.replace("{said}", first_line(problem))) from problem
+
+
+def first_line(problem: BaseException) -> str:
+    r"""What an error says, without what belongs to other readers.
+
+    >>> first_line(OSError(28, "No space left on device")), first_line(ValueError("no number\nat all"))
+    ('No space left on device', 'no number')
+    """
+    said = getattr(problem, "strerror", None) or next(iter(str(problem).strip().splitlines()), "")
+    return str(said).rstrip(".")
+
+
+def known(what: str, name: str, names: Iterable[str], advice: str = "") -> str:
+    """A name that is one of those there are.
+
+    Args:
+        what: Of what, for the sentence.
+        name: What was given.
+        names: Those that there are.
+        advice: What else may be done.
+
+    Raises:
+        ConfigError: If there is none of that name; the message has the nearest.
+
+    >>> known("solver", "ddim", ["ddim", "euler"])
+    'ddim'
+    """
+    choices = list(names)
+    if name not in choices:
+        near = difflib.get_close_matches(str(name).lower(), choices, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"unknown {what} '{name}'; {hint}choose one of {', '.join(choices)}{advice}")
+    return name
+
+
+def check_new(what: str, name: str, names: Iterable[str]) -> None:
+    """Refuses to register what is there.
+
+    Raises:
+        ConfigError: If the name is taken.
+    """
+    if name in names:
+        raise ConfigError(f"there is a {what} '{name}' already; give the new one another name")
 
 
 def plain_text(text: str) -> str:

@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from l2c.errors import OutputError
+from l2c.errors import OutputError, Told
 
 if sys.platform != "win32":
     import fcntl
@@ -177,15 +177,11 @@ def make_folder(path: str | Path) -> Path:
         OutputError: If it cannot be made or written.
     """
     path = Path(path)
-    try:
+    with Told(OutputError, f"cannot write to the folder {path}: {{said}}; {_ADVICE}", OSError):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
         remove_partial(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to the folder {path}: {error.strerror or error}; choose another --out"
-        ) from error
     return path
 
 
@@ -222,9 +218,7 @@ def check_output_file(path: str | Path) -> None:
     ancestor = path.parent
     while not ancestor.exists() and ancestor != ancestor.parent:
         ancestor = ancestor.parent
-    try:
+    with Told(OutputError, f"cannot write {path}: {{said}}; {_ADVICE}", OSError):
         with tempfile.TemporaryFile(dir=ancestor):
             pass
         remove_partial(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2c.bench.timing import Timing, interleave
+from l2c.demo import learn_briefly
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
 from l2c.hosts.enable import enable_cache
@@ -21,8 +21,7 @@ from l2c.hosts.pipeline.conditions import SeededConditions
 from l2c.hosts.pipeline.decoding import PipelineDecoder
 from l2c.hosts.pipeline.loading import load_pipeline
 from l2c.hosts.targets import host_of
-from l2c.learning.learn import learn
-from l2c.learning.session import Progress, Session
+from l2c.learning.session import Progress
 from l2c.learning.settings import LearnSettings
 from l2c.records import Record, describe_device
 from l2c.report.pictures import to_pixels
@@ -69,6 +68,11 @@ class PipelineDemoSettings:
         )
         return cls(pictures=4, fine_steps=30, learning=learning, learning_limit_s=None, repetitions=1)
 
+    @property
+    def num_runs(self) -> int:
+        """Timed runs, and the one in fine steps."""
+        return 1 + 2 * self.repetitions
+
 
 def run_pipeline_demo(
     folder: Path,
@@ -80,36 +84,12 @@ def run_pipeline_demo(
 ) -> Record:
     """Learns a schedule, draws pictures with and without, and writes everything into a folder that exists.
 
-    Args:
-        folder: Where to.
-        settings: What to do.
-        device: Where to compute.
-        on_learning: Called after every iteration of learning.
-        on_sampling: Called as (title, repetition) before every timed run.
-
-    Returns:
-        The record, also written as `record.json`; its results hold a list `variants`.
-
-    Raises:
-        L2CError: Whatever is wrong.
-        KeyboardInterrupt: Also while learning.
+    Arguments, what is returned and errors are those of `run_demo`.
     """
     settings = settings or PipelineDemoSettings()
     pipe = load_pipeline(PIPELINE, device=device, quiet=True)
-    began = perf_counter()
-    schedule = learn(
-        pipe,
-        prompts=scene_prompts(settings.learning.num_examples),
-        budget=settings.budget,
-        settings=settings.learning,
-        session=Session(time_limit_s=settings.learning_limit_s),
-        model_name=PIPELINE,
-        on_progress=on_learning,
-        **CALL,
-    )
-    learning_s = perf_counter() - began
-    if schedule.provenance["interrupted"]:
-        raise KeyboardInterrupt  # which learning had caught
+    run = {"prompts": scene_prompts(settings.learning.num_examples), **CALL}
+    schedule, learning = learn_briefly(pipe, settings, PIPELINE, on_learning, **run)
     prompts, seeds = scene_prompts(settings.pictures, held_out=True), tuple(range(settings.pictures))
     pictures, timings = _draw(pipe, schedule, prompts, seeds, settings, on_sampling)
     if on_sampling is not None:
@@ -130,7 +110,8 @@ def run_pipeline_demo(
         timings={key: list(timing.seconds) for key, timing in timings.items()},
         results={
             "variants": variants,
-            "learning": {**schedule.provenance, "seconds": round(learning_s, 1)},
+            "learning": learning,
+            "fine_run": {"steps": settings.fine_steps},
             "files": [SHEET, "schedule.safetensors"],
         },
         device=describe_device(device),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from l2c.bench.timing import synchronize
 from l2c.cache.cached_model import enable_cache
-from l2c.documents import Count, Seed, check_value, read_document
+from l2c.documents import Count, Seed, check_same, check_value, read_document
 from l2c.errors import ConfigError, NumericsError
 from l2c.files import atomic_write, check_kind, output_folder
 from l2c.layers import find_layers
@@ -216,10 +216,7 @@ class _Set:
         there = read_document(
             path, dict[str, Any], advice="choose another --out", what="cannot be read as settings"
         )
-        if differing := [key for key in settings if there.get(key) != settings[key]]:
-            raise ConfigError(
-                f"{self.folder} holds pictures with another {' and '.join(differing)}; choose another --out"
-            )
+        check_same(f"{self.folder} holds pictures", there, settings)
 
     def fill(
         self, sample: SampleBatch, count: _Count, note: Callable[[str], None]

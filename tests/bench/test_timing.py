@@ -47,5 +47,5 @@ def test_runs_are_announced():
 
 @pytest.mark.parametrize(("variants", "repetitions"), [({}, 1), ({"a": int}, 0)])
 def test_nothing_to_time_is_refused(variants, repetitions):
-    with pytest.raises(ConfigError, match="at least one repetition"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         interleave(variants, repetitions)

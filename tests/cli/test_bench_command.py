@@ -150,7 +150,7 @@ def test_speed_up_is_of_runs_of_the_same_round():
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--batch-sizes", "0,2"), 2, ("--batch-sizes takes numbers of pictures from 1 up",)),
+        (("--batch-sizes", "0,2"), 2, ("--batch-sizes.0 must be at least 1, got 0",)),
         (("--batch-sizes", "few"), 2, ("--batch-sizes takes whole numbers",)),
         (("--engines", "eager,steam"), 2, ("unknown engine 'steam'",)),
         (("--engines", "graph"), 2, ("CUDA graphs need a CUDA device", "engine='compile'")),
@@ -166,7 +166,7 @@ def test_speed_up_is_of_runs_of_the_same_round():
         (("--out", "times.txt"), 2, ("--out writes a .json file",)),
         (("--repetitions", 0), 2, ("--repetitions",)),
         (("--dtype", "tf32"), 2, ("TF32 is a number format of NVIDIA devices", "--dtype float32")),
-        (("--dtype", "int8"), 2, ("unknown number format 'int8'", "bfloat16, float16 or tf32")),
+        (("--dtype", "int8"), 2, ("unknown number format 'int8'", "bfloat16, float16, tf32")),
     ],
 )
 def test_wrong_usage(invoke, checkpoint, schedule, other_weights, options, code, words):
@@ -236,7 +236,7 @@ def test_only_tf32_uses_tf32(monkeypatch, settings_of_products):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(ConfigError, match=r"Tesla T4 \(compute capability 7.5\) has no TF32"):
         resolve_dtype("tf32", "cuda")
-    with pytest.raises(ConfigError, match="choose float32, bfloat16 or float16"):
+    with pytest.raises(ConfigError, match="choose one of float32, bfloat16, float16"):
         resolve_dtype("tf32")
 
 

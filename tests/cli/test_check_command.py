@@ -52,7 +52,7 @@ def test_check_says_what_is_wrong(invoke, folder, tmp_path):
     for arguments, code, said in (
         ((pipe, schedule), 2, "needs either prompts, with --prompt or --prompts, or --labels"),
         ((pipe, schedule, "--labels", "1", "--call", "height"), 2, "--call takes NAME=VALUE"),
-        ((pipe, schedule, "--labels", "1", "--limit", "0"), 2, "--limit must be positive"),
+        ((pipe, schedule, "--labels", "1", "--limit", "0"), 2, "--limit must be more than 0"),
         ((pipe, schedule, "--prompts", tmp_path / "no"), 2, "is no text file with prompts"),
         ((tmp_path, schedule), 1, "is a folder without a model"),
         (

@@ -172,7 +172,7 @@ def test_sample_takes_one_schedule_of_a_family(invoke, family, tmp_path, checkpo
             ("--budget", 0.3),
             ("the cheapest schedule of the family takes", "l2c learn MODEL --budget 0.3"),
         ),
-        ("inspect", ("--budget", 2), ("a budget is a fraction of the MACs",)),
+        ("inspect", ("--budget", 2), ("budgets are fractions of the MACs",)),
         ("sample", ("--budget", "half"), ("--budget",)),
     ],
 )
@@ -254,7 +254,7 @@ def test_a_solver_is_learned_with_the_schedule(invoke, tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "closed-loop or alternate")),
+        (("--pattern", "stripes"), ("unknown pattern 'stripes'", "closed-loop, alternate")),
         (
             ("--trials", 3, "--pattern", "alternate"),
             ("--trials belongs to --pattern closed-loop, not alternate",),

@@ -190,7 +190,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_left(invoke, folder, learn
         (("learn", pipe, *prompt, "--labels", "1"), 2, "needs either prompts"),
         (("learn", pipe, "--prompts", tmp_path / "no.txt"), 2, "is no text file with prompts"),
         (("learn", pipe, "--prompts", nothing), 2, "has no prompts; write one in each line"),
-        (("learn", pipe, *prompt, "--steps", "0"), 2, "a run has at least 1 step"),
+        (("learn", pipe, *prompt, "--steps", "0"), 2, "num_inference_steps must be at least 1"),
         (("learn", pipe, *prompt, "--budget", "2"), 2, "budgets are fractions of the MACs"),
         (("learn", pipe, *prompt, "--examples", "0"), 2, "num_examples must be at least 1, got 0"),
         (("learn", pipe, *prompt, "--max-minutes", "0"), 2, "the time limit must be more than 0"),

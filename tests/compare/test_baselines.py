@@ -45,6 +45,7 @@ SETTINGS = {
     "diffusers-taylorseer": {"cache_interval": 2, "max_order": 1, "disable_cache_before_step": 2},
     "diffusers-pyramid": {"spatial_attention_block_skip_range": 2},
     "diffusers-mag": {"threshold": 10.0, "max_skip_steps": 2},
+    "freqca": {"interval": 3},
     "cache-dit": {"Fn_compute_blocks": 1, "residual_diff_threshold": 10.0, "max_warmup_steps": 2},
 }
 

@@ -63,9 +63,13 @@ def test_preset_of_the_embedded_dit_has_what_it_promises():
         "diffusers-faster",
     }  # little of a class-conditional DiT's work
     assert names == for_dit | others
+    learned_solvers = {"bespoke", "neuralsolver"}  # which no base has a part in
+    for method in learned_solvers:
+        budgets = [variant.budget for variant in plan(config) if variant.method == method]
+        assert budgets == [0.6, 0.5, 0.4, 0.3]
     for base in config.bases:
         variants = [variant for variant in plan(config) if variant.base == base]
-        for method in for_dit - {"learned"}:
+        for method in for_dit - {"learned"} - learned_solvers:
             assert sum(variant.method == method for variant in variants) >= 3, method
         for baseline in others - {"diffusers"}:
             assert sum(variant.method == baseline for variant in variants) == 3, baseline

@@ -235,6 +235,7 @@ SETTINGS = {
     "diffusers-mag": {"threshold": 10.0, "max_skip_steps": 2, "mag_ratios": [1.0] * 8},
     "diffusers-pyramid": {"spatial_attention_block_skip_range": 2},
     "diffusers-faster": {"unconditional_batch_skip_range": 2},
+    "freqca": {"interval": 3},
     "cache-dit": {"Fn_compute_blocks": 1, "residual_diff_threshold": 10.0, "max_warmup_steps": 2},
 }
 CALIBRATORS = [{"taylorseer_order": 1}, {"calibrator": "foca"}, {"calibrator": "dmd"}]
@@ -330,7 +331,7 @@ def test_metric_of_prompts_is_given_them(tmp_path):
             ("steps = 8", 'steps = 8\nsolver = "ddim"'),
             "a base of a pipeline has steps and perhaps a scheduler",
         ),
-        (("steps = 8", "steps = 0"), "a base needs a number of steps from 1 up"),
+        (("steps = 8", "steps = 0"), "the number of steps of a base must be at least 1"),
         (("guidance_scale = 2.5", "num_inference_steps = 3"), "the number of steps is that of each base"),
         (("tiny:pixart", "nowhere"), "what is nowhere to make? give prompts"),
         (("images = 3", "images = 3\nguidance = 2.0"), "its guidance is guidance_scale in its call"),

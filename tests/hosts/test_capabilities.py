@@ -175,7 +175,15 @@ def test_a_schedule_is_enabled_by_its_path(host, tmp_path):
     assert torch.equal(used(host, str(path)), used(host, host.every))
 
 
-SMALL = {"l2c": {"iterations": 1, "batch_size": 1}, "smoothcache": {"num_images": 2}}
+LEARNED = {"iterations": 1, "batch_size": 1, "num_examples": 4, "reference_steps": 10}
+SMALL = {
+    "l2c": {"iterations": 1, "batch_size": 1},
+    "smoothcache": {"num_images": 2},
+    "dmd": {"num_images": 2},
+    "budcache": {"annealing": 2, "climbing": 1},
+    "bespoke": LEARNED,
+    "neuralsolver": LEARNED,
+}
 
 
 @pytest.mark.parametrize("name", all_methods())
@@ -192,7 +200,7 @@ def test_a_method_makes_a_schedule(host, name, tmp_path):
         return
     schedule = method.make(host.target, **make)
     assert schedule.layers.names
-    if name == "fewer-steps":
+    if name in ("fewer-steps", "bespoke", "neuralsolver"):
         assert len(schedule.compute) == 3
         assert schedule.compute.all()
         return

@@ -44,7 +44,7 @@ def refused(message, verb, *arguments, **options):
         ({"bugdet": 0.5}, r"a model takes no argument 'bugdet'; did you mean budget\?"),
         ({"num_inference_steps": 8}, "a model takes no argument 'num_inference_steps'; .*known are solver, steps"),
         ({"solver": "dimm"}, "unknown solver 'dimm'"),
-        ({"pattern": "every"}, "unknown pattern 'every'; choose closed-loop or alternate"),
+        ({"pattern": "every"}, "unknown pattern 'every'; choose one of closed-loop, alternate"),
         ({"steps": 6, "solver": "auto"}, "steps has no meaning with solver='auto', .* a number of evaluations="),
         ({"solver": "auto"}, "for a number of evaluations=, such as evaluations=8"),
         ({**AUTO, "spacing": "karras"}, "spacing has no meaning with solver='auto'"),
@@ -143,6 +143,9 @@ def test_methods_refuse_the_same(name, model):
     others = {
         "fewer-steps": "budget",
         "dpcache": "budget",
+        "budcache": "budget",
+        "bespoke": "budget",
+        "neuralsolver": "budget",
         "spectrum": "window",
         "adaptive-guidance": "share",
     }

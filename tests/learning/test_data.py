@@ -86,7 +86,7 @@ def test_batch_is_decided_by_the_generator(classes: Path) -> None:
 
 
 def test_batch_refuses_an_empty_batch(classes: Path, generator: torch.Generator) -> None:
-    with pytest.raises(ConfigError, match="at least one image, got size 0"):
+    with pytest.raises(ConfigError, match="size must be at least 1, got 0"):
         load_images(classes, 8).batch(generator, 0)
 
 

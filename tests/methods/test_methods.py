@@ -242,13 +242,17 @@ def test_every_method_meets_a_budget_and_samples(name, tiny_dit, tiny_uvit):
     method = find_method(name)
     model = tiny_dit if "dit" in method.architectures else tiny_uvit
     settings = {"num_images": 1} if name == "smoothcache" else {}
-    settings = {"iterations": 1, "batch_size": 1} if name == "l2c" else settings
+    settings = {"annealing": 2, "climbing": 1} if name == "budcache" else settings
+    learned_here = ("l2c", "bespoke", "neuralsolver")
+    settings = {"iterations": 1, "batch_size": 1} if name in learned_here else settings
+    settings |= {"num_examples": 4, "reference_steps": 4} if name in learned_here[1:] else {}
     guidance = 1.5 if name == "adaptive-guidance" else 1.0
     run = {"solver": "dpmsolver++", "steps": 6, "guidance": guidance}
     schedule = schedule_for(method, model, budget=0.75, settings={**settings, **run})
     assert 0.3 < schedule.cost.fraction < 1.01
     run = schedule.contract.run
-    images = l2c.sample(model, [3], solver=run.solver, steps=run.steps, guidance=guidance, schedule=schedule)
+    asked = {} if run.weights else {"solver": run.solver, "steps": run.steps}
+    images = l2c.sample(model, [3], guidance=guidance, schedule=schedule, **asked)
     assert bool(images.isfinite().all())
     assert schedule.provenance["method"] == name
 

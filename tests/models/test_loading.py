@@ -397,7 +397,7 @@ def test_load_model_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     assert refused("dit-xl-2-256") == (
-        "facebook/DiT-XL-2-256 could not be downloaded (OSError: no route to host); check the network, or "
+        "facebook/DiT-XL-2-256 could not be downloaded (no route to host); check the network, or "
         "give the path of a local copy"
     )
 

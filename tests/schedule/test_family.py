@@ -77,7 +77,7 @@ def test_a_budget_that_is_too_small_is_one_sentence(schedules):
 
 @pytest.mark.parametrize("budget", [0.0, -0.5, 1.5, float("nan")])
 def test_a_budget_is_a_fraction(schedules, budget):
-    with pytest.raises(ConfigError, match="a budget is a fraction of the MACs"):
+    with pytest.raises(ConfigError, match="budgets are fractions of the MACs"):
         ScheduleFamily(schedules).at(budget)
 
 

@@ -127,7 +127,7 @@ def test_registered_predictors_are_named_and_checked(near):
         (
             lambda: Predictor("neer", 1),
             ConfigError,
-            "choose copy, taylor, linear, near, mean-of-all, short or fitted,",
+            "choose one of copy, taylor, linear, near, mean-of-all, short, fitted,",
         ),
         (lambda: Predictor("near", 5), ConfigError, "a near predictor has an order from 1 to 4, got 5"),
         (lambda: Predictor("taylor", 0), ConfigError, "a Taylor predictor has an order from 1 to 4, got 0"),

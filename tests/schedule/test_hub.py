@@ -128,7 +128,13 @@ def test_a_folder_holds_the_schedule_its_heat_map_and_its_card(schedule, tmp_pat
     assert torch.equal(l2c.CacheSchedule.from_pretrained(folder / SCHEDULE_FILE).compute, schedule.compute)
     card = (folder / CARD_FILE).read_text()
     assert card.startswith("---\nlibrary_name: l2c\n")
-    for text in ("ddim (linspace), 6 steps", "taylor-1", "G per image", f"]({HEAT_MAP_FILE})", '"every": 2'):
+    for text in (
+        "ddim, 6 steps, linspace spacing",
+        "taylor-1",
+        "G per image",
+        f"]({HEAT_MAP_FILE})",
+        '"every": 2',
+    ):
         assert text in card
     assert "base_model" not in card
 

@@ -21,7 +21,7 @@ from l2c.hosts.native import ModelHost, check_class_host
 from l2c.hosts.targets import host_of
 from l2c.layers import LayerTable
 from l2c.records import Record, describe_device
-from l2c.sampling.compiled import keep_all_runs
+from l2c.sampling.compiled import keep_all_runs, release_engines
 from l2c.schedule.cost import CostTable
 from l2c.schedule.forecast import Predictor
 
@@ -116,15 +116,19 @@ def measure_costs(
 ) -> CostTable:
     """Milliseconds of every layer and of the rest of an evaluation; arguments and errors as of `measure_profile`.
 
+    What was compiled and captured to measure them is freed.
+
     Example:
         >>> import l2c
         >>> costs = l2c.measure_costs(l2c.testing.tiny_dit(), repetitions=1)
         >>> costs.unit, len(costs.layers)
         ('ms', 6)
     """
-    return measure_profile(
-        target, batch_size=batch_size, repetitions=repetitions, engine=engine, checked=(), **run
-    ).costs
+    host = host_of(target, measure_costs, **run)
+    profile = measure_profile(host, batch_size=batch_size, repetitions=repetitions, engine=engine, checked=())
+    for model in host.models.values():
+        release_engines(model)
+    return profile.costs
 
 
 def measure_profile(

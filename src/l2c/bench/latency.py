@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from l2c.bench.timing import interleave, synchronize
-from l2c.errors import ConfigError
+from l2c.documents import Count, check_value
 from l2c.hosts.base import Host
 from l2c.sampling.compiled import engine_of, keep_all_runs, release_engines
 from l2c.sampling.memory import planned_store_bytes
@@ -110,8 +110,8 @@ def measure_latency(
         ConfigError: If there is nothing to time or an engine does not fit.
         ContractError: If a schedule does not fit.
     """
-    if images < 1 or not schedules or not engines:
-        raise ConfigError("timing needs at least one schedule, one engine and one picture")
+    for name, count in (("images", images), ("schedules", len(schedules)), ("engines", len(engines))):
+        check_value(f"the number of {name}", count, Count)
     model = next(iter(host.models.values()))  # pipelines may have several, and no engines
     modes = dict.fromkeys(host.resolve_engine(engine) for engine in engines)
     rows, calls_each = host.rows_and_calls

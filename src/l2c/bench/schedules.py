@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from l2c.bench.latency import Latency, SpeedUp, device_floor, floor_s, measure_latency
 from l2c.cache.cached_model import check_model
-from l2c.errors import ConfigError, L2CError
+from l2c.documents import Count, check_value
+from l2c.errors import L2CError
 from l2c.hosts.base import Host
 from l2c.hosts.targets import host_for, host_of
 from l2c.records import Record, describe_device
@@ -110,10 +112,7 @@ def measure_schedules(
         ContractError: If a schedule was made for another model or run.
         L2CError: If no batch fits into memory.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ConfigError(
-            f"--batch-sizes takes numbers of pictures from 1 up, such as 1,8,64, got {batch_sizes}"
-        )
+    check_value("--batch-sizes", list(batch_sizes), Annotated[list[Count], Field(min_length=1)])
     given = {name: value for name, value in run.items() if value is not None}
     groups = _groups(target, schedules or {}, any_weights, given)
     host = groups[0].host

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from l2c.errors import ConfigError
+from l2c.documents import Count, check_value
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def interleave(
     Raises:
         ConfigError: If there is nothing to time.
     """
-    if not variants or repetitions < 1:
-        raise ConfigError(f"timing needs variants and at least one repetition, got {repetitions}")
+    check_value("repetitions", repetitions, Count)
+    check_value("the number of variants", len(variants), Count)
     began = time.perf_counter()
     for name, warm_up in (variants if warm_ups is None else warm_ups).items():
         with around(name):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
 
 from l2c.cli import options, targets
 from l2c.cli.console import digits, print_record, progress_bar, results, say, table
-from l2c.cli.options import check_inputs, check_output, option, parse_numbers
+from l2c.cli.options import check_outputs, flag, option, parse_numbers, takes
 from l2c.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,66 +21,37 @@ _COLUMNS = ("MACs", "first s", "s", "pictures\nper s", "speed-up", "of MAC\nrati
 _MEMORY = ("peak\nGB", "of it\nstore")
 
 
+@takes(options.AsMade, targets.TimedTargetOptions)
 def bench(
     context: typer.Context,
-    model: targets.Target = "dit-mini-cifar10",
-    random_weights: Annotated[
-        bool,
-        option(
-            None,
-            "Take a model of a published size with random weights, which take the same time: MODEL names the size, "
-            "such as dit-xl-2-256. Schedules learned on other weights of that size are timed, too.",
-            options.MODEL,
-            "--random-weights",
-        ),
-    ] = False,
-    schedules: Annotated[
-        list[str] | None,
-        option(
-            "FILE|NAME",
-            "What to time beside everything computed, as for `l2c sample`. Can be given several times.",
-            options.SCHEDULE,
-            "--schedule",
-            "-s",
-        ),
-    ] = None,
-    budget: options.FamilyBudget = None,
-    any_weights: options.AnyWeights = False,
-    solver: options.SolverAsMade = None,
-    steps: options.StepsAsMade = None,
-    spacing: options.SpacingAsMade = None,
-    guidance: options.GuidanceAsMade = None,
-    guidance_mode: options.GuidanceMode = None,
-    prompt: targets.Prompt = None,
-    prompts: targets.Prompts = None,
-    labels: targets.Labels = None,
-    height: targets.Height = None,
-    width: targets.Width = None,
-    call: targets.Call = None,
-    batch_sizes: Annotated[
-        str,
-        option(
-            "LIST",
-            "Pictures at a time, with commas: 1,8,64. One that does not fit into memory is left out.",
-            options.MEASURING,
-        ),
-    ] = "1,8",
-    engines: Annotated[
-        str,
-        option(
-            "LIST",
-            f"One or several, with commas: eager,compile,graph. {options.ENGINE_HELP}",
-            options.MEASURING,
-        ),
-    ] = "auto",
-    repetitions: Annotated[int, option("N", "Timed runs of each kind.", options.MEASURING, min=1)] = 5,
-    lora: targets.Lora = None,
-    scheduler: options.Scheduler = None,
-    quantization: options.Quantization = None,
-    device: options.Device = "auto",
-    dtype: options.DTypeOrTF32 = "float32",
-    out: options.RecordFile = None,
-    as_json: options.JsonOutput = False,
+    model: str = targets.TARGET,
+    random_weights: bool = flag(
+        "Take a model of a published size with random weights, which take the same time: MODEL names the size, "
+        "such as dit-xl-2-256. Schedules learned on other weights of that size are timed, too.",
+        options.MODEL,
+    ),
+    schedules: list[str] | None = option(
+        "FILE|NAME",
+        "What to time beside everything computed, as for `l2c sample`. Can be given several times.",
+        options.SCHEDULE,
+        "--schedule",
+        "-s",
+    ),
+    batch_sizes: str = option(
+        "LIST",
+        "Pictures at a time, with commas: 1,8,64. One that does not fit into memory is left out.",
+        options.MEASURING,
+        default="1,8",
+    ),
+    engines: str = option(
+        "LIST",
+        f"One or several, with commas: eager,compile,graph. {options.ENGINE_HELP}",
+        options.MEASURING,
+        default="auto",
+    ),
+    repetitions: int = option("N", "Timed runs of each kind.", options.MEASURING, min=1, default=5),
+    out: Path | None = options.RECORD_FILE,
+    as_json: bool = options.AS_JSON,
 ) -> None:
     """Show how long sampling takes with schedules and without, on this device.
 
@@ -99,14 +70,14 @@ def bench(
     from l2c.bench.schedules import EVERYTHING, measure_schedules
     from l2c.schedule.open import load_schedules
 
-    check_inputs(context.params, "out")
-    check_output(out, ".json")
+    given = context.params
+    check_outputs(given, out=".json")
     sizes = parse_numbers(batch_sizes, "--batch-sizes")
-    found = load_schedules(schedules or [], budget, reserved=(EVERYTHING,))
+    found = load_schedules(schedules or [], given["budget"], reserved=(EVERYTHING,))
     if random_weights:
         found = {name: one.with_any_weights() for name, one in found.items()}
-    run = targets.read_run(context.params)
-    target = _load(context.params)
+    run = targets.read_run(given)
+    target = _load(given)
     shown = ("model", "lora", "random_weights", "budget", "dtype")
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
@@ -116,8 +87,8 @@ def bench(
             batch_sizes=sizes,
             engines=[name.strip() for name in engines.split(",")],
             repetitions=repetitions,
-            any_weights=any_weights,
-            names={"schedules": schedules or [], **{name: context.params[name] for name in shown}},
+            any_weights=given["any_weights"],
+            names={"schedules": schedules or [], **{name: given[name] for name in shown}},
             note=lambda text: say("warning", text),
             on_progress=lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
@@ -131,12 +102,12 @@ def _load(given: Mapping[str, Any]) -> Any:
     from l2c.devices import resolve_device, resolve_dtype
     from l2c.models import build_model, is_size
 
-    name, device = given["model"], resolve_device(given["device"])
-    weights = resolve_dtype(given["dtype"], device)
+    name = given["model"]
     if given["random_weights"]:
-        return build_model(name, dtype=weights, device=device)
+        device = resolve_device(given["device"])
+        return build_model(name, dtype=resolve_dtype(given["dtype"], device), device=device)
     try:
-        return targets.load(given, dtype=weights, device=device)
+        return targets.load(given, tf32=True)
     except CheckpointError as error:
         if Path(name).exists() or not is_size(name):
             raise

@@ -15,6 +15,7 @@ BUDGETS = (
     "budget", "macs", "latency_ms", "budget_evals", "latency_batch", "engine", "costs", "per_computed",
 )  # fmt: skip
 """Names of the options that say what a run may cost."""
+UNITS = ("--budget", "--macs", "--latency-ms", "--budget-evals")
 
 
 def check_budget(given: Mapping[str, Any], *, auto: bool) -> None:
@@ -23,30 +24,30 @@ def check_budget(given: Mapping[str, Any], *, auto: bool) -> None:
     Raises:
         ConfigError: If there are some, or one is out of range.
     """
+    from l2c.documents import Count, Positive, check_value
+
     said = [f"--{name.replace('_', '-')}" for name in BUDGETS if given[name] is not None]
-    units = [name for name in said if name in ("--budget", "--macs", "--latency-ms", "--budget-evals")]
-    if len(units) > 1:
-        raise ConfigError(f"{' and '.join(units)} are budgets in different units; give one of them")
+    units = [name for name in said if name in UNITS]
     how = [name for name in said if name in ("--latency-batch", "--engine", "--costs")]
-    if how and "--latency-ms" not in said:
-        raise ConfigError(f"{how[0]} is for --latency-ms; leave it out or give a budget in milliseconds")
-    if "--costs" in how and len(how) > 1:
-        raise ConfigError(
-            f"{how[0]} is for measuring, and --costs reads what was measured; leave one of the two out"
-        )
-    if auto and "--budget-evals" not in said:
-        raise ConfigError(
-            "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model"
-        )
-    if not auto and "--budget-evals" in said:
-        raise ConfigError("--budget-evals is for --solver auto; for a solver with a name give --budget")
-    if not auto and "--per-computed" in said:
-        raise ConfigError("--per-computed is for --solver auto; leave it out")
-    if "--latency-ms" in said and not given["latency_ms"] > 0:
-        raise ConfigError(f"--latency-ms must be more than 0, got {given['latency_ms']:g}")
-    if "--latency-batch" in said and given["latency_batch"] < 1:
-        raise ConfigError(f"--latency-batch must be at least 1, got {given['latency_batch']}")
-    if "--macs" in said:
+    one, timed, whole = "".join(how[:1]), "--latency-ms" in said, "--budget-evals" in said
+    rules = {
+        f"{' and '.join(units)} are budgets in different units; give one of them": units[1:],
+        f"{one} is for --latency-ms; leave it out or give a budget in milliseconds": how and not timed,
+        f"{one} is for measuring, and --costs reads what was measured; leave one of the two out": (
+            "--costs" in how[1:]
+        ),
+        "--solver auto needs --budget-evals, what a run may cost in whole evaluations of the model": (
+            auto and not whole
+        ),
+        "--budget-evals is for --solver auto; for a solver with a name give --budget": not auto and whole,
+        "--per-computed is for --solver auto; leave it out": not auto and "--per-computed" in said,
+    }
+    for sentence, broken in rules.items():
+        if broken:
+            raise ConfigError(sentence)
+    check_value("--latency-ms", given["latency_ms"], Positive | None)
+    check_value("--latency-batch", given["latency_batch"], Count | None)
+    if given["macs"] is not None:
         parse_macs(given["macs"])
 
 
@@ -55,15 +56,12 @@ def fractions_of(given: Mapping[str, Any]) -> tuple[float, ...]:
     return (DEFAULT,) if given["budget"] is None else parse_fractions(given["budget"])
 
 
-def wholes_of(given: Mapping[str, Any], host: Host) -> float:
-    """What a run may cost, in whole evaluations; of several budgets the mean, and of milliseconds half of the run."""
-    if given["budget_evals"] is not None:
-        return float(given["budget_evals"])
-    evaluations = len(host.run.timesteps)
+def share_of(given: Mapping[str, Any], host: Host) -> float:
+    """Share of the MACs that a run may cost; of several budgets the mean, and where the unit is another half."""
     if given["macs"] is not None:
-        return parse_macs(given["macs"]) / host.table.full_macs
+        return parse_macs(given["macs"]) / (len(host.run.timesteps) * host.table.full_macs)
     fractions = fractions_of(given)
-    return evaluations * sum(fractions) / len(fractions)
+    return sum(fractions) / len(fractions)
 
 
 def budget_of(given: Mapping[str, Any], host: Host) -> dict[str, Any]:
@@ -88,12 +86,7 @@ def budget_of(given: Mapping[str, Any], host: Host) -> dict[str, Any]:
 
 def _milliseconds(given: Mapping[str, Any], host: Host) -> Any:
     from l2c.bench import cost
-    from l2c.sampling.compiled import release_engines
 
     if given["costs"] is not None:
         return cost.read_costs(given["costs"], host)
-    batch_size, engine = given["latency_batch"] or 1, given["engine"] or "auto"
-    costs = cost.measure_costs(host, batch_size=batch_size, engine=engine)
-    for model in host.models.values():
-        release_engines(model)  # learning needs the memory
-    return costs
+    return cost.measure_costs(host, batch_size=given["latency_batch"] or 1, engine=given["engine"] or "auto")

@@ -3,58 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from l2c.cli import options, targets
 from l2c.cli.console import note, print_json, results
-from l2c.cli.options import check_inputs, check_output, option, parse_numbers
-from l2c.errors import ConfigError
+from l2c.cli.options import check_outputs, option, parse_numbers, takes
+from l2c.documents import Positive, check_value
 
 BEYOND_LIMIT = 1
 
 
+@takes(targets.TargetOptions)
 def check(
     context: typer.Context,
-    model: targets.NamedTarget,
-    schedule: targets.Schedule,
-    budget: options.FamilyBudget = None,
-    prompt: targets.Prompt = None,
-    prompts: targets.Prompts = None,
-    labels: targets.Labels = None,
-    seeds: Annotated[
-        str | None,
-        option(
-            "LIST",
-            "Seeds of the noise, a run for each; prompts or labels take turns. By default 0,1, or one for each of "
-            "these.",
-            options.RUN,
-        ),
-    ] = None,
-    height: targets.Height = None,
-    width: targets.Width = None,
-    call: targets.Call = None,
-    lora: targets.Lora = None,
-    scheduler: options.Scheduler = None,
-    quantization: options.Quantization = None,
-    limit: Annotated[
-        float,
-        option(
-            "TIMES", "How many times the error that was recorded with the schedule is still accepted.", None
-        ),
-    ] = 1.5,
-    record: Annotated[
-        Path | None,
-        option(
-            "FILE",
-            "Write the schedule with this error recorded in it (.safetensors), for later checks to compare with.",
-            options.OUTPUT,
-        ),
-    ] = None,
-    device: options.Device = "auto",
-    dtype: options.DType = "float32",
-    as_json: options.JsonOutput = False,
+    model: str = targets.NAMED_TARGET,
+    schedule: str = targets.SCHEDULE,
+    budget: float | None = options.FAMILY_BUDGET,
+    seeds: str | None = option(
+        "LIST",
+        "Seeds of the noise, a run for each; prompts or labels take turns. By default 0,1, or one for each of "
+        "these.",
+        options.RUN,
+    ),
+    limit: float = option(
+        "TIMES",
+        "How many times the error that was recorded with the schedule is still accepted.",
+        options.OTHER,
+        default=1.5,
+    ),
+    record: Path | None = option(
+        "FILE",
+        "Write the schedule with this error recorded in it (.safetensors), for later checks to compare with.",
+        options.OUTPUT,
+    ),
+    as_json: bool = options.AS_JSON,
 ) -> None:
     """Check how far a schedule is off with a model or a diffusers pipeline as it is now.
 
@@ -68,20 +51,17 @@ def check(
     - `l2c check ./pixart schedule.safetensors --prompt "a photo of a cat"`
     - `l2c check ./pixart user/schedule --prompts prompts.txt --lora ./style --json`
     """
-    if record is not None:
-        check_inputs({**context.params, "schedule": None}, "record")  # which may be the schedule itself
-        check_output(record, ".safetensors", "--record")
-    if limit <= 0:
-        raise ConfigError(f"--limit must be positive, got {limit:g}")
+    given = context.params
+    check_outputs({**given, "schedule": None}, record=".safetensors")  # which may be the schedule itself
+    check_value("--limit", limit, Positive)
 
     import l2c
-    from l2c.devices import resolve_device, resolve_dtype
 
     loaded = l2c.load_schedule(schedule, budget)
-    run = targets.read_run(context.params)
+    run = targets.read_run(given)
     count = max(2, len(run.get("conditions", ())))
     numbers = list(range(count)) if seeds is None else parse_numbers(seeds, "--seeds")
-    target = targets.load(context.params, dtype=resolve_dtype(dtype), device=resolve_device(device))
+    target = targets.load(given)
     drift = l2c.check(target, loaded, seeds=numbers, limit=limit, **run)
     if record is not None:
         drift.record(loaded).save(record)

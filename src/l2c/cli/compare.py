@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from l2c.cli.console import note, print_json, progress_bar, say
 from l2c.cli.console import show as show_text
-from l2c.cli.options import OUTPUT, Device, JsonOutput, option
+from l2c.cli.options import AS_JSON, DEVICE, OTHER, OUTPUT, argument, flag, option, takes
 from l2c.devices import resolve_device
 from l2c.errors import ConfigError
 
 
+@takes()
 def compare(
-    file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[FILE.toml]", help="What to compare; docs/compare.md explains it.", show_default=False
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "A comparison that comes with l2c, instead of a file: embedded-dit, embedded-uvit, embedded-t2i (a "
-            "text-to-image pipeline), smoke (a minute), dit-xl-2-256 and uvit-h-2-256 (to be copied, with your paths).",
-            None,
-        ),
-    ] = None,
-    show: Annotated[bool, option(None, "Print what would be run, and stop.", None, "--show")] = False,
-    out: Annotated[
-        Path,
-        option(
-            "FOLDER", "Where the records go. What is there already is not run again.", OUTPUT, "--out", "-o"
-        ),
-    ] = Path("l2c-compare"),
-    device: Device = "auto",
-    as_json: JsonOutput = False,
+    file: Path | None = argument(
+        "[FILE.toml]", "What to compare; docs/compare.md explains it.", default=None
+    ),
+    preset: str | None = option(
+        "NAME",
+        "A comparison that comes with l2c, instead of a file: embedded-dit, embedded-uvit, embedded-t2i (a "
+        "text-to-image pipeline), smoke (a minute), dit-xl-2-256 and uvit-h-2-256 (to be copied, with your paths).",
+        OTHER,
+    ),
+    show: bool = flag("Print what would be run, and stop.", OTHER),
+    out: Path = option(
+        "FOLDER",
+        "Where the records go. What is there already is not run again.",
+        OUTPUT,
+        short="-o",
+        default=Path("l2c-compare"),
+    ),
+    device: str = DEVICE,
+    as_json: bool = AS_JSON,
 ) -> None:
     """Compare caches, schedules and fewer steps on equal terms.
 

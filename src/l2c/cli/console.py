@@ -79,14 +79,16 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 
 def print_record(record: Record, file: Path | None, show: Callable[[Record], None], *, as_json: bool) -> None:
-    """Writes a record into a file, if there is to be one, and shows it: as JSON, or as `show` does."""
-    if file is not None:
+    """Shows a record, as JSON or as `show` does, and writes it into a file; in a folder it has been written already."""
+    in_folder = file is not None and file.is_dir()
+    if file is not None and not in_folder:
         record.save(file)
     if as_json:
-        print_json({"file": None if file is None else str(file), **record.to_json()})
+        place = "folder" if in_folder else "file"
+        print_json({place: None if file is None else str(file), **record.to_json()})
         return
     show(record)
-    if file is not None:
+    if file is not None and not in_folder:
         note(f"wrote {file}")
 
 

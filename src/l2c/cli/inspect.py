@@ -3,60 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from l2c.cli.console import macs, note, print_json, results, table
-from l2c.cli.options import OUTPUT, FamilyBudget, JsonOutput, check_inputs, check_output, option
+from l2c.cli.options import AS_JSON, FAMILY_BUDGET, OTHER, OUTPUT, argument, check_outputs, option, takes
 from l2c.errors import L2CError, ScheduleError
 
 
+@takes()
 def inspect(
     context: typer.Context,
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|NAME",
-            help="A schedule written by l2c (.safetensors), the name of one that comes with l2c, a folder or a "
-            "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth); "
-            "or a model or a diffusers pipeline, as for `l2c learn`.",
-            show_default=False,
-        ),
-    ],
-    threshold: Annotated[
-        float | None,
-        option(
-            "SCORE",
-            "Decide anew which layers compute: those whose learned score, from 0 to 1, is above this. By default as "
-            "the file was saved, or as the paper used it.",
-            None,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "Published model that a router file is for, where the file does not say: dit-xl-2-256, uvit-h-2-256 and "
-            "so on.",
-            None,
-        ),
-    ] = None,
-    budget: FamilyBudget = None,
-    plot: Annotated[
-        Path | None,
-        option("PNG", "Draw the schedule as a heat map, evaluations by layers, into this file.", OUTPUT),
-    ] = None,
-    save: Annotated[
-        Path | None,
-        option(
-            "FILE",
-            "Write what is shown as a schedule file (.safetensors), for instance a published router or another "
-            "threshold.",
-            OUTPUT,
-        ),
-    ] = None,
-    as_json: JsonOutput = False,
+    file: str = argument(
+        "FILE|NAME",
+        "A schedule written by l2c (.safetensors), the name of one that comes with l2c, a folder or a "
+        "repository on the hub with one, or a router file published with the Learning-to-Cache paper (.pt, .pth); "
+        "or a model or a diffusers pipeline, as for `l2c learn`.",
+    ),
+    threshold: float | None = option(
+        "SCORE",
+        "Decide anew which layers compute: those whose learned score, from 0 to 1, is above this. By default as "
+        "the file was saved, or as the paper used it.",
+        OTHER,
+    ),
+    model: str | None = option(
+        "NAME",
+        "Published model that a router file is for, where the file does not say: dit-xl-2-256, uvit-h-2-256 and "
+        "so on.",
+        OTHER,
+    ),
+    budget: float | None = FAMILY_BUDGET,
+    plot: Path | None = option(
+        "PNG", "Draw the schedule as a heat map, evaluations by layers, into this file.", OUTPUT
+    ),
+    save: Path | None = option(
+        "FILE",
+        "Write what is shown as a schedule file (.safetensors), for instance a published router or another "
+        "threshold.",
+        OUTPUT,
+    ),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Show what a schedule computes, what it costs, and what it was made for; or what layers a model has.
 
@@ -76,9 +62,7 @@ def inspect(
     from l2c.schedule.family import ScheduleFamily
     from l2c.schedule.open import load_schedule, open_schedule
 
-    check_inputs(context.params, "plot", "save")
-    check_output(plot, ".png", "--plot")
-    check_output(save, ".safetensors", "--save")
+    check_outputs(context.params, plot=".png", save=".safetensors")
     if all(choice is None for choice in (budget, threshold, plot, save)):
         try:
             family = open_schedule(file, model=model)

@@ -3,151 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from rich.progress import Progress as Bar
 
-from l2c.cli.console import Interrupted, note, print_json, progress_bar, results, seconds
-from l2c.cli.options import check_inputs
+from l2c.cli.console import Interrupted, note, print_json, progress_bar, seconds
+from l2c.cli.options import check_outputs
 from l2c.cli.targets import load, name_of
-from l2c.devices import resolve_dtype
 from l2c.errors import OutputError
-from l2c.files import check_output_file
-from l2c.learning.estimate import LearningEstimate
 from l2c.learning.paper import RouterSettings
 from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
 from l2c.learning.settings import LearnSettings
-from l2c.processes import is_main, own_device, part
+from l2c.processes import is_main, part
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
-Learn = Callable[..., CacheSchedule | ScheduleFamily]
-"""Called with the target, and with session, settings, name and progress as `l2c.learn` takes them."""
+
+def session_of(given: Mapping[str, Any]) -> Session:
+    """How learning is carried out, by the options that a command was given.
+
+    Raises:
+        ConfigError: If one is out of range.
+        OutputError: If what is to be written cannot be.
+    """
+    out, minutes = given["out"], given["max_minutes"]
+    session = Session(
+        checkpoint=given["checkpoint"] or out.with_name(f"{out.name}.checkpoint"),
+        save_every_s=given["save_every"],
+        restart=given["restart"],
+        time_limit_s=None if minutes is None else 60 * minutes,
+        log_dir=given["log_dir"],
+    )
+    check_outputs({**given, "checkpoint": session.checkpoint}, out=".safetensors", checkpoint="")
+    return session
 
 
-@dataclass(frozen=True)
-class LearnCommand:
-    """What is learned on, how, and where the result goes, as on the command line."""
+def run_learning(
+    given: Mapping[str, Any],
+    settings: LearnSettings | RouterSettings,
+    learn: Callable[..., CacheSchedule | ScheduleFamily],
+    tell: Callable[[list[CacheSchedule]], None],
+    asked: int = 1,
+    **more: Any,
+) -> None:
+    """Learns, writes and prints; the checkpoint is removed when all is done.
 
-    given: Mapping[str, Any]
-    settings: LearnSettings | RouterSettings
-    session: Session
-    out: Path
-    as_json: bool
+    Args:
+        given: What the command was given.
+        settings: How it learns.
+        learn: Learns; called with the target, and with session, settings, name and progress as `l2c.learn` takes them.
+        tell: Prints what was learned, for people.
+        asked: How many schedules there are to be.
+        more: What else to print as JSON.
 
-    @classmethod
-    def of(cls, given: Mapping[str, Any], settings: LearnSettings | RouterSettings) -> LearnCommand:
-        """From the options that a command was given.
-
-        Raises:
-            ConfigError: If one is out of range.
-        """
-        out, minutes, checkpoint = given["out"], given["max_minutes"], given["checkpoint"]
-        session = Session(
-            checkpoint=checkpoint or out.with_name(f"{out.name}.checkpoint"),
-            save_every_s=given["save_every"],
-            restart=given["restart"],
-            time_limit_s=None if minutes is None else 60 * minutes,
-            log_dir=given["log_dir"],
+    Raises:
+        Interrupted: If Ctrl-C ended it, with or without something learned.
+        L2CError: Whatever is wrong.
+    """
+    session, out = session_of(given), given["out"]
+    target = load(given)
+    began = perf_counter()
+    with progress_bar("figure", "computed") as bar:
+        learned = learn(
+            target,
+            settings=settings,
+            session=session,
+            model_name=name_of(given["model"], given["lora"]),
+            on_progress=shower(bar, "loss" if isinstance(settings, RouterSettings) else "error"),
         )
-        check_inputs({**given, "checkpoint": session.checkpoint}, "out", "checkpoint")
-        return cls(given, settings, session, out, given["as_json"])
-
-    def load(self) -> Any:
-        """The target, where this process computes."""
-        dtype, device = resolve_dtype(self.given["dtype"]), own_device(self.given["device"])
-        return load(self.given, dtype=dtype, device=device)
-
-    def tell(self, estimate: LearningEstimate) -> None:
-        """Prints what learning would do."""
-        if self.as_json:
-            print_json(estimate.to_json())
+    took_s = perf_counter() - began
+    schedules = list(learned) if isinstance(learned, ScheduleFamily) else [learned]
+    made = [schedule.provenance for schedule in schedules]
+    interrupted = any(one["interrupted"] for one in made) or len(schedules) < asked
+    finished = not interrupted and not any(one["time_was_up"] for one in made)
+    if not any(one["iterations"] for one in made):
+        raise Interrupted("interrupted before anything was learned")
+    if is_main():
+        _write(learned if len(schedules) > 1 else schedules[0], out, session.checkpoint, finished=finished)
+        if given["as_json"]:
+            found = {"file": str(out), "seconds": round(took_s, 1), **more}
+            every = [schedule.summary() for schedule in schedules]
+            print_json({**found, **every[0]} if len(every) == 1 else {**found, "schedules": every})
         else:
-            results().print(str(estimate), soft_wrap=True)
+            tell(schedules)
+            note(f"learned in {seconds(took_s)}")
+    part()
+    progress = f"{made[-1]['iterations']} of {settings.iterations} iterations"
+    if asked > 1:
+        progress = _progress_of_budgets(schedules, asked, settings.iterations)
+    ending = f"after {progress}; {out} has what was learned, and the same command goes on from there"
+    if interrupted:
+        raise Interrupted(f"interrupted {ending}")
+    if not finished and is_main():
+        note(f"the time was up {ending}")
 
-    def run(
-        self, learn: Learn, tell: Callable[[list[CacheSchedule]], None], asked: int = 1, **more: Any
-    ) -> None:
-        """Learns, writes and prints; the checkpoint is removed when all is done.
 
-        Args:
-            learn: Learns.
-            tell: Prints what was learned, for people.
-            asked: How many schedules there are to be.
-            more: What else to print as JSON.
-
-        Raises:
-            Interrupted: If Ctrl-C ended it, with or without something learned.
-            L2CError: Whatever is wrong.
-        """
-        assert self.session.checkpoint is not None
-        for path in (self.out, self.session.checkpoint):
-            check_output_file(path)
-        target = self.load()
-        began = perf_counter()
-        with progress_bar("figure", "computed") as bar:
-            learned = learn(
-                target,
-                settings=self.settings,
-                session=self.session,
-                model_name=name_of(self.given["model"], self.given["lora"]),
-                on_progress=shower(bar, "loss" if isinstance(self.settings, RouterSettings) else "error"),
-            )
-        took_s = perf_counter() - began
-        schedules = list(learned) if isinstance(learned, ScheduleFamily) else [learned]
-        done = [int(schedule.provenance["iterations"]) for schedule in schedules]
-        ended = any(one.provenance["interrupted"] or one.provenance["time_was_up"] for one in schedules)
-        finished = len(schedules) == asked and not ended
-        if not any(done):
-            raise Interrupted("interrupted before anything was learned")
-        if is_main():
-            self._write(learned if len(schedules) > 1 else schedules[0], finished=finished)
-            if self.as_json:
-                found = {"file": str(self.out), "seconds": round(took_s, 1), **more}
-                every = [schedule.summary() for schedule in schedules]
-                print_json({**found, **every[0]} if len(every) == 1 else {**found, "schedules": every})
-            else:
-                tell(schedules)
-                note(f"learned in {seconds(took_s)}")
-        part()
-        interrupted = any(one.provenance["interrupted"] for one in schedules) or len(schedules) < asked
-        self._tell_end(schedules, asked, interrupted=interrupted, finished=finished)
-
-    def _write(self, learned: ScheduleFamily | CacheSchedule, *, finished: bool) -> None:
-        """Writes the schedules, and only then removes the checkpoint."""
-        checkpoint = self.session.checkpoint
-        assert checkpoint is not None
-        try:
-            learned.save(self.out)
-        except OutputError as error:
-            if not checkpoint.exists():
-                raise
-            raise OutputError(
-                f"{error}, and add --checkpoint {checkpoint}, which has what was learned"
-            ) from error
-        if finished:
-            checkpoint.unlink(missing_ok=True)
-
-    def _tell_end(
-        self, schedules: list[CacheSchedule], asked: int, *, interrupted: bool, finished: bool
-    ) -> None:
-        """Says that learning ended early, if it did.
-
-        Raises:
-            Interrupted: If by Ctrl-C.
-        """
-        total = self.settings.iterations
-        progress = f"{schedules[-1].provenance['iterations']} of {total} iterations"
-        if asked > 1:
-            progress = _progress_of_budgets(schedules, asked, total)
-        ending = f"after {progress}; {self.out} has what was learned, and the same command goes on from there"
-        if interrupted:
-            raise Interrupted(f"interrupted {ending}")
-        if not finished and is_main():
-            note(f"the time was up {ending}")
+def _write(
+    learned: ScheduleFamily | CacheSchedule, out: Path, checkpoint: Path | None, *, finished: bool
+) -> None:
+    """Writes the schedules, and only then removes the checkpoint."""
+    assert checkpoint is not None
+    try:
+        learned.save(out)
+    except OutputError as error:
+        if not checkpoint.exists():
+            raise
+        raise OutputError(
+            f"{error}, and add --checkpoint {checkpoint}, which has what was learned"
+        ) from error
+    if finished:
+        checkpoint.unlink(missing_ok=True)
 
 
 def _progress_of_budgets(schedules: Iterable[CacheSchedule], asked: int, iterations: int) -> str:

@@ -6,26 +6,28 @@ Nothing here imports torch, so that `--help` stays quick; a test compares the na
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 
 SOLVER_NAMES = "ddim, dpmsolver++, dpmsolver++3, dpmsolver-singlestep, euler, unipc"
 SPACING_NAMES = "linspace, trailing, karras, logsnr"
 
-MODEL = "Model"
-SCHEDULE = "Schedule"
-RUN = "Sampling run"
-PICTURES = "Pictures"
-MEASURING = "Measuring"
-LEARNING = "Learning"
-SESSION = "Long runs"
-OUTPUT = "Output"
+PANELS = (
+    None, "Options", "Model", "Schedule", "Sampling run", "Pictures", "Budget, one of them", "Learning",
+    "Only with --pattern closed-loop", "Only with --pattern alternate", "Measuring", "Long runs", "Output",
+)  # fmt: skip
+(
+    _ARGUMENTS, OTHER, MODEL, SCHEDULE, RUN, PICTURES, BUDGET, LEARNING, CLOSED, ALTERNATE, MEASURING, SESSION, OUTPUT,
+) = PANELS  # fmt: skip
+"""Parts of the help, in its order; arguments are in none."""
 
 SOLVER_HELP = f"How noise becomes a picture, by the names of diffusers' schedulers: {SOLVER_NAMES}."
 STEPS_HELP = "How often the model is evaluated per picture (NFE)."
@@ -43,124 +45,147 @@ LARGEST_SEED = 2**62
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
-def option(metavar: str | None, text: str, panel: str | None, *names: str, **more: Any) -> Any:
-    """An option with its help; a default of None is not shown, so that the help says what it means."""
-    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, **more)
+@dataclass(frozen=True)
+class Declared:
+    """An option or an argument of commands.
+
+    Attributes:
+        metavar: What its value is called; None for a flag.
+        text: Its help.
+        panel: Where it stands in the help; None for an argument.
+        names: How it is given, by default as its parameter is named.
+        short: A letter for it, besides.
+        default: If it is not given. None is not shown, so that the help says what it means.
+        limits: What typer checks.
+    """
+
+    metavar: str | None
+    text: str
+    panel: str | None = None
+    names: tuple[str, ...] = ()
+    short: str = ""
+    default: Any = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameter(self, name: str, kind: Any) -> Parameter:
+        """For typer, the parameter with a name and a type."""
+        names = self.names or (f"--{name.replace('_', '-')}", self.short)
+        info = (
+            typer.Argument(metavar=self.metavar, help=self.text)
+            if self.panel is None
+            else typer.Option(
+                *filter(None, names),
+                metavar=self.metavar,
+                help=self.text,
+                rich_help_panel=self.panel,
+                **self.limits,
+            )
+        )
+        annotation = Annotated[kind, info]
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=self.default, annotation=annotation)
 
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A trained class-conditional diffusion transformer: the name of one that comes with l2c "
-        "(dit-mini-cifar10, uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or "
-        "a folder saved by diffusers. Its size is read from the file.",
-    ),
-]
-Device = Annotated[
-    str, option("NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.", MODEL)
-]
-DType = Annotated[str, option("NAME", f"{_DTYPE_HELP}.", MODEL)]
-DTypeOrTF32 = Annotated[
-    str,
-    option(
-        "NAME",
-        f"{_DTYPE_HELP}; tf32 is float32 whose matrix products NVIDIA devices round to TF32, which is faster. float32 "
-        "itself never does that.",
-        MODEL,
-    ),
-]
-Vae = Annotated[
-    Path | None,
-    option(
-        "FOLDER",
-        "For latent models such as DiT-XL/2: the autoencoder that decodes their latents, a folder saved by diffusers. "
-        "Without it, latents stay latents.",
-        MODEL,
-    ),
-]
-AnyWeights = Annotated[
-    bool,
-    option(
-        None,
-        "Take schedules that were learned on other weights of the same architecture, too, with a warning instead of an "
-        "error.",
+def argument(metavar: str, text: str, default: Any = Parameter.empty) -> Any:
+    """An argument, which has to be given if it has no default."""
+    return Declared(metavar, text, default=default)
+
+
+def option(
+    metavar: str, text: str, panel: str, *names: str, short: str = "", default: Any = None, **limits: Any
+) -> Any:
+    """An option with a value; see `Declared`."""
+    return Declared(metavar, text, panel, names, short, default, limits)
+
+
+def flag(text: str, panel: str, *names: str, default: bool | None = False) -> Any:
+    """An option without a value."""
+    return Declared(None, text, panel, names, default=default)
+
+
+def takes(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command of a function whose defaults are declared: in order of the panels, with all options of groups.
+
+    Args:
+        groups: Classes whose attributes are declared options. Their values are found in the context.
+    """
+
+    def extend(command: Callable[..., None]) -> Callable[..., None]:
+        own = signature(command).parameters
+        declared = {name: one.default for name, one in own.items()}
+        kinds = get_type_hints(command)
+        for group in groups:
+            hints = get_type_hints(group)
+            kinds |= hints
+            declared |= {name: getattr(group, name) for name in hints}
+        context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        options = {name: one for name, one in declared.items() if isinstance(one, Declared)}
+        ordered = sorted(options, key=lambda name: PANELS.index(options[name].panel))
+
+        @wraps(command)
+        def called(**given: Any) -> None:
+            command(**{name: given[name] for name in own})
+
+        parameters = [context, *(options[name].parameter(name, kinds[name]) for name in ordered)]
+        called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {one.name: one.annotation for one in parameters}
+        return called
+
+    return extend
+
+
+DEVICE = option(
+    "NAME",
+    "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.",
+    MODEL,
+    default="auto",
+)
+DTYPE = option("NAME", f"{_DTYPE_HELP}.", MODEL, default="float32")
+DTYPE_OR_TF32 = option(
+    "NAME",
+    f"{_DTYPE_HELP}; tf32 is float32 whose matrix products NVIDIA devices round to TF32, which is faster. float32 "
+    "itself never does that.",
+    MODEL,
+    default="float32",
+)
+VAE = option(
+    "FOLDER",
+    "For latent models such as DiT-XL/2: the autoencoder that decodes their latents, a folder saved by diffusers. "
+    "Without it, latents stay latents.",
+    MODEL,
+)
+FAMILY_BUDGET = option(
+    "SHARE",
+    "Of a family of schedules, take the best one that costs at most this share of the MACs.",
+    SCHEDULE,
+)
+SPACING = option("NAME", f"{SPACING_HELP} [default: of a model, linspace]", RUN)
+GUIDANCE_MODE = option(
+    "NAME",
+    "Of a model with guidance: evaluate with and without the label in one call of twice the size (batch, if not "
+    "given) or in two calls (split), which needs less memory.",
+    RUN,
+)
+ENGINE = option("NAME", ENGINE_HELP, RUN, default="auto")
+RECORD_FILE = option(
+    "FILE", "Write all that was timed into this file (.json), every repetition.", OUTPUT, short="-o"
+)
+AS_JSON = flag("Print the result as JSON instead of a table.", OUTPUT, "--json")
+
+
+class AsMade:
+    """How schedules are used: by default as they were made for."""
+
+    budget: float | None = FAMILY_BUDGET
+    any_weights: bool = flag(
+        "Take schedules that were learned on other weights of the same architecture, too, with a warning instead "
+        "of an error.",
         SCHEDULE,
-        "--any-weights",
-    ),
-]
-FamilyBudget = Annotated[
-    float | None,
-    option(
-        "SHARE",
-        "Of a family of schedules, take the best one that costs at most this share of the MACs.",
-        SCHEDULE,
-    ),
-]
-
-Solver = Annotated[
-    str | None,
-    option("NAME", f"{SOLVER_HELP} A pipeline keeps its scheduler. [default: of a model, ddim]", RUN),
-]
-Spacing = Annotated[str | None, option("NAME", f"{SPACING_HELP} [default: of a model, linspace]", RUN)]
-Guidance = Annotated[
-    float | None,
-    option("SCALE", f"{GUIDANCE_HELP} [default: 1.5, or what a pipeline takes by itself]", RUN),
-]
-Scheduler = Annotated[
-    str | None,
-    option(
-        "CLASS,NAME=VALUE",
-        "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings but for those named, such "
-        "as UniPCMultistepScheduler,flow_shift=3.0; without a class, its own with other settings.",
-        MODEL,
-    ),
-]
-Quantization = Annotated[
-    str | None,
-    option(
-        "NAME",
-        "Of a pipeline: quantise the transformers' weights; int8 with torchao, bnb-8bit or bnb-4bit with bitsandbytes.",
-        MODEL,
-    ),
-]
-
-SolverAsMade = Annotated[str | None, option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)]
-StepsAsMade = Annotated[int | None, option("N", f"{STEPS_HELP} [default: the schedule's, or 50]", RUN)]
-SpacingAsMade = Annotated[
-    str | None, option("NAME", f"{SPACING_HELP} [default: the schedule's, or linspace]", RUN)
-]
-GuidanceOrRange = Annotated[
-    str | None,
-    option(
-        "SCALE|LOW-HIGH",
-        f"{GUIDANCE_HELP} For a model also a range such as 1-5, within which the schedule is to serve any. [default: "
-        "1.5, or what a pipeline takes by itself]",
-        RUN,
-    ),
-]
-GuidanceAsMade = Annotated[
-    float | None, option("SCALE", f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]", RUN)
-]
-GuidanceMode = Annotated[
-    str | None,
-    option(
-        "NAME",
-        "Of a model with guidance: evaluate with and without the label in one call of twice the size (batch, if not "
-        "given) or in two calls (split), which needs less memory.",
-        RUN,
-    ),
-]
-BatchSize = Annotated[int, option("N", "Pictures at a time.", RUN, min=1)]
-Engine = Annotated[str, option("NAME", ENGINE_HELP, RUN)]
-
-RecordFile = Annotated[
-    Path | None,
-    option(
-        "FILE", "Write all that was timed into this file (.json), every repetition.", OUTPUT, "--out", "-o"
-    ),
-]
-JsonOutput = Annotated[bool, option(None, "Print the result as JSON instead of a table.", OUTPUT, "--json")]
+    )
+    solver: str | None = option("NAME", f"{SOLVER_HELP} [default: the schedule's, or ddim]", RUN)
+    steps: int | None = option("N", f"{STEPS_HELP} [default: the schedule's, or 50]", RUN)
+    spacing: str | None = option("NAME", f"{SPACING_HELP} [default: the schedule's, or linspace]", RUN)
+    guidance: float | None = option("SCALE", f"{GUIDANCE_HELP} [default: the schedule's, or 1.5]", RUN)
+    guidance_mode: str | None = GUIDANCE_MODE
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
@@ -183,50 +208,33 @@ def parse_numbers(text: str, option: str) -> list[int]:
     return numbers
 
 
-def check_suffix(path: Path, suffix: str, option: str) -> None:
-    """Checks how the name of a file to be written ends.
-
-    Raises:
-        ConfigError: If it ends otherwise.
-    """
-    if path.suffix.lower() != suffix:
-        raise ConfigError(f"{option} writes a {suffix} file, got '{path}'; end its name in {suffix}")
-
-
-def check_inputs(given: Mapping[str, Any], *outputs: str) -> None:
-    """Refuses outputs of a command that are the same file, by whatever spelling, as another that it was given.
+def check_outputs(given: Mapping[str, Any], **suffixes: str) -> None:
+    """Checks the files that a command is to write, before any work is done.
 
     Args:
         given: All that the command was given, by the names of its parameters.
-        outputs: Names of those that it writes.
+        suffixes: How the names of the files end, by the parameters that name them.
 
     Raises:
-        ConfigError: If writing one would replace another.
+        ConfigError: If a name ends otherwise, or writing would replace, by whatever spelling, another file given.
+        OutputError: If one cannot be written.
     """
-    from l2c.files import same_file
+    from l2c.files import check_output_file, same_file
 
-    for name, (other, value) in product(outputs, given.items()):
-        for path in value if isinstance(value, (list, tuple)) else (value,):
-            if name == other or not given[name] or not (path and isinstance(path, (str, Path))):
-                continue
-            if same_file(path, given[name]):
+    for name, suffix in suffixes.items():
+        path = given[name]
+        if path is None:
+            continue
+        if not path.name.lower().endswith(suffix):
+            raise ConfigError(f"--{name} writes a {suffix} file, got '{path}'; end its name in {suffix}")
+        for other, value in given.items():
+            listed = value if isinstance(value, (list, tuple)) else (value,)
+            paths = [one for one in listed if one and isinstance(one, (str, Path))]
+            if name != other and any(same_file(one, path) for one in paths):
                 raise ConfigError(
-                    f"{given[name]} is named twice, as {name} and as {other}, and would be overwritten; name another "
-                    f"file for one of the two"
+                    f"{path} is named twice, as {name} and as {other}, and would be overwritten; name another file "
+                    "for one of the two"
                 )
-
-
-def check_output(path: Path | None, suffix: str, option: str = "--out") -> None:
-    """Checks the name of a file, if there is to be one, and that it can be written, before any work is done.
-
-    Raises:
-        ConfigError: If the name ends otherwise.
-        OutputError: If it cannot be written.
-    """
-    if path is not None:
-        from l2c.files import check_output_file
-
-        check_suffix(path, suffix, option)
         check_output_file(path)
 
 
@@ -240,9 +248,6 @@ def parse_guidance(text: str) -> float | tuple[float, float]:
     ((1.0, 5.0), 1.5)
     """
     low, dash, high = text.partition("-")
-    try:
+    wrong = f"--guidance takes a scale such as 1.5 or a range such as 1-5, got '{text}'"
+    with Told(ConfigError, wrong, ValueError):
         return (float(low), float(high)) if low and dash else float(text)
-    except ValueError:
-        raise ConfigError(
-            f"--guidance takes a scale such as 1.5 or a range such as 1-5, got '{text}'"
-        ) from None

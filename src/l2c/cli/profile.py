@@ -2,67 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from l2c.cli import options, targets
 from l2c.cli.console import print_record, progress_bar, results, table
-from l2c.cli.options import check_inputs, check_output, option
+from l2c.cli.options import check_outputs, option, takes
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
     from l2c.records import Record
 
 
+@takes(targets.TimedTargetOptions)
 def profile(
     context: typer.Context,
-    model: targets.Target = "dit-mini-cifar10",
-    solver: options.Solver = None,
-    steps: Annotated[
-        int | None,
-        option(
-            "N",
-            "Evaluations of each run that is timed: 20 on CUDA devices and 8 elsewhere if not given. What is measured "
-            "holds for any number.",
-            options.RUN,
-            min=1,
-        ),
-    ] = None,
-    spacing: options.Spacing = None,
-    guidance: options.Guidance = None,
-    guidance_mode: options.GuidanceMode = None,
-    prompt: targets.Prompt = None,
-    prompts: targets.Prompts = None,
-    labels: targets.Labels = None,
-    height: targets.Height = None,
-    width: targets.Width = None,
-    call: targets.Call = None,
-    batch_size: options.BatchSize = 1,
-    engine: options.Engine = "auto",
-    predictor: Annotated[
-        str,
-        option(
-            "NAME",
-            "Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
-            "makes takes the time of taylor-2.",
-            options.MEASURING,
-        ),
-    ] = "taylor-2",
-    repetitions: Annotated[
-        int,
-        option(
-            "N", "Runs of each kind, fewer if that takes more than three minutes.", options.MEASURING, min=1
-        ),
-    ] = 9,
-    vae: options.Vae = None,
-    lora: targets.Lora = None,
-    scheduler: options.Scheduler = None,
-    quantization: options.Quantization = None,
-    device: options.Device = "auto",
-    dtype: options.DTypeOrTF32 = "float32",
-    out: options.RecordFile = None,
-    as_json: options.JsonOutput = False,
+    model: str = targets.TARGET,
+    solver: str | None = option(
+        "NAME",
+        f"{options.SOLVER_HELP} A pipeline keeps its scheduler. [default: of a model, ddim]",
+        options.RUN,
+    ),
+    steps: int | None = option(
+        "N",
+        "Evaluations of each run that is timed: 20 on CUDA devices and 8 elsewhere if not given. What is measured "
+        "holds for any number.",
+        options.RUN,
+        min=1,
+    ),
+    spacing: str | None = options.SPACING,
+    guidance: float | None = option(
+        "SCALE", f"{options.GUIDANCE_HELP} [default: 1.5, or what a pipeline takes by itself]", options.RUN
+    ),
+    guidance_mode: str | None = options.GUIDANCE_MODE,
+    batch_size: int = option("N", "Pictures at a time.", options.RUN, min=1, default=1),
+    engine: str = options.ENGINE,
+    predictor: str = option(
+        "NAME",
+        "Forecasts of the layers that are reused: copy, or taylor-N, which reads N + 1 values. What l2c learn "
+        "makes takes the time of taylor-2.",
+        options.MEASURING,
+        default="taylor-2",
+    ),
+    repetitions: int = option(
+        "N",
+        "Runs of each kind, fewer if that takes more than three minutes.",
+        options.MEASURING,
+        min=1,
+        default=9,
+    ),
+    vae: Path | None = options.VAE,
+    out: Path | None = options.RECORD_FILE,
+    as_json: bool = options.AS_JSON,
 ) -> None:
     """Show where the time of sampling goes, layer by layer, on this device at this shape.
 
@@ -80,16 +73,14 @@ def profile(
     """
     import l2c
     from l2c.bench.cost import measure_profile
-    from l2c.devices import resolve_device, resolve_dtype
+    from l2c.devices import resolve_device
     from l2c.sampling.decoding import LatentDecoder
 
-    check_inputs(context.params, "out")
-    check_output(out, ".json")
-    forecasts, device = l2c.Predictor.parse(predictor), resolve_device(device)
+    check_outputs(context.params, out=".json")
+    forecasts, device = l2c.Predictor.parse(predictor), resolve_device(context.params["device"])
     run = targets.read_run({**context.params, "steps": None})  # of a run that is timed, not of the target's
-    weights = resolve_dtype(dtype, device)
     decoder = None if vae is None else LatentDecoder(vae, device)
-    target = targets.load(context.params, dtype=weights, device=device)
+    target = targets.load(context.params, tf32=True)
     host = l2c.host_of(target, **run)
     if decoder is not None and host.unit == "absolute":
         raise ConfigError(f"{model} makes pictures, not latents, so --vae has nothing to decode")

@@ -9,44 +9,17 @@ import typer
 
 from l2c.cli import options, session, targets
 from l2c.cli.console import results
-from l2c.cli.options import check_suffix
+from l2c.cli.options import takes
 
 
+@takes(targets.TargetOptions, session.LearningOptions)
 def repair(
     context: typer.Context,
-    model: targets.NamedTarget,
-    schedule: targets.Schedule,
-    budget: options.FamilyBudget = None,
-    prompt: targets.Prompt = None,
-    prompts: targets.Prompts = None,
-    labels: targets.Labels = None,
-    height: targets.Height = None,
-    width: targets.Width = None,
-    call: targets.Call = None,
-    iterations: session.Iterations = None,
-    batch_size: session.BatchSize = 4,
-    learning_rate: session.LearningRate = None,
-    num_examples: session.NumExamples = None,
-    reference_steps: session.ReferenceSteps = None,
-    history: session.History = None,
-    tail: session.Tail = None,
-    bf16: session.BF16 = False,
-    recompute: session.Recompute = False,
-    recompute_evaluations: session.RecomputeEvaluations = False,
-    offload: session.Offload = False,
-    seed: session.Seed = 0,
-    max_minutes: session.MaxMinutes = None,
-    checkpoint: session.CheckpointFile = None,
-    save_every: session.SaveEvery = 30.0,
-    restart: session.Restart = False,
-    log_dir: session.LogDir = None,
-    lora: targets.Lora = None,
-    scheduler: options.Scheduler = None,
-    quantization: options.Quantization = None,
-    device: options.Device = "auto",
-    dtype: options.DType = "float32",
-    out: session.Out = Path("repaired.safetensors"),
-    as_json: options.JsonOutput = False,
+    model: str = targets.NAMED_TARGET,
+    schedule: str = targets.SCHEDULE,
+    budget: float | None = options.FAMILY_BUDGET,
+    out: Path = session.schedule_file("repaired.safetensors"),
+    as_json: bool = options.AS_JSON,
 ) -> None:
     """Repair a schedule for a model or pipeline that has changed: a LoRA, a fine-tuned or quantised variant.
 
@@ -60,14 +33,12 @@ def repair(
     - `l2c repair tuned.safetensors half.safetensors --out repaired.safetensors`
     - `l2c repair ./pixart schedule.safetensors --lora ./style --prompts prompts.txt -o style.safetensors`
     """
-    check_suffix(out, ".safetensors", "--out")
-
     import l2c
-    from l2c.cli.learning import LearnCommand
+    from l2c.cli.learning import run_learning
     from l2c.hosts.check import recorded_error
 
     given = context.params
-    run, settings = targets.read_run(given, learns=True), session.settings_of(given)
+    run, settings = targets.read_run(given, learns=True), session.settings_of(context)
     loaded = l2c.load_schedule(schedule, budget)
     recorded = recorded_error(loaded)
 
@@ -83,4 +54,4 @@ def repair(
     def work(target: Any, **how: Any) -> l2c.CacheSchedule:
         return l2c.repair(target, loaded, **how, **run)
 
-    LearnCommand.of(given, settings).run(work, tell, error_when_made=recorded)
+    run_learning(given, settings, work, tell, error_when_made=recorded)

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from l2c.cli.console import note, print_json, say, show
-from l2c.cli.options import OUTPUT, JsonOutput, check_output, option
+from l2c.cli.options import AS_JSON, OUTPUT, argument, check_outputs, option, takes
 
 
+@takes()
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="What `l2c compare` wrote.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None,
-        option(
-            "FILE.html", "Where the page goes. [default: report.html in the folder]", OUTPUT, "--out", "-o"
-        ),
-    ] = None,
-    as_json: JsonOutput = False,
+    folder: Path = argument("FOLDER", "What `l2c compare` wrote."),
+    out: Path | None = option(
+        "FILE.html", "Where the page goes. [default: report.html in the folder]", OUTPUT, short="-o"
+    ),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Make one page of a comparison, from its records alone.
 
@@ -40,24 +33,13 @@ def report(
     from l2c.report.comparison_folder import read_comparison
 
     path = folder / "report.html" if out is None else out
-    check_output(path, ".html")
+    check_outputs({"out": path}, out=".html")
     data = read_comparison(folder)
     for problem in data.problems:
         say("note", problem)
     atomic_write(path, compare_page(data).encode())
     if as_json:
-        figures = {
-            variant.id: {
-                "fraction": variant.fraction,
-                "median_s": variant.median_s,
-                "error": variant.error,
-                "error_p95": variant.errors.p95,
-                "error_worst": variant.errors.worst,
-                "verdict": data.verdict(variant).word,
-            }
-            for variant in data.variants
-        }
-        print_json({"page": str(path), "unit": data.unit, "variants": figures})
+        print_json({"page": str(path), "unit": data.unit, "variants": data.figures()})
     else:
         show(comparison_text(data))
         note(f"{path} shows {len(data.variants)} variants")

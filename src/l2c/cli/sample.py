@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from l2c.cli import options
-from l2c.cli.console import facts, macs, note, print_json, progress_bar, results, seconds
-from l2c.cli.options import option, parse_numbers
+from l2c.cli.console import facts, macs, note, print_record, progress_bar, results, seconds
+from l2c.cli.options import argument, flag, option, parse_numbers, takes
 from l2c.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,107 +20,78 @@ DEFAULT_COUNT = 8
 _RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "guidance_channels")
 
 
+@takes(options.AsMade)
 def sample(
     context: typer.Context,
-    model: options.Model = "dit-mini-cifar10",
-    schedule: Annotated[
-        str | None,
-        option(
-            "FILE|NAME",
-            "Which layers to compute at which evaluation: a file from `l2c learn`, the name of a schedule that comes "
-            "with l2c, a repository on the hub, or a router file published with the Learning-to-Cache paper (.pt, "
-            ".pth). Without it, everything is computed.",
-            options.SCHEDULE,
-            "--schedule",
-            "-s",
-        ),
-    ] = None,
-    budget: options.FamilyBudget = None,
-    any_weights: options.AnyWeights = False,
-    labels: Annotated[
-        str | None,
-        option(
-            "LIST",
-            "Class numbers, in turn, with commas and ranges: 207,360 or 0-9. By default 0, 1, 2, ...",
-            options.PICTURES,
-        ),
-    ] = None,
-    num: Annotated[
-        int | None,
-        option(
-            "N",
-            f"How many pictures. By default one per label or seed that is listed, or else {DEFAULT_COUNT}.",
-            options.PICTURES,
-            "--num",
-            "-n",
-            min=1,
-            max=options.MOST_PICTURES,
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        option(
-            "N",
-            "Seed of the first picture; the next ones count up. A seed always gives the same noise, whatever else is "
-            "sampled with it.",
-            options.PICTURES,
-            min=0,
-            max=options.LARGEST_SEED,
-        ),
-    ] = 0,
-    seeds: Annotated[
-        str | None, option("LIST", "Seed of each picture, instead of --seed: 3,17,40-43.", options.PICTURES)
-    ] = None,
-    solver: options.SolverAsMade = None,
-    steps: options.StepsAsMade = None,
-    spacing: options.SpacingAsMade = None,
-    guidance: options.GuidanceAsMade = None,
-    guidance_mode: options.GuidanceMode = None,
-    guidance_channels: Annotated[
-        int | None,
-        option(
-            "N",
-            "Guide only the first N channels; the samples published for DiT guide 3 of 4. By default all.",
-            options.RUN,
-        ),
-    ] = None,
-    batch_size: options.BatchSize = 8,
-    engine: options.Engine = "auto",
-    vae: options.Vae = None,
-    device: options.Device = "auto",
-    dtype: options.DTypeOrTF32 = "float32",
-    out: Annotated[
-        Path,
-        option(
-            "FOLDER",
-            "Where the pictures go: one PNG for each, named by seed and label; grid.png with all of them; record.json "
-            "with every setting, version and timing.",
-            options.OUTPUT,
-            "--out",
-            "-o",
-        ),
-    ] = Path("l2c-samples"),
-    npz: Annotated[
-        bool,
-        option(
-            None,
-            "Also write samples.npz with all pictures as `arr_0` (uint8, N x H x W x 3), as the evaluation script of "
-            "ADM reads it.",
-            options.OUTPUT,
-            "--npz",
-        ),
-    ] = False,
-    resume: Annotated[
-        bool,
-        option(
-            None,
-            "Go on where a run with the same settings was interrupted: pictures that are in the folder are not made "
-            "again.",
-            options.OUTPUT,
-            "--resume",
-        ),
-    ] = False,
-    as_json: options.JsonOutput = False,
+    model: str = argument(
+        "MODEL",
+        "A trained class-conditional diffusion transformer: the name of one that comes with l2c (dit-mini-cifar10, "
+        "uvit-mini-cifar10), a .pt or .safetensors checkpoint in the public DiT or U-ViT layout, or a folder saved by "
+        "diffusers. Its size is read from the file.",
+        default="dit-mini-cifar10",
+    ),
+    schedule: str | None = option(
+        "FILE|NAME",
+        "Which layers to compute at which evaluation: a file from `l2c learn`, the name of a schedule that comes "
+        "with l2c, a repository on the hub, or a router file published with the Learning-to-Cache paper (.pt, "
+        ".pth). Without it, everything is computed.",
+        options.SCHEDULE,
+        short="-s",
+    ),
+    labels: str | None = option(
+        "LIST",
+        "Class numbers, in turn, with commas and ranges: 207,360 or 0-9. By default 0, 1, 2, ...",
+        options.PICTURES,
+    ),
+    num: int | None = option(
+        "N",
+        f"How many pictures. By default one per label or seed that is listed, or else {DEFAULT_COUNT}.",
+        options.PICTURES,
+        min=1,
+        max=options.MOST_PICTURES,
+        short="-n",
+    ),
+    seed: int = option(
+        "N",
+        "Seed of the first picture; the next ones count up. A seed always gives the same noise, whatever else is "
+        "sampled with it.",
+        options.PICTURES,
+        min=0,
+        max=options.LARGEST_SEED,
+        default=0,
+    ),
+    seeds: str | None = option(
+        "LIST", "Seed of each picture, instead of --seed: 3,17,40-43.", options.PICTURES
+    ),
+    guidance_channels: int | None = option(
+        "N",
+        "Guide only the first N channels; the samples published for DiT guide 3 of 4. By default all.",
+        options.RUN,
+    ),
+    batch_size: int = option("N", "Pictures at a time.", options.RUN, min=1, default=8),
+    engine: str = options.ENGINE,
+    vae: Path | None = options.VAE,
+    device: str = options.DEVICE,
+    dtype: str = options.DTYPE_OR_TF32,
+    out: Path = option(
+        "FOLDER",
+        "Where the pictures go: one PNG for each, named by seed and label; grid.png with all of them; record.json "
+        "with every setting, version and timing.",
+        options.OUTPUT,
+        short="-o",
+        default=Path("l2c-samples"),
+    ),
+    npz: bool = flag(
+        "Also write samples.npz with all pictures as `arr_0` (uint8, N x H x W x 3), as the evaluation script of "
+        "ADM reads it.",
+        options.OUTPUT,
+    ),
+    resume: bool = flag(
+        "Go on where a run with the same settings was interrupted: pictures that are in the folder are not made "
+        "again.",
+        options.OUTPUT,
+    ),
+    as_json: bool = options.AS_JSON,
 ) -> None:
     """Sample pictures, with or without a schedule.
 
@@ -143,13 +115,14 @@ def sample(
     from l2c.schedule.open import load_schedule
     from l2c.sets import sample_set
 
+    given, decoded_by = context.params, None if vae is None else str(vae)
+    budget = given["budget"]
     if budget is not None and schedule is None:
         raise ConfigError("--budget chooses from a family of schedules; name its file with --schedule")
     classes = None if labels is None else parse_numbers(labels, "--labels")
     numbers = _seeds(seeds, seed, num, classes)
     device = own_device(device)
     weights = resolve_dtype(dtype, device)
-    given, decoded_by = context.params, None if vae is None else str(vae)
     with output_folder(out), progress_bar() as bar:
         task = bar.add_task("sampling", total=None)
         record = sample_set(
@@ -159,7 +132,7 @@ def sample(
             folder=out,
             seeds=numbers,
             labels=classes,
-            any_weights=any_weights,
+            any_weights=given["any_weights"],
             batch_size=batch_size,
             engine=engine,
             npz=npz,
@@ -171,7 +144,7 @@ def sample(
         )
     part()
     if record is not None:  # as it is in the first process
-        _report(record, out, as_json=as_json)
+        print_record(record, out, partial(_report, folder=out), as_json=as_json)
 
 
 def _seeds(listed: str | None, first: int, count: int | None, labels: list[int] | None) -> list[int]:
@@ -187,10 +160,7 @@ def _seeds(listed: str | None, first: int, count: int | None, labels: list[int] 
     return seeds
 
 
-def _report(record: Record, folder: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"folder": str(folder), **record.to_json()})
-        return
+def _report(record: Record, folder: Path) -> None:
     config, costs, taken = record.config, record.results, record.timings["sample_s"][0]
     full, left, count = costs["full_macs_per_picture"], costs["macs_per_picture"], len(record.seeds)
     guided = ", twice that with guidance" if costs["guidance_factor"] == 2 else ""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from l2c.cli.console import bar, facts, macs, results, table
+from l2c.report.facts import schedule_facts
 
 if TYPE_CHECKING:
     from l2c.schedule.schedule import CacheSchedule
 
 _BAR_WIDTH = 20
-_FORECASTS = {
-    "copy": "repeats its last output",
-    "taylor": "continues its last outputs as a polynomial over the noise level",
-    "linear": "is a learned combination of its last outputs",
+_ERRORS = {
+    "held_out_error": "error",
+    "held_out_error_worst": "worst",
+    "held_out_error_before": "before\nlearning",
+    "held_out_error_of_everything": "everything\ncomputed",
 }
-_ERRORS = ("held_out_error", "held_out_error_worst", "held_out_error_before", "held_out_error_of_everything")
 
 
 def print_family(family: Iterable[CacheSchedule], title: str) -> None:
@@ -31,15 +32,8 @@ def print_family(family: Iterable[CacheSchedule], title: str) -> None:
         f"{title}: {len(schedules)} schedules for {first['model'] or first['architecture']}, {run}\n",
         markup=False,
     )
-    heads = (
-        "whole evaluations" if solvers else "left",
-        "forecast",
-        "error",
-        "worst",
-        "before\nlearning",
-        "everything\ncomputed",
-    )
-    listed = table("MACs per picture", *heads)
+    left = "whole evaluations" if solvers else "left"
+    listed = table("MACs per picture", left, "forecast", *_ERRORS.values())
     for schedule in schedules:
         made, cost = schedule.provenance, schedule.cost
         errors = [f"{made[key]:.4f}" if key in made else "" for key in _ERRORS]
@@ -56,7 +50,7 @@ def print_family(family: Iterable[CacheSchedule], title: str) -> None:
 def print_schedule(summary: dict[str, Any], title: str, *, rows: bool = True) -> None:
     """Prints a schedule's contract, counts and cost, and with `rows` a line per evaluation."""
     console, cached, cost = results(), summary["cached"], summary["cost"]
-    console.print(facts(_facts(summary, title)))
+    console.print(facts({"schedule": title, **schedule_facts(summary)}))
     console.print(
         f"\nLayers computed in the {cached['evaluations']} evaluations that may reuse", style="bold"
     )
@@ -99,58 +93,3 @@ def _unconditional(mask: str | None) -> str:
     if mask is None:
         return "derived"
     return f"{mask.count('1')}/{len(mask)}"
-
-
-def print_errors(provenance: Mapping[str, Any]) -> None:
-    """Prints how close the pictures come, where learning measured that."""
-    if "held_out_error" not in provenance:
-        return
-    line = f"\nError of pictures that were not learned on: {provenance['held_out_error']:.4f}"
-    line += f" ({provenance['error_unit']})" if "error_unit" in provenance else ""
-    if {"held_out_error_p95", "held_out_error_worst", "held_out_worst"} <= provenance.keys():
-        line += (
-            f", 95th percentile {provenance['held_out_error_p95']:.4f}, worst {provenance['held_out_error_worst']:.4f} "
-            f"({provenance['held_out_worst']})"
-        )
-    if "held_out_error_of_everything" in provenance:
-        line += f"; with everything computed {provenance['held_out_error_of_everything']:.4f}"
-    if "held_out_error_before" in provenance:
-        line += f"; before learning, with the same mask, {provenance['held_out_error_before']:.4f}"
-    results().print(line, soft_wrap=True)
-    if "fewer_steps" in provenance and "structure" in provenance:
-        plain = sorted(provenance["fewer_steps"].items(), key=lambda item: item[1])
-        listed = ", ".join(f"{name} {error:.4f}" for name, error in plain)
-        line = f"Chosen: {provenance['structure']}. Plain fewer steps at that cost: {listed}"
-        results().print(line, soft_wrap=True)
-
-
-def _facts(summary: dict[str, Any], title: str) -> dict[str, str]:
-    """What a schedule is for and how it was made."""
-    shape = "x".join(map(str, summary["sample_shape"]))
-    weights = "any weights" if summary["weights"] == "any" else "checked against the weights"
-    guidance = "any guidance" if summary["guidance"] is None else f"guidance {summary['guidance']:g}"
-    if "guidance_range" in summary:
-        guidance = "guidance from {:g} to {:g}".format(*summary["guidance_range"])
-    forecast, provenance = summary["predictor"], summary["provenance"]
-    found = {
-        "schedule": title,
-        "for model": f"{summary['model'] or summary['architecture']}: {summary['layers']} layers, input {shape}, "
-        f"{weights}",
-        "for run": f"{summary['solver']}, {summary['steps']} steps, {summary['spacing']} spacing, {guidance}: "
-        f"{summary['evaluations']} evaluations",
-    }
-    if sizes := provenance.get("resolution"):
-        found["resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
-    found["reuse"] = f"{forecast}: a reused layer {_FORECASTS.get(forecast.partition('-')[0], 'is forecast')}"
-    if len(summary["branches"]) > 1:
-        runs = sum(row["unconditional"] is not None for row in summary["rows"])
-        found["guidance"] = (
-            f"passes apart: the unconditional one runs at {runs} of {summary['evaluations']} evaluations, at the "
-            "others it is derived from the conditional one"
-        )
-    plain = {
-        k: v for k, v in provenance.items() if isinstance(v, str | int | float) and not isinstance(v, bool)
-    }
-    if plain:
-        found["made by"] = ", ".join(f"{key} {value}" for key, value in plain.items())
-    return found

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from l2c.cli.options import MODEL, RUN, option, parse_guidance, parse_numbers
+from l2c.cli.options import (
+    DEVICE,
+    DTYPE,
+    DTYPE_OR_TF32,
+    MODEL,
+    RUN,
+    argument,
+    option,
+    parse_guidance,
+    parse_numbers,
+)
 from l2c.errors import ConfigError
 
 LEARNING_PROMPTS, JUDGING_PROMPTS = 64, 8
@@ -21,38 +30,51 @@ _TARGET_HELP = (
     "folder that save_pretrained wrote, the name of a repository on the hub, or l2c:scenes-sd3, which comes with l2c "
     "and needs no prompts."
 )
-Target = Annotated[str, typer.Argument(metavar="MODEL", help=_TARGET_HELP)]
-NamedTarget = Annotated[str, typer.Argument(metavar="MODEL", help=_TARGET_HELP, show_default=False)]
-Schedule = Annotated[
-    str,
-    typer.Argument(
-        metavar="SCHEDULE",
-        help="A schedule file (.safetensors), the name of one that comes with l2c, a folder with one, or the name of a "
-        "repository on the hub.",
-        show_default=False,
-    ),
-]
-Prompt = Annotated[
-    list[str] | None, option("TEXT", "Of a pipeline, a prompt; may be given several times.", RUN)
-]
-Prompts = Annotated[
-    Path | None, option("FILE", "Of a pipeline, a text file with a prompt in each line.", RUN)
-]
-Labels = Annotated[
-    str | None, option("LIST", "Of a class-conditional pipeline, labels instead of prompts: 0,7,2-4.", RUN)
-]
-Height = Annotated[int | None, option("PIXELS", "Of a pipeline that is called for a size.", RUN)]
-Width = Annotated[int | None, option("PIXELS", "Likewise.", RUN)]
-Call = Annotated[
-    list[str] | None,
-    option(
+TARGET = argument("MODEL", _TARGET_HELP, default="dit-mini-cifar10")
+NAMED_TARGET = argument("MODEL", _TARGET_HELP)
+SCHEDULE = argument(
+    "SCHEDULE",
+    "A schedule file (.safetensors), the name of one that comes with l2c, a folder with one, or the name of a "
+    "repository on the hub.",
+)
+
+
+class TargetOptions:
+    """How a target is loaded, and what a pipeline is called with."""
+
+    prompt: list[str] | None = option("TEXT", "Of a pipeline, a prompt; may be given several times.", RUN)
+    prompts: Path | None = option("FILE", "Of a pipeline, a text file with a prompt in each line.", RUN)
+    labels: str | None = option(
+        "LIST", "Of a class-conditional pipeline, labels instead of prompts: 0,7,2-4.", RUN
+    )
+    height: int | None = option("PIXELS", "Of a pipeline that is called for a size.", RUN)
+    width: int | None = option("PIXELS", "Likewise.", RUN)
+    call: list[str] | None = option(
         "NAME=VALUE",
-        "Anything else that a pipeline is called with, such as max_sequence_length=128, or image=@FILE for a picture; "
-        "may be given several times.",
+        "Whatever else a pipeline is called with, such as max_sequence_length=128 or image=@FILE; may be repeated.",
         RUN,
-    ),
-]
-Lora = Annotated[str | None, option("NAME|PATH", "A LoRA to load into a pipeline first.", MODEL)]
+    )
+    lora: str | None = option("NAME|PATH", "A LoRA to load into a pipeline first.", MODEL)
+    scheduler: str | None = option(
+        "CLASS,NAME=VALUE",
+        "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings but for those named, such "
+        "as UniPCMultistepScheduler,flow_shift=3.0; without a class, its own with other settings.",
+        MODEL,
+    )
+    quantization: str | None = option(
+        "NAME",
+        "Of a pipeline: quantise the transformers' weights; int8 with torchao, bnb-8bit or bnb-4bit with bitsandbytes.",
+        MODEL,
+    )
+    device: str = DEVICE
+    dtype: str = DTYPE
+
+
+class TimedTargetOptions(TargetOptions):
+    """The same, where the time of a run matters."""
+
+    dtype: str = DTYPE_OR_TF32
+
 
 _RUN = ("solver", "steps", "spacing", "guidance", "guidance_mode", "height", "width")
 
@@ -112,40 +134,37 @@ def read_call(settings: Sequence[str] | None) -> dict[str, Any]:
     >>> read_call(["height=512", "negative_prompt=blurry"])
     {'height': 512, 'negative_prompt': 'blurry'}
     """
+    from l2c.hosts.pipeline.conditions import read_picture
+
     call: dict[str, Any] = {}
     for setting in settings or ():
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise ConfigError(f"--call takes NAME=VALUE such as height=512, got '{setting}'")
-        if text.startswith("@"):
-            call[name] = _picture(text[1:])
-            continue
-        try:
+        call[name] = read_picture(text[1:]) if text.startswith("@") else text
+        with suppress(json.JSONDecodeError):
             call[name] = json.loads(text)
-        except json.JSONDecodeError:
-            call[name] = text
     return call
 
 
-def _picture(path: str) -> Any:
-    from PIL import Image
+def load(given: Mapping[str, Any], *, tf32: bool = False) -> Any:
+    """The model or pipeline that a command was given, with all that is loaded into it, where this process computes.
 
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise ConfigError(f"'{path}' is no picture; give the file of one after @") from error
-
-
-def load(given: Mapping[str, Any], *, dtype: Any, device: Any) -> Any:
-    """The model or pipeline that a command was given, with all that is loaded into it.
+    Args:
+        given: What the command was given.
+        tf32: Whether products may be in TF32.
 
     Raises:
         CheckpointError: If it cannot be loaded.
-        ConfigError: If no model has that name, or a model is given what is for a pipeline.
+        ConfigError: If no model has that name, a model is given what is for a pipeline, or there is no such device or
+            number format.
     """
+    from l2c.devices import resolve_dtype
     from l2c.hosts.loading import load_target
+    from l2c.processes import own_device
 
+    device = own_device(given["device"])
+    dtype = resolve_dtype(given["dtype"], device if tf32 else None)
     more = {name: given[name] for name in ("lora", "scheduler", "quantization")}
     return load_target(given["model"], dtype=dtype, device=device, quiet=True, **more)
 

@@ -1,8 +1,9 @@
 """Caches of other libraries, run as they are: on a pipeline itself, or on a model's weights in diffusers' layout.
 
-They decide while they sample, by what they see, so their cost is only known afterwards: it is counted from the forwards
-that ran. A pipeline has every attribute back afterwards; of a model a copy is used and thrown away. A run whose
-guidance is one batch, as those of l2c's models, is one run for them, with one decision for the whole batch.
+FreqCa is among them, since no schedule can say what it does, but its code is here. All others decide while they sample,
+by what they see, so their cost is only known afterwards: it is counted from the forwards that ran. A pipeline has every
+attribute back afterwards; of a model a copy is used and thrown away. A run whose guidance is one batch, as those of
+l2c's models, is one run for them, with one decision for the whole batch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from l2c.compare import diffusers_caches as caches
 from l2c.compare.cache_dit import cache_dit
 from l2c.compare.diffusers_caches import SampleBatch
+from l2c.compare.freqca import freqca
 from l2c.compare.restoring import restored
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
@@ -136,6 +138,14 @@ BASELINES: dict[str, Baseline] = {
                 {"spatial_attention_block_skip_range": every, "unconditional_batch_skip_range": 2 * every}
                 for every in (2, 3, 4)
             ),
+        ),
+        Baseline(
+            "freqca",
+            "FreqCa",
+            "arXiv 2510.08669",
+            "torch",
+            freqca,
+            tuple({"interval": interval} for interval in (2, 3, 6)),
         ),
         Baseline(
             "cache-dit",

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from l2c.compare.diffusers_caches import SampleBatch
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, known
 from l2c.hosts.base import Host
 from l2c.hosts.pipeline.host import PipelineHost
 
@@ -63,10 +63,8 @@ def _calibrator(order: int, name: str | None) -> Any:
         raise ConfigError("cache-dit has one calibrator; give either taylorseer_order or calibrator")
     if name is None:
         return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
-    known = {"foca": cache_dit.FoCaCalibratorConfig, "dmd": cache_dit.DMDCalibratorConfig}
-    if name not in known:
-        raise ConfigError(f"unknown calibrator '{name}' of cache-dit; choose one of {', '.join(known)}")
-    return known[name]()
+    calibrators = {"foca": cache_dit.FoCaCalibratorConfig, "dmd": cache_dit.DMDCalibratorConfig}
+    return calibrators[known("calibrator of cache-dit", name, calibrators)]()
 
 
 def _drops_text(transformer: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from l2c.documents import MOST_EVALUATIONS
+from l2c.documents import MOST_EVALUATIONS, Count, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.conditions import read_prompts
 from l2c.methods.learned import find_schedule
@@ -99,10 +99,7 @@ class Base:
     scheduler: str = ""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(
-                f"a base needs a number of steps from 1 up, such as steps = 20, got {self.steps}"
-            )
+        check_value("the number of steps of a base", self.steps, Count)
 
     @property
     def name(self) -> str:

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from l2c.compare.baselines import BASELINES
 from l2c.compare.choices import Base, MethodChoice, PipelineChoice, Reference
-from l2c.documents import Cost, Count, parse, read_file
-from l2c.errors import ConfigError
+from l2c.documents import Cost, Count, check_value, parse, read_file
+from l2c.errors import ConfigError, Told, known
 from l2c.evaluation.registry import all_metrics
-from l2c.methods.registry import all_methods, unknown
+from l2c.methods.registry import all_methods
 from l2c.sampling.solvers import make_solver
 
 if sys.version_info >= (3, 11):
@@ -76,10 +76,8 @@ class CompareConfig:
     shown_images: Amount = 8
 
     def __post_init__(self) -> None:
-        known = (*all_metrics(), "lpips", *DISTRIBUTIONAL)
         for metric in self.metrics:
-            if metric not in known:
-                raise ConfigError(unknown("metric", metric, known))
+            known("metric", metric, (*all_metrics(), "lpips", *DISTRIBUTIONAL))
         if "lpips" in self.metrics and set(self.lpips) != {"network", "heads"}:
             raise ConfigError(
                 "the metric lpips needs the weights of its network and of its heads; give their paths as "
@@ -95,8 +93,8 @@ class CompareConfig:
                 f"the metric {self.distributional[0]} compares with real images; name a folder or a Parquet file "
                 "of them as real_images, or leave it out of the metrics"
             )
-        if self.distributional and self.images < 10:
-            raise ConfigError(f"metrics of a set need at least 10 images, got {self.images}")
+        if self.distributional:
+            check_value("images for metrics of a set", self.images, Annotated[int, Field(ge=10)])
         names = [base.name for base in self.bases]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"a comparison needs at least one base, each named once, got {names}")
@@ -148,12 +146,10 @@ class CompareConfig:
             ConfigError: If it is missing, malformed, or names what does not exist.
         """
         path = Path(path)
-        try:
-            data = tomllib.loads(read_file(path).decode())
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from error
+        with Told(ConfigError, f"cannot read {path}: {{said}}", OSError):
+            content = read_file(path)
+        with Told(ConfigError, f"{path} is not TOML: {{said}}", ValueError, RecursionError):
+            data = tomllib.loads(content.decode())
         return cls.from_plain(data, str(path))
 
     @classmethod
@@ -163,8 +159,7 @@ class CompareConfig:
         Raises:
             ConfigError: If there is none of that name.
         """
-        if name not in preset_names():
-            raise ConfigError(unknown("preset", name, preset_names()))
+        known("preset", name, preset_names())
         return cls.load(Path(str(resources.files("l2c.compare") / "presets" / f"{name}.toml")))
 
     @classmethod
@@ -220,18 +215,16 @@ def to_plain(config: CompareConfig) -> dict[str, Any]:
 
 def _check_names(cls: type, table: Any, source: str) -> None:
     """Refuses settings that a table must not have, with the nearest of those that it may."""
-    known = [item.name for item in fields(cls)]
-    for name in table if isinstance(table, dict) else ():
-        if name not in known:
-            raise ConfigError(f"{source}: {unknown('setting', name, known)}")
+    names = [item.name for item in fields(cls)]
+    with Told(ConfigError, f"{source}: {{said}}", ConfigError):
+        for name in table if isinstance(table, dict) else ():
+            known("setting", name, names)
 
 
 def _check_method(method: MethodChoice, bases: list[str]) -> None:
-    known = {**all_methods(), **BASELINES}
-    if method.name not in known:
-        raise ConfigError(unknown("method", method.name, known))
-    for base in method.bases or ():
-        if base not in bases:
-            raise ConfigError(f"method '{method.name}': {unknown('base', base, bases)}")
+    known("method", method.name, {**all_methods(), **BASELINES})
+    with Told(ConfigError, f"method '{method.name}': {{said}}", ConfigError):
+        for base in method.bases or ():
+            known("base", base, bases)
     if method.name in BASELINES and method.budgets:
         raise ConfigError(f"'{method.name}' decides while it samples and takes settings, not budgets")

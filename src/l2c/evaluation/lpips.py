@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from l2c.errors import CheckpointError
+from l2c.errors import CheckpointError, Told
 from l2c.evaluation.features import load_tensors
 
 _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
@@ -48,18 +48,13 @@ class Lpips:
             for key, value in load_tensors(Path(network)).items()
             if key.startswith("features.")
         }
-        try:
+        wanted = f"{network} does not hold VGG-16 as torchvision saves it ({{said}})"
+        with Told(CheckpointError, wanted, RuntimeError):
             self._network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{network} does not hold VGG-16 as torchvision saves it ({str(error).splitlines()[0]})"
-            ) from error
         self._network.to(device).eval().requires_grad_(False)
         found = load_tensors(Path(heads))
-        try:
+        with Told(CheckpointError, f"{heads} lacks the linear weights {{said}} of LPIPS for VGG", KeyError):
             self._heads = [found[f"lin{i}.model.1.weight"].float().to(device) for i in range(len(_TAPS))]
-        except KeyError as error:
-            raise CheckpointError(f"{heads} lacks the linear weights {error} of LPIPS for VGG") from error
         self._device = torch.device(device)
 
     @torch.inference_mode()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from l2c.errors import ConfigError
+from l2c.documents import Positive, check_value
+from l2c.errors import ConfigError, known
 from l2c.hosts.base import errors
 from l2c.scenes import adherence as judge
 
@@ -42,14 +43,22 @@ def rmse(images: Tensor, targets: Tensor, unit: str = "absolute") -> Tensor:
     >>> rmse(torch.full((1, 3, 4, 4), 3.0), torch.full((1, 3, 4, 4), 2.0), "relative").tolist()
     [0.5]
     """
-    if unit not in UNITS:
-        raise ConfigError(f"an error is {' or '.join(UNITS)}, got the unit '{unit}'")
+    known("unit of an error", unit, UNITS)
+    check_pairs(images, targets)
+    return errors(images.double(), targets.double(), unit)
+
+
+def check_pairs(images: Tensor, targets: Tensor) -> None:
+    """Refuses images that cannot be compared one by one.
+
+    Raises:
+        ConfigError: If the shapes differ.
+    """
     if images.shape != targets.shape or images.ndim < 2:
         raise ConfigError(
             f"paired metrics compare equally shaped images (B, C, H, W), got {tuple(images.shape)} "
             f"and {tuple(targets.shape)}"
         )
-    return errors(images.double(), targets.double(), unit)
 
 
 def psnr(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Tensor:
@@ -70,8 +79,7 @@ def psnr(images: Tensor, targets: Tensor, data_range: float = DATA_RANGE) -> Ten
     >>> psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2)).round().tolist()
     [20.0]
     """
-    if not data_range > 0:
-        raise ConfigError(f"the data range must be positive, got {data_range}")
+    check_value("the data range", data_range, Positive)
     return 20 * (data_range / rmse(images, targets)).log10()
 
 

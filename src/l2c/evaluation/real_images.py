@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from l2c.documents import Count, parse
-from l2c.errors import DataError
+from l2c.errors import DataError, Told
 from l2c.evaluation.distribution import Gaussian
 from l2c.evaluation.features import FeatureExtractor, extract, to_bytes
 from l2c.files import atomic_write
@@ -79,14 +79,13 @@ class RealImages:
         Raises:
             DataError: If the file cannot be read or is that of another network.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                stored = (file.metadata() or {})[FORMAT]
-                header = parse(_Header, stored, str(path), DataError, "delete it")
-                gaussian = Gaussian(file.get_tensor("mean"), file.get_tensor("covariance"), header["count"])
-                statistics = cls(header["extractor"], header["source"], gaussian, file.get_tensor("features"))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{path} does not hold statistics of real images ({error}); delete it") from error
+        wrong = f"{path} does not hold statistics of real images ({{said}}); delete it"
+        kinds = (OSError, SafetensorError, KeyError, ValueError)
+        with Told(DataError, wrong, *kinds), safe_open(path, framework="pt") as file:
+            stored = (file.metadata() or {})[FORMAT]
+            header = parse(_Header, stored, str(path), DataError, "delete it")
+            gaussian = Gaussian(file.get_tensor("mean"), file.get_tensor("covariance"), header["count"])
+            statistics = cls(header["extractor"], header["source"], gaussian, file.get_tensor("features"))
         if statistics.extractor != extractor:
             raise DataError(
                 f"{path} holds statistics of {statistics.extractor} but {extractor} is asked for; delete it"

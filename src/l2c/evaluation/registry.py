@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
-from l2c.evaluation.metrics import adherence, psnr, rmse, ssim
+from l2c.errors import ConfigError, check_new, known
+from l2c.evaluation.metrics import adherence, check_pairs, psnr, rmse, ssim
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ def register_metric(
     Raises:
         ConfigError: If there is a metric of that name.
     """
-    if name in _METRICS:
-        raise ConfigError(f"there is a metric '{name}' already; give the new one another name")
+    check_new("metric", name, _METRICS)
     _METRICS[name] = PairedMetric(
         name, function, title or name, unit, higher_is_better, of_latents, to_full, of_prompts
     )
@@ -94,14 +92,7 @@ def find_metric(name: str) -> PairedMetric:
     Raises:
         ConfigError: If there is none; the message names the nearest.
     """
-    if name not in _METRICS:
-        near = difflib.get_close_matches(name.lower(), _METRICS, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(
-            f"unknown metric '{name}'; {hint}choose one of {', '.join(_METRICS)}, or add it with "
-            "l2c.register_metric"
-        )
-    return _METRICS[name]
+    return _METRICS[known("metric", name, _METRICS, ", or add it with l2c.register_metric")]
 
 
 @torch.no_grad()
@@ -135,11 +126,7 @@ def score_pairs(
     >>> score_pairs(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4), ["rmse"])
     {'rmse': [1.0, 1.0]}
     """
-    if images.shape != targets.shape:
-        raise ConfigError(
-            f"paired metrics compare equally shaped images (B, C, H, W), got {tuple(images.shape)} and "
-            f"{tuple(targets.shape)}"
-        )
+    check_pairs(images, targets)
     scores: dict[str, list[float]] = {}
     for metric in map(find_metric, names):
         options = {"unit": unit} if metric.of_latents else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 from l2c.learning.task import TaskSettings
 from l2c.schedule.budget import DEFAULT
 
@@ -52,10 +52,9 @@ def amounts_of(
         asked = curve if budgets == "curve" else budgets
     if isinstance(asked, str) or not isinstance(asked, Iterable):
         raise ConfigError(f"budgets are several numbers, or 'curve', got {asked!r}; for one, take budget=")
-    try:
+    wrong = f"a budget is a number, got {budget if budgets is None else budgets!r}"
+    with Told(ConfigError, wrong, TypeError, ValueError):
         return tuple(float(one) for one in asked)
-    except (TypeError, ValueError):
-        raise ConfigError(f"a budget is a number, got {budget if budgets is None else budgets!r}") from None
 
 
 def refuse(where: str, **given: object) -> None:

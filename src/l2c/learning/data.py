@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from l2c.errors import ConfigError, DataError
+from l2c.documents import Count, check_value
+from l2c.errors import ConfigError, DataError, Told
 
 if TYPE_CHECKING:
     import pyarrow
@@ -67,11 +68,11 @@ class ImageData:
         """
         item = self.items[index]
         name = f"image {index} of {self.source}" if isinstance(item, bytes) else str(item)
-        try:
-            with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as file:
-                picture = file.convert(_PIL_MODES[self.channels])
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{name} cannot be decoded as an image: {error}") from error
+        kinds = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
+        content = io.BytesIO(item) if isinstance(item, bytes) else item
+        wrong = f"{name} cannot be decoded as an image: {{said}}"
+        with Told(DataError, wrong, *kinds), Image.open(content) as file:
+            picture = file.convert(_PIL_MODES[self.channels])
         if picture.size != (self.image_size, self.image_size):
             width, height = picture.size
             raise DataError(
@@ -99,8 +100,7 @@ class ImageData:
             ConfigError: `size` is not positive.
             DataError: One of the images is damaged, or not of the right size.
         """
-        if size < 1:
-            raise ConfigError(f"a batch has at least one image, got size {size}")
+        check_value("size", size, Count)
         indices = torch.randint(len(self), (size,), generator=generator)[rows]
         images = torch.stack([self.image(index) for index in indices.tolist()])
         return images, None if self.labels is None else self.labels[indices]
@@ -203,25 +203,23 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _read_parquet(path: Path, image_column: str | None, label_column: str | None) -> _Found:
-    try:
+    needed = f"reading {path} needs pyarrow; install it with: pip install 'l2c[data]'"
+    with Told(DataError, needed, ImportError):
         import pyarrow
         import pyarrow.compute
         import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"reading {path} needs pyarrow; install it with: pip install 'l2c[data]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if image_column is None:
-                image_column = next((field.name for field in schema if _holds_images(field.type)), None)
-            _check_column(path, schema, image_column, "images as bytes", _holds_images)
-            if label_column is None and "label" in schema.names:
-                label_column = "label"
-            if label_column is not None:
-                _check_column(path, schema, label_column, "integer labels", pyarrow.types.is_integer)
-            table = file.read(columns=[name for name in (image_column, label_column) if name is not None])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+    wrong = f"{path} is not a readable Parquet file: {{said}}"
+    kinds = (pyarrow.ArrowException, OSError)
+    with Told(DataError, wrong, *kinds), pyarrow.parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        if image_column is None:
+            image_column = next((field.name for field in schema if _holds_images(field.type)), None)
+        _check_column(path, schema, image_column, "images as bytes", _holds_images)
+        if label_column is None and "label" in schema.names:
+            label_column = "label"
+        if label_column is not None:
+            _check_column(path, schema, label_column, "integer labels", pyarrow.types.is_integer)
+        table = file.read(columns=[name for name in (image_column, label_column) if name is not None])
     images = table.column(image_column)
     if pyarrow.types.is_struct(images.type):
         images = pyarrow.compute.struct_field(images, "bytes")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.targets import host_of
 from l2c.learning.arguments import checked
@@ -126,19 +126,17 @@ def estimate_learning(
     wholes = count * budget if evaluations is None else float(evaluations)
     mask = _mask(host, wholes / count, costs)
     with host.prepared():
-        try:
+        too_much = (
+            f"a step of learning takes more memory than {host.device} has; take recompute='evaluations' or 'offload' "
+            "(--recompute-evaluations, --offload), a smaller budget, or fewer pixels"
+        )
+        with Told(ConfigError, too_much, torch.OutOfMemoryError):
             prices, kept, peak, made = _prices(
                 base, host, mask, settings, free_solver=evaluations is not None
             )
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"a step of learning takes more memory than {host.device} has; take recompute='evaluations' or "
-                "'offload' (--recompute-evaluations, --offload), a smaller budget, or fewer pixels"
-            ) from error
     if settings.recompute in ("evaluations", "offload"):
         kept = kept_bytes(host, mask, settings.history)
-    searches = 1 if evaluations is None else NUM_STRUCTURES
-    seconds = _stage_seconds(prices, settings, base, num_budgets, searches)
+    seconds = _stage_seconds(prices, settings, base, num_budgets, free_solver=evaluations is not None)
     pictures = settings.num_examples + settings.num_validation
     return LearningEstimate(
         type(base.target).__name__,
@@ -191,20 +189,31 @@ class _Prices:
 
 
 def _stage_seconds(
-    prices: _Prices, settings: LearnSettings, base: Host, budgets: int, searches: int
+    prices: _Prices, settings: LearnSettings, base: Host, budgets: int, *, free_solver: bool
 ) -> dict[str, float]:
-    """Seconds of each stage; arguments as of `stage_evaluations`."""
-    own = len(base.run.timesteps)
+    """Seconds of each stage.
+
+    Args:
+        prices: What each part takes.
+        settings: What decides how many there are.
+        base: What learning is for.
+        budgets: Schedules to learn.
+        free_solver: Whether a solver is learned with them: it is fitted for each mask, by the pictures that judge that,
+            to solutions that are made once more with all that they come through.
+    """
+    own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
     pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
     others = held_out + (0 if base.batched else 2)  # everything computed, and whether two runs are the same
     judged = min(settings.trial_examples, settings.num_examples - held_out)
+    fitted = judged if free_solver and fine is not base else 0
+    searches = NUM_STRUCTURES if free_solver else 1
     trials = searches * settings.trials * (prices.attach_s + judged * prices.sample_s)
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
     steps = settings.iterations * settings.batch_size * prices.step_s
-    made = rounds * settings.num_validation + 2 * held_out
+    made = rounds * settings.num_validation + 2 * held_out + fitted
+    solved = (pictures + fitted) * prices.whole(len(fine.run.timesteps))
     return {
-        "fine-step solutions": pictures * prices.whole(settings.reference_steps or own)
-        + others * prices.whole(own),
+        "fine-step solutions": solved + others * prices.whole(own),
         "searching masks": budgets * trials,
         "learning": budgets * (steps + made * prices.sample_s),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from l2c.digest import digest
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, known
 from l2c.hosts.base import Host
 from l2c.hosts.targets import host_for, host_of
 from l2c.layers import find_layers
@@ -30,7 +30,7 @@ from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import CURVE_EVALUATIONS, learn_with_solver
 from l2c.learning.trainer import Trainer
 from l2c.schedule.branches import has_branches
-from l2c.schedule.budget import CURVE
+from l2c.schedule.budget import CURVE, check_fractions
 from l2c.schedule.cost import CostTable
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.open import load_schedule
@@ -146,8 +146,7 @@ def learn(
         >>> schedule.cost.fraction <= 0.6
         True
     """
-    if pattern not in PATTERNS:
-        raise ConfigError(f"unknown pattern '{pattern}'; choose {' or '.join(PATTERNS)}")
+    known("pattern", pattern, PATTERNS)
     if pattern == "alternate":
         chosen: LearnSettings | RouterSettings = checked(settings, RouterSettings, "the pattern 'alternate'")
     else:
@@ -205,10 +204,8 @@ def _learn_family(
     unit.check_layers(table)
     if not budgets:
         raise ConfigError("name at least one budget")
-    if costs is None and not all(0 < budget <= 1 for budget in budgets):
-        raise ConfigError(
-            f"budgets are fractions of the MACs, more than 0 and at most 1, got {list(budgets)}"
-        )
+    if costs is None:
+        check_fractions(budgets, list(budgets))
     scale = 1.0 if costs is not None else evaluations * unit.full
     for budget in budgets:
         check_budget(budget, evaluations, unit, scale, host.segments[1:])

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from l2c.documents import Real, check_value
+from l2c.documents import Positive, Real, check_value
 
 LEARNING, SEARCHING = "learning", "judging masks"
 
@@ -36,7 +36,7 @@ class Session:
     log_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        check_value("the time limit", self.time_limit_s, Annotated[Real, Field(gt=0)] | None)
+        check_value("the time limit", self.time_limit_s, Positive | None)
         check_value("save_every_s", self.save_every_s, Annotated[Real, Field(ge=0)])
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from l2c.documents import Count, check_value
+from l2c.documents import Count, Fraction, Whole, check_value
 from l2c.hosts.base import Host
 from l2c.layers import LayerTable
 from l2c.schedule.forecast import Predictor
@@ -51,6 +52,40 @@ def check_every(every: int) -> None:
         ConfigError: If it is below 1.
     """
     check_value("the interval", every, Count)
+
+
+def at_intervals(host: Host, every: int, first: int) -> list[int]:
+    """Evaluations 0 to `first` - 1, and from the last of these on every `every`-th.
+
+    Raises:
+        ConfigError: If a number is below 1.
+    """
+    check_every(every)
+    check_value("first", first, Count)
+    total = len(host.run.timesteps)
+    return [*range(min(first, total)), *range(first - 1 + every, total, every)]
+
+
+def evaluations_of(host: Host, evaluations: int | None, budget: float | None) -> int:
+    """How many evaluations compute everything, where no other computes anything: half of them by default.
+
+    Args:
+        host: Whose run it is.
+        evaluations: The number itself.
+        budget: Instead of that, the share of the run's MACs to come close to.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+    total = len(host.run.timesteps)
+    if budget is not None:
+        check_value("the budget, a share of the MACs,", budget, Fraction)
+        rest = host.table.rest_macs / host.table.full_macs
+        evaluations = min(max(1, round(total * (budget - rest) / (1 - rest))), total)
+    elif evaluations is None:
+        evaluations = max(1, total // 2)
+    check_value("evaluations", evaluations, Annotated[Whole, Field(ge=1, le=total)])
+    return evaluations
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from l2c.cache.clock import Clock
-from l2c.cache.policy import Compute, ReusePolicy
-from l2c.cache.values import Value
-from l2c.documents import Count, Fraction, Whole, check_value
 from l2c.hosts.targets import host_of
-from l2c.methods.base import Method, all_computed
+from l2c.methods.base import Method, all_computed, evaluations_of
+from l2c.methods.inner_products import inner_products
 from l2c.methods.smoothcache import CALIBRATION_SEED
 from l2c.methods.taylorseer import forecast_weights
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
-
-ELEMENTS = 4096
-"""Of a layer's output, drawn once, by which forecasts are judged in the calibration."""
 
 
 def path_costs(target: Any, *, num_images: int = 10, seed: int = CALIBRATION_SEED, **run: Any) -> Tensor:
@@ -40,12 +33,7 @@ def path_costs(target: Any, *, num_images: int = 10, seed: int = CALIBRATION_SEE
     Raises:
         ConfigError: If an argument is unknown or out of range.
     """
-    check_value("num_images", num_images, Count)
-    host = host_of(target, path_costs, **run)
-    recorder = _Recorder(len(host.run.timesteps))
-    with torch.no_grad(), host.attach(recorder):
-        host.sample(host.seeded(range(seed, seed + num_images)))
-    return costs_of(recorder.products())
+    return costs_of(inner_products(host_of(target, path_costs, **run), num_images, seed))
 
 
 def costs_of(products: Tensor) -> Tensor:
@@ -131,13 +119,7 @@ def dpcache(
     host = host_of(target, dpcache, **run)
     compute = ~all_computed(host)
     total = len(compute)
-    if budget is not None:
-        check_value("the budget, a share of the MACs,", budget, Fraction)
-        rest = host.table.rest_macs / host.table.full_macs
-        evaluations = min(max(1, round(total * (budget - rest) / (1 - rest))), total)
-    elif evaluations is None:
-        evaluations = max(1, total // 2)
-    check_value("evaluations", evaluations, Annotated[Whole, Field(ge=1, le=total)])
+    evaluations = evaluations_of(host, evaluations, budget)
     costs = prepared if prepared is not None else path_costs(host, num_images=num_images, seed=seed)
     computed = best_paths(costs, evaluations)[evaluations]
     compute[computed] = True
@@ -149,39 +131,6 @@ def dpcache(
     predictor = Predictor("linear", coefficients=coefficients)
     recorded = {"method": "dpcache", "evaluations": evaluations, **host.provenance}
     return CacheSchedule(compute, host.table, host.contract(), predictor, None, recorded)
-
-
-class _Recorder(ReusePolicy):
-    """Computes everything and sums up inner products of what a layer puts out at the evaluations of a run."""
-
-    def __init__(self, num_evaluations: int) -> None:
-        self.num_evaluations = num_evaluations
-        self._values: dict[tuple[str, int], list[Tensor]] = {}
-        self._sums: dict[int, Tensor] = {}
-
-    def output(self, clock: Clock, layer: int, compute: Compute) -> Value:
-        """Output of a layer, some elements of which are kept until the end of the run."""
-        value: Value = compute()
-        parts = (value,) if isinstance(value, Tensor) else value
-        flat = torch.cat([part.float().flatten() for part in parts if part is not None])
-        if flat.numel() > ELEMENTS:
-            generator = torch.Generator().manual_seed(layer)
-            flat = flat[torch.randint(flat.numel(), (ELEMENTS,), generator=generator).to(flat.device)]
-        self._values.setdefault((clock.branch, layer), []).append(flat.cpu())
-        return value
-
-    def products(self) -> Tensor:
-        """Inner products (layers, evaluations, evaluations), the sum over branches and runs, float64."""
-        self.clear()
-        return torch.stack([self._sums[layer] for layer in sorted(self._sums)])
-
-    def clear(self) -> None:
-        """See `ReusePolicy.clear`; the products of the run are kept."""
-        for (_, layer), values in self._values.items():
-            if len(values) == self.num_evaluations and len({len(value) for value in values}) == 1:
-                rows = torch.stack(values).double()
-                self._sums[layer] = self._sums.get(layer, torch.zeros(())) + rows @ rows.T
-        self._values.clear()
 
 
 METHOD = Method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -54,13 +55,20 @@ def learned(
             "the method 'learned' needs the path of a schedule file, which l2c learn --out makes, or a budget or "
             "evaluations to learn for"
         )
-    settings = LearnSettings(**{name: options.pop(name) for name in SETTINGS if name in options})
+    chosen, options = split_settings(options)
+    settings = LearnSettings(**chosen)
     if evaluations is not None:
         options |= {"solver": "auto", "evaluations": evaluations, "per_computed": per_computed}
     schedule: CacheSchedule = learn(target, budget=budget, settings=settings, **options)
     if schedule.provenance["interrupted"]:
         raise KeyboardInterrupt  # which learning had caught
     return schedule
+
+
+def split_settings(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of options, the settings of `LearnSettings`, and the others."""
+    settings = {name: value for name, value in options.items() if name in SETTINGS}
+    return settings, {name: value for name, value in options.items() if name not in SETTINGS}
 
 
 def find_schedule(path: str | Path) -> Path:

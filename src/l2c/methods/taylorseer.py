@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2c.documents import Count, Whole, check_value
+from l2c.documents import Whole, check_value
 from l2c.hosts.targets import host_of
-from l2c.methods.base import Method, all_computed, check_every, pattern
+from l2c.methods.base import Method, all_computed, at_intervals, pattern
 from l2c.schedule.forecast import Predictor
 from l2c.schedule.schedule import CacheSchedule
 
@@ -50,13 +50,10 @@ def taylorseer(
 
     Source: Liu et al., arXiv 2503.06923, equations 2 to 5; `first` and the defaults from the released code for DiT.
     """
-    check_every(every)
     check_value("order", order, Annotated[Whole, Field(ge=0, le=MAX_ORDER)])
-    check_value("first", first, Count)
     host = host_of(target, taylorseer, **run)
     compute = ~all_computed(host)
-    compute[:first] = True
-    compute[first - 1 :: every] = True
+    compute[at_intervals(host, every, first)] = True
     coefficients = torch.zeros(*compute.shape, order + 1)
     for evaluation in range(len(host.run.timesteps)):
         if not compute[evaluation, 0]:
@@ -82,18 +79,30 @@ def forecast_weights(target: int, computed: Sequence[int], order: int) -> Tensor
     >>> forecast_weights(6, [4, 0], order=1).tolist()
     [1.5, -0.5]
     """
-    used = list(computed[: order + 1])[::-1]  # oldest first
+    used = list(computed[: order + 1])[::-1]
+    ahead = target - used[-1]
+    series = [factor * ahead**i / math.factorial(i) for i, factor in enumerate(derivatives(used))]
+    return torch.stack(series).sum(dim=0).flip(0).float()
+
+
+def derivatives(used: Sequence[int]) -> list[Tensor]:
+    """Finite differences of every order at the last of some computed values.
+
+    Args:
+        used: Evaluations of the values, rising.
+
+    Returns:
+        For each order from 0 on, weights (values,) on the values, float64, the earliest first.
+    """
     depth = len(used)
-    factors: list[Tensor] = []  # derivative of each order at the latest value, as weights on `used`
+    factors: list[Tensor] = []
     for index, evaluation in enumerate(used):
         updated = [torch.zeros(depth, dtype=torch.float64)]
         updated[0][index] = 1.0
         for i in range(len(factors)):
             updated.append((updated[i] - factors[i]) / (evaluation - used[index - 1]))
         factors = updated
-    ahead = target - used[-1]
-    series = torch.stack([factor * ahead**i / math.factorial(i) for i, factor in enumerate(factors)])
-    return series.sum(dim=0).flip(0).float()
+    return factors
 
 
 METHOD = Method(

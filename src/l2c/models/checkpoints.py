@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict
 
 from l2c.documents import read_document
-from l2c.errors import CheckpointError
+from l2c.errors import CheckpointError, Told
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -54,12 +54,9 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, str]]:
     if not path.is_file():
         kind = "is not a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {kind}; check the path of the weights")
-    try:
+    with Told(CheckpointError, f"{path} cannot be read: {{said}}", OSError), path.open("rb") as file:
         num_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        file.read(1)
     if num_bytes == 0:
         raise CheckpointError(f"{path} is empty; download or copy it again")
     if path.suffix == SAFETENSORS_SUFFIX:
@@ -112,13 +109,9 @@ def name_some(names: Iterable[str], limit: int = 3) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); download or copy it again"
-        ) from error
+    wrong = f"{path} is truncated or not a safetensors file ({{said}}); download or copy it again"
+    with Told(CheckpointError, wrong, SafetensorError), safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def read_pickle(path: Path) -> object:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import Field
 
-from l2c.documents import Count, Real, check_fields, one_of
+from l2c.documents import Count, Positive, check_fields, one_of
 from l2c.errors import ConfigError
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -54,7 +53,7 @@ class ModelConfig:
     depth: Count
     num_heads: Count
     num_classes: Count
-    mlp_ratio: Annotated[Real, Field(gt=0)] = 4.0
+    mlp_ratio: Positive = 4.0
     has_null_class: bool = True
     beta_schedule: Annotated[str, one_of(*BETA_RANGES)] = "linear"
     first_timestep: int = 0

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import TypedDict
 
 from l2c.documents import Count, parse
-from l2c.errors import CheckpointError, ConfigError
+from l2c.errors import CheckpointError, ConfigError, Told
 from l2c.models.checkpoints import Tensors, name_some
 from l2c.models.dit import DiT, DiTConfig
 from l2c.models.sizes import SIZES, new_model
@@ -123,10 +123,8 @@ def _read_config(tensors: Tensors, source: str, conventions: Mapping[str, Any]) 
             f"(patch_embed.proj.weight, in_blocks.0...); it holds {name_some(tensors)}"
         )
     num_classes = config.num_labels - conventions.get("has_null_class", config.has_null_class)
-    try:
+    with Told(ConfigError, f"{source}: {{said}}", ConfigError):
         return dataclasses.replace(config, **conventions, num_classes=num_classes)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
 
 
 def _read_dit(tensors: Tensors, source: str) -> DiTConfig:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from l2c.documents import read_document
-from l2c.errors import CheckpointError, ConfigError
+from l2c.errors import CheckpointError, ConfigError, Told
 from l2c.files import atomic_write
 from l2c.models.checkpoints import (
     PICKLE_SUFFIXES,
@@ -142,13 +142,9 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     logger.info("fetching the transformer of %s from the Hugging Face hub", repository)
-    try:
+    wrong = f"{repository} could not be downloaded ({{said}}); check the network, or give the path of a local copy"
+    with Told(CheckpointError, wrong, Exception):  # the hub client raises errors of several libraries
         return Path(snapshot_download(repository, allow_patterns=["transformer/*"]))
-    except Exception as error:  # the hub client raises errors of several libraries
-        raise CheckpointError(
-            f"{repository} could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "check the network, or give the path of a local copy"
-        ) from error
 
 
 def _load_folder(

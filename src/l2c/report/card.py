@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from l2c.report.facts import schedule_facts
+
 
 def schedule_card(
     summary: Mapping[str, Any], files: Mapping[str, str], repo_id: str = "user/schedule"
@@ -19,20 +21,13 @@ def schedule_card(
     """
     cost, cached = summary["cost"], summary["cached"]
     facts = {
-        "For": f"{summary['model'] or summary['architecture']}, {summary['layers']} layers",
-        **_origin(summary["provenance"]),
-        "Samples of": " x ".join(map(str, summary["sample_shape"])) or "any shape",
-        "Run": f"{summary['solver']} ({summary['spacing']}), {summary['steps']} steps, "
-        f"{summary['evaluations']} evaluations",
-        "Guidance": "any" if summary["guidance"] is None else f"{summary['guidance']:g}",
-        "Weights": "any" if summary["weights"] == "any" else "checked against a fingerprint",
-        "Reused layers": f"{summary['predictor']}, {cached['removed']:.0%} of the layers in "
-        f"{cached['evaluations']} evaluations",
-        "Cost": f"{cost['fraction']:.0%} of the multiply-accumulates "
-        f"({cost['macs'] / 1e9:.4g} of {cost['full_macs'] / 1e9:.4g} G per image, without guidance)",
+        **schedule_facts(summary),
+        "cost": f"{cost['fraction']:.0%} of the multiply-accumulates "
+        f"({cost['macs'] / 1e9:.4g} of {cost['full_macs'] / 1e9:.4g} G per image, without guidance), with "
+        f"{cached['removed']:.0%} of the layers in {cached['evaluations']} evaluations reused",
         **_quality(summary["provenance"]),
     }
-    rows = "\n".join(f"| {key} | {_escaped(value)} |" for key, value in facts.items())
+    rows = "\n".join(f"| {key[:1].upper()}{key[1:]} | {_escaped(value)} |" for key, value in facts.items())
     made = json.dumps(summary["provenance"], indent=2, sort_keys=True)
     return f"""---
 {_front_matter(summary)}---
@@ -70,16 +65,6 @@ def _front_matter(summary: Mapping[str, Any]) -> str:
     if owner and name and "/" not in name and " " not in model:
         lines.append(f"base_model: {model}")
     return "\n".join(lines) + "\n"
-
-
-def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """The pipeline that it was made with, and at which resolution, if it says."""
-    found = {}
-    if isinstance(name := provenance.get("pipeline"), str):
-        found["Pipeline"] = name
-    if isinstance(sizes := provenance.get("resolution"), Mapping) and sizes:
-        found["Resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
-    return found
 
 
 def _quality(provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -27,8 +27,11 @@ UNITS = {
 TIMING_TOLERANCE = 1.03
 """A rival that takes this much longer at most still counts as no slower."""
 
+BRING_SOLVER = ("learned", "bespoke", "neuralsolver")
+"""Methods whose schedules may bring a solver of their own."""
+
 _ROUNDING = 1e-3  # the same run in another implementation is no closer
-_SHOWN = ("every", "shallow", "share", "order", "threshold", "keys", "lambda", "predictor")
+_SHOWN = ("every", "shallow", "share", "order", "threshold", "keys", "lambda", "predictor", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class VariantResult:
         if self.everything:
             spaced = f", {run['spacing']}" if self.of_model else ""
             return f"{run['solver']}, {run['steps']} steps{spaced}"
-        if self.method == "learned":
+        if self.method in BRING_SOLVER:
             return f"{run['solver']}, {run['steps']} steps"
         known = {
             **self.results["provenance"],
@@ -237,6 +240,20 @@ class ComparisonResults:
             candidate = (variant.error * price, variant.id)
             chosen[variant.method] = min(chosen.get(variant.method, candidate), candidate)
         return {name for _, name in chosen.values()}
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Of every variant, by its name, what it costs and how far off it is, as plain data."""
+        return {
+            one.id: {
+                "fraction": one.fraction,
+                "median_s": one.median_s,
+                "error": one.error,
+                "error_p95": one.errors.p95,
+                "error_worst": one.errors.worst,
+                "verdict": self.verdict(one).word,
+            }
+            for one in self.variants
+        }
 
     def verdict(self, variant: VariantResult) -> Verdict:
         """The variant against simply fewer steps, of any solver that was run, at no more measured time.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from l2c.errors import ConfigError, DataError
+from l2c.errors import ConfigError, DataError, Told
 from l2c.files import atomic_open
 
 GRID_BACKGROUND = 255
@@ -100,13 +100,9 @@ def read_pixels(path: Path) -> Pixels:
     Raises:
         DataError: If it cannot be read.
     """
-    try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("RGB"), dtype=np.uint8)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read as a picture ({error}); delete it and go on with --resume"
-        ) from error
+    wrong = f"{path} cannot be read as a picture ({{said}}); delete it and go on with --resume"
+    with Told(DataError, wrong, OSError), Image.open(path) as file:
+        return np.asarray(file.convert("RGB"), dtype=np.uint8)
 
 
 def write_npz(path: Path, pictures: Sequence[Path], advice: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from l2c.engine.engine import MODES, Engine
 from l2c.engine.job import Job
 from l2c.engine.programs import has_program
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
 from l2c.sampling.linear import LinearSolver, solver_table
@@ -97,8 +97,7 @@ def resolve_engine(engine: str, denoiser: Denoiser) -> str:
     Raises:
         ConfigError: If there is no such engine.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine '{engine}'; choose one of {', '.join(ENGINES)}")
+    known("engine", engine, ENGINES)
     if engine != "auto":
         return engine
     return "graph" if denoiser.device.type == "cuda" and has_program(denoiser.model) else "eager"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import CheckpointError, ConfigError
+from l2c.errors import CheckpointError, ConfigError, Told
 
 
 class LatentDecoder:
@@ -32,12 +32,8 @@ class LatentDecoder:
                 f"there is no autoencoder in {folder}: it has no config.json; give a folder that diffusers' "
                 "AutoencoderKL was saved to"
             )
-        try:
+        with Told(CheckpointError, f"the autoencoder in {folder} cannot be loaded ({{said}})", Exception):
             self._vae: Any = AutoencoderKL.from_pretrained(home, local_files_only=True).to(device).eval()
-        except Exception as error:  # diffusers raises errors of many kinds
-            raise CheckpointError(
-                f"the autoencoder in {folder} cannot be loaded ({str(error).splitlines()[0]})"
-            ) from error
         self.channels = int(self._vae.config.latent_channels)
 
     @torch.inference_mode()

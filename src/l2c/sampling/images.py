@@ -180,10 +180,8 @@ def resolve_sampler(
     if guidance is None:
         guidance = 1.5 if made_for is None or made_for.guidance is None else made_for.guidance
     check_value("steps", steps, Annotated[Count, Field(le=MOST_EVALUATIONS)] | None)
-    if guidance_channels is not None and guidance_channels > denoiser.sample_shape[0]:
-        raise ConfigError(
-            f"guidance_channels must be at most the model's {denoiser.sample_shape[0]}, got {guidance_channels}"
-        )
+    most = denoiser.sample_shape[0]
+    check_value("guidance_channels", guidance_channels, Annotated[Count, Field(le=most)] | None)
     guided = Guidance(guidance, guidance_mode, guidance_channels)
     if made_for is None:
         return Sampler(

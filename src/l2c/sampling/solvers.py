@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from l2c.documents import Count, check_value
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, check_new, known
 from l2c.models.config import NUM_TRAIN_TIMESTEPS
 from l2c.sampling.noise_schedule import SPACINGS, FlowSchedule, ForwardProcess, NoiseSchedule
 from l2c.schedule.contract import Run
@@ -66,8 +65,7 @@ def register_solver(name: str, make: MakeSolver, *, evaluations_per_step: int = 
     Raises:
         ConfigError: If there is a solver of that name, or a step has no evaluation.
     """
-    if name in _SOLVERS:
-        raise ConfigError(f"there is a solver '{name}' already; give the new one another name")
+    check_new("solver", name, _SOLVERS)
     check_value("evaluations_per_step", evaluations_per_step, Count)
     _SOLVERS[name] = _Registered(make, evaluations_per_step)
 
@@ -104,12 +102,8 @@ def make_solver(
     >>> make_solver("ddim", 4).run.timesteps
     (999.0, 666.0, 333.0, 0.0)
     """
-    if name not in _SOLVERS:
-        near = difflib.get_close_matches(name.lower(), _SOLVERS, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown solver '{name}'; {hint}choose one of {', '.join(solver_names())}")
-    if spacing not in SPACINGS:
-        raise ConfigError(f"unknown spacing '{spacing}'; choose one of {', '.join(SPACINGS)}")
+    known("solver", name, solver_names())
+    known("spacing", spacing, SPACINGS)
     process = noise_schedule or NoiseSchedule()
     if spacing not in process.spacings:
         what = "a flow" if isinstance(process, FlowSchedule) else f"a {type(process).__name__}"

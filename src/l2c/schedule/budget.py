@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from l2c.errors import ConfigError
 
@@ -28,14 +29,27 @@ def parse_fractions(text: str) -> tuple[float, ...]:
         amounts = tuple(float(part) for part in text.split(","))
     except ValueError:
         amounts = ()
-    if not amounts or not all(0 < amount <= 1 for amount in amounts):
-        raise ConfigError(
-            "budgets are fractions of the MACs, more than 0 and at most 1, such as 0.5 or 0.7,0.5,0.3, or curve; "
-            f"got '{text}'"
-        )
+    check_fractions(amounts, text)
     if len(set(amounts)) < len(amounts):
         raise ConfigError(f"a budget names a fraction twice: '{text}'")
     return amounts
+
+
+def check_fractions(amounts: Sequence[float], given: object) -> None:
+    """Refuses budgets that are no fractions.
+
+    Args:
+        amounts: The budgets.
+        given: What they were given as.
+
+    Raises:
+        ConfigError: If there is none, or one is out of range.
+    """
+    if not amounts or not all(0 < amount <= 1 for amount in amounts):
+        raise ConfigError(
+            "budgets are fractions of the MACs, more than 0 and at most 1, such as 0.5 or 0.7,0.5,0.3, or curve; got "
+            f"{given!r}"
+        )
 
 
 def parse_macs(text: str) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from l2c.documents import parse
 from l2c.errors import ConfigError, ScheduleError
+from l2c.schedule.budget import check_fractions
 from l2c.schedule.contract import Contract
 from l2c.schedule.cost import BUDGET_TOLERANCE
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
@@ -67,10 +68,7 @@ class ScheduleFamily:
         """
         if self.brings_solvers:
             return self._at_evaluations(budget)
-        if not 0 < budget <= 1:
-            raise ConfigError(
-                f"a budget is a fraction of the MACs, more than 0 and at most 1, got {budget:g}"
-            )
+        check_fractions([budget], budget)
         within = [s for s in self._schedules if s.cost.fraction <= budget * (1 + BUDGET_TOLERANCE)]
         if within:
             return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))

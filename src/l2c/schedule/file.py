@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from l2c.documents import parse
-from l2c.errors import ScheduleError
+from l2c.errors import ScheduleError, Told
 from l2c.files import atomic_write
 from l2c.schedule.header import Versioned
 
@@ -90,13 +90,11 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 f"{', '.join(shipped())}"
             )
         path = found
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        hint = (
-            "; a published router (.pt) is imported with l2c.import_router"
-            if path.suffix != ".safetensors"
-            else ""
-        )
-        raise ScheduleError(f"{path} is not a whole schedule file ({error}){hint}") from error
+    hint = (
+        ""
+        if path.suffix == ".safetensors"
+        else "; a published router (.pt) is imported with l2c.import_router"
+    )
+    wrong = f"{path} is not a whole schedule file ({{said}}){hint}"
+    with Told(ScheduleError, wrong, SafetensorError, OSError), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from l2c.errors import ConfigError, ScheduleError
+from l2c.errors import ConfigError, ScheduleError, Told, check_new, known
 
 _Scalar = TypeVar("_Scalar", float, Tensor, float | Tensor)
 
@@ -62,8 +62,7 @@ def register_predictor(
     Raises:
         ConfigError: If the kind is registered, or has no order.
     """
-    if kind in _PREDICTORS:
-        raise ConfigError(f"there is a predictor '{kind}' already; give the new one another name")
+    check_new("predictor", kind, _PREDICTORS)
     if not orders or min(orders) < 0:
         raise ConfigError(f"a predictor has orders from 0 up, got {list(orders)}")
     _PREDICTORS[kind] = _Registered(weights, orders, needs_log_snrs, takes_coefficients)
@@ -98,18 +97,14 @@ class Predictor:
     coefficients: Tensor | None = None
 
     def __post_init__(self) -> None:
-        known = _PREDICTORS.get(self.kind)
-        if known is None:
-            raise ConfigError(
-                f"unknown predictor '{self.kind}'; choose {' or '.join(_listed(predictor_kinds()))}, or add it with "
-                "l2c.register_predictor"
-            )
-        if known.coefficients != (self.coefficients is not None):
-            takers = [kind for kind in predictor_kinds() if _PREDICTORS[kind].coefficients]
+        kinds, advice = predictor_kinds(), ", or add it with l2c.register_predictor"
+        entry = _PREDICTORS[known("predictor", self.kind, kinds, advice)]
+        if entry.coefficients != (self.coefficients is not None):
+            takers = [kind for kind in kinds if _PREDICTORS[kind].coefficients]
             raise ConfigError(f"a {' or '.join(_listed(takers))} predictor, and no other, takes coefficients")
-        if not known.coefficients and self.order not in known.orders:
+        if not entry.coefficients and self.order not in entry.orders:
             title = {"taylor": "Taylor"}.get(self.kind, self.kind)
-            raise ConfigError(f"a {title} predictor has {_orders(known.orders)}, got {self.order}")
+            raise ConfigError(f"a {title} predictor has {_orders(entry.orders)}, got {self.order}")
 
     @classmethod
     def parse(cls, text: str) -> Predictor:
@@ -119,16 +114,16 @@ class Predictor:
         3
         """
         kind, _, order = (text, "", "") if text in _PREDICTORS else text.rpartition("-")
-        known = _PREDICTORS.get(kind)
-        if known is not None and not known.coefficients:
+        entry = _PREDICTORS.get(kind)
+        if entry is not None and not entry.coefficients:
             if not order and kind == text:
-                return cls(kind, known.orders[0])
-            if order.isdecimal() and len(known.orders) > 1:
+                return cls(kind, entry.orders[0])
+            if order.isdecimal() and len(entry.orders) > 1:
                 return cls(kind, int(order))
         choices = [
-            name if len(entry.orders) == 1 else f"{name}, or {name}-N of order N"
-            for name, entry in _PREDICTORS.items()
-            if not entry.coefficients
+            name if len(one.orders) == 1 else f"{name}, or {name}-N of order N"
+            for name, one in _PREDICTORS.items()
+            if not one.coefficients
         ]
         raise ConfigError(f"unknown predictor '{text}'; choose {', '.join(choices)}")
 
@@ -168,13 +163,12 @@ class Predictor:
         setting: int | Tensor = self.order
         if self.coefficients is not None:
             setting = self.coefficients[evaluation, layer, : len(times)]
-        try:
+        same = (
+            f"the predictor '{self.name}' cannot continue a polynomial at evaluation {evaluation}: two before it have "
+            "the same log-SNR; take copy"
+        )
+        with Told(ConfigError, same, ZeroDivisionError):
             given = _PREDICTORS[self.kind].weights(now, times, setting)
-        except ZeroDivisionError:
-            raise ConfigError(
-                f"the predictor '{self.name}' cannot continue a polynomial at evaluation {evaluation}: two before it "
-                "have the same log-SNR; take copy"
-            ) from None
         weights = [weight if isinstance(weight, Tensor) else float(weight) for weight in given]
         if len(weights) != len(times):
             raise ConfigError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2c.documents import MOST_CELLS, Share, check_value, parse
-from l2c.errors import ConfigError, ContractError, ScheduleError
+from l2c.errors import ConfigError, ContractError, ScheduleError, Told
 from l2c.layers import LayerTable
 from l2c.schedule import hub
 from l2c.schedule.branches import check_branches, has_branches, without_derived
@@ -248,7 +248,9 @@ class CacheSchedule:
                 f"{path} forecasts with the predictor '{found.predictor.kind}', which this program does not know; add "
                 "it with l2c.register_predictor before reading the file"
             )
-        try:
+        with Told(
+            ScheduleError, f"{path} is malformed: {{said}}; {ANEW}", KeyError, ConfigError, ScheduleError
+        ):
             return cls(
                 compute=tensors["compute"].bool(),
                 layers=found.layers,
@@ -257,8 +259,6 @@ class CacheSchedule:
                 scores=tensors.get("scores"),
                 provenance=found.provenance,
             )
-        except (KeyError, ConfigError, ScheduleError) as error:
-            raise ScheduleError(f"{path} is malformed: {error}; {ANEW}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as plain data for other programs, as docs/interchange.md describes it field by field.

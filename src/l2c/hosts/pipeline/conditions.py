@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2c.digest import digest
 from l2c.documents import read_file
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 from l2c.hosts.pipeline.modular import arguments_of
 
 Condition = Mapping[str, Any]
@@ -53,16 +53,26 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         ConfigError: If it cannot be read or has none.
     """
-    try:
+    wrong = f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
+    with Told(ConfigError, wrong, OSError, UnicodeDecodeError):
         lines = read_file(path).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"'{path}' is no text file with prompts; give a file with one in each line, or a list of prompts"
-        ) from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"'{path}' has no prompts; write one in each line")
     return prompts
+
+
+def read_picture(path: str | Path) -> Any:
+    """A picture of a file, in RGB.
+
+    Raises:
+        ConfigError: If it cannot be read or is none.
+    """
+    from PIL import Image
+
+    wrong = f"'{path}' is no picture; give the file of one after @"
+    with Told(ConfigError, wrong, OSError), Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def choose(conditions: Sequence[Condition], count: int, held_out: int = 0) -> tuple[Condition, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.patch import MethodPatch
+from l2c.documents import Count, check_value
 from l2c.errors import ConfigError, L2CError
 from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
@@ -179,9 +180,8 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
             scheduler.
     """
     call.pop("generator", None)
-    steps = call.get("num_inference_steps")
-    if isinstance(steps, int) and steps < 1:
-        raise ConfigError(f"a run has at least 1 step, got num_inference_steps={steps}")
+    if isinstance(steps := call.get("num_inference_steps"), int):
+        check_value("num_inference_steps", steps, Count)
     parameters, modular = arguments_of(pipe), is_modular(pipe)
     if not modular and takes_latent_output(pipe):
         call["output_type"] = "latent"

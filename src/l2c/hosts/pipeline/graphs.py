@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from l2c.cache.values import Value, copy_value, write_value
 from l2c.engine.graphs import CapturePool, Replayable, assign_layer_slots, capture, share_graphs, weight_table
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.hosts.pipeline.compilation import Compilation
 from l2c.hosts.pipeline.offload import moves_in_groups
 from l2c.hosts.pipeline.passes import PassesPolicy
@@ -43,8 +43,7 @@ def check_engine(engine: str) -> None:
     Raises:
         ConfigError: If it is none of `ENGINES`.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine '{engine}' for a pipeline; choose one of {', '.join(ENGINES)}")
+    known("engine for a pipeline", engine, ENGINES)
 
 
 def capture_call(call: Callable[[], Any], pool: CapturePool) -> tuple[Replayable, Any]:
