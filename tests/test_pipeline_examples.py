@@ -165,3 +165,21 @@ def test_examples_of_the_pipelines_page(scenes_pipeline, tmp_path, monkeypatch):
     assert names["begun_late"].num_evaluations == 12
     assert names["drift"].error > 0
     assert (tmp_path / "folder" / "schedule.safetensors").is_file()
+
+
+def test_example_of_a_modular_pipeline(tmp_path, monkeypatch):
+    modular_pipelines = pytest.importorskip("diffusers.modular_pipelines")
+    from l2c.testing.modular import tiny_modular
+
+    text = (EXAMPLES.parent / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^<!-- runs: modular -->\n```python\n(.*?)\n```$", text, flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a photo of a cat\nthe green house\n", encoding="utf-8")
+    monkeypatch.setattr(modular_pipelines.FluxModularPipeline, "default_sample_size", 8)
+    quick = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1)
+    learn = l2c.learn
+    monkeypatch.setattr(l2c, "learn", lambda *given, **how: learn(*given, settings=quick, **how))
+    names = {"l2c": l2c, "parts": tiny_modular("flux").components}
+    exec(block, names)
+    assert names["image"].size == (16, 16)
+    assert names["schedule"].provenance["pipeline"] == "FluxModularPipeline"

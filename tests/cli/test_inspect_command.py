@@ -164,7 +164,9 @@ def test_passes_of_guidance_apart_are_shown(invoke, tmp_path):
 
 
 def test_a_family_of_learned_solvers_is_shown_in_whole_evaluations(invoke, tmp_path):
-    once = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1)
+    once = l2c.LearnSettings(
+        iterations=1, batch_size=1, num_examples=4, reference_steps=4, trials=1, branches=False
+    )
     family = l2c.learn(tiny_dit(), solver="auto", budgets=(2, 3), per_computed=2, settings=once)
     family.save(tmp_path / "solvers.safetensors")
     shown = " ".join(invoke("inspect", tmp_path / "solvers.safetensors").out.split())

@@ -121,7 +121,7 @@ import l2c
 from pathlib import Path
 from l2c.cli.main import run
 from l2c.errors import ConfigError
-from l2c.hosts.native import LabelledNoise
+from l2c.hosts.labelled_noise import LabelledNoise
 from l2c.learning.settings import LearnSettings
 from l2c.learning.paper import RouterSettings
 from l2c.learning.processes import Processes

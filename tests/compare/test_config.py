@@ -113,3 +113,28 @@ def test_wrong_configurations_are_sentences(tmp_path, text, message):
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown preset 'embeded-dit'; did you mean 'embedded-dit'"):
         CompareConfig.preset("embeded-dit")
+
+
+def test_a_pipeline_is_compared_as_it_is_loaded(tmp_path):
+    pytest.importorskip("diffusers")
+    from l2c.compare.hosts import Hosts
+    from l2c.testing import tiny_pipeline
+
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    model = {"pipeline": str(tmp_path / "pipe"), "conditions": [{"class_labels": [1]}]}
+    plain = {
+        "model": model,
+        "base": [{"steps": 4}, {"steps": 4, "scheduler": "DDIMScheduler,steps_offset=1"}],
+    }
+    bare = CompareConfig.from_plain(plain)
+    assert "load" not in bare.identity()["model"]
+    model["load"] = {"scheduler": "UniPCMultistepScheduler,flow_shift=3.0"}
+    loaded = CompareConfig.from_plain(plain)
+    assert loaded.identity() != bare.identity()
+    assert CompareConfig.from_plain(to_plain(loaded)) == loaded
+    hosts = Hosts(loaded, "cpu")
+    assert hosts.root.target.scheduler.config.flow_shift == 3.0
+    assert hosts.base(loaded.bases[1])._scheduler.config.steps_offset == 1
+    model["load"] = {"dtype": "float16"}
+    with pytest.raises(ConfigError, match="lora, scheduler, quantization are loaded, and no 'dtype'"):
+        CompareConfig.from_plain(plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 import l2c
 from l2c.errors import CheckpointError, ConfigError
@@ -48,6 +49,25 @@ def test_a_pipeline_has_the_scheduler_that_is_named(tmp_path):
     after = l2c.load_target(tmp_path / "pipe", scheduler="UniPCMultistepScheduler", quiet=True).scheduler
     assert type(after).__name__ == "UniPCMultistepScheduler"
     assert after.config.beta_end == before.config.beta_end
+    shifted = l2c.load_target(
+        tmp_path / "pipe", scheduler="UniPCMultistepScheduler,flow_shift=3.0", quiet=True
+    )
+    assert shifted.scheduler.config.flow_shift == 3.0
+    own = l2c.load_target(
+        tmp_path / "pipe", scheduler="timestep_spacing=trailing, steps_offset=1", quiet=True
+    )
+    assert type(own.scheduler) is type(before)
+    assert (own.scheduler.config.timestep_spacing, own.scheduler.config.steps_offset) == ("trailing", 1)
+    for text, said in (
+        (
+            "UniPCMultistepScheduler,flow_shft=3",
+            "UniPCMultistepScheduler has no setting 'flow_shft'; did you mean flow_s",
+        ),
+        ("UniPCMultistepScheduler,fast", "settings are NAME=VALUE such as flow_shift=3.0, got 'fast'"),
+        ("beta_schedule=none", "DDIMScheduler refuses its settings: none"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            l2c.load_target(tmp_path / "pipe", scheduler=text, quiet=True)
     for name in ("Nothing", "NothingScheduler", "DiTPipeline"):
         with pytest.raises(ConfigError, match=f"has no scheduler '{name}'; give the name of a class"):
             l2c.load_target(tmp_path / "pipe", scheduler=name)
@@ -55,7 +75,7 @@ def test_a_pipeline_has_the_scheduler_that_is_named(tmp_path):
 
 def test_weights_are_quantised_where_torchao_is_installed(tmp_path):
     tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="unknown quantization 'fp4'; there is int8"):
+    with pytest.raises(ConfigError, match="unknown quantization 'fp4'; there is int8, .* bnb-4bit"):
         l2c.load_target(tmp_path / "pipe", quantization="fp4")
     if find_spec("torchao") is None:
         with pytest.raises(ConfigError, match="not installed; pip install torchao"):
@@ -63,6 +83,27 @@ def test_weights_are_quantised_where_torchao_is_installed(tmp_path):
         pytest.skip("torchao is not installed")
     pipe = l2c.load_target(tmp_path / "pipe", quantization="int8", quiet=True)
     assert type(pipe.transformer.proj_out_2.weight).__name__ == "Int8Tensor"
+    schedule = l2c.methods.interval(pipe, every=2, class_labels=[1], num_inference_steps=4)
+    with l2c.enable_cache(pipe, schedule):
+        pipe(class_labels=[1], num_inference_steps=4)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [("4", "Linear4bit"), ("8", "Linear8bitLt")])
+def test_weights_are_loaded_in_few_bits_where_bitsandbytes_is_installed(tmp_path, bits, kind):
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(
+            ConfigError, match=f"bnb-{bits}bit is that of bitsandbytes, which is not installed; pip ins"
+        ):
+            l2c.load_target(tmp_path / "pipe", quantization=f"bnb-{bits}bit")
+        pytest.skip("bitsandbytes is not installed")
+    if not torch.cuda.is_available():
+        with pytest.raises(CheckpointError, match="cannot load the pipeline .*: No GPU found"):
+            l2c.load_target(tmp_path / "pipe", quantization=f"bnb-{bits}bit", quiet=True)
+        pytest.skip("diffusers quantises with bitsandbytes on GPUs only")
+    pipe = l2c.load_target(tmp_path / "pipe", quantization=f"bnb-{bits}bit", device="cuda", quiet=True)
+    kinds = {type(module).__name__ for module in pipe.transformer.modules()}
+    assert kind in kinds
     schedule = l2c.methods.interval(pipe, every=2, class_labels=[1], num_inference_steps=4)
     with l2c.enable_cache(pipe, schedule):
         pipe(class_labels=[1], num_inference_steps=4)

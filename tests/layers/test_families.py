@@ -50,6 +50,11 @@ def noise(tiny, batch=2):
     return torch.randn((batch, *tiny.shape), generator=torch.Generator().manual_seed(0))
 
 
+def calls_of(tiny, name):
+    """How often a layer is called by a call of its model: CogView4 has one MLP for image and text."""
+    return 2 if tiny.class_name == "CogView4Transformer2DModel" and name.endswith(".ff") else 1
+
+
 def loop(tiny, model, cache=None, x=None):
     """A few steps of descent along the model's prediction: not a sampler, but as good for comparing."""
     x = noise(tiny) if x is None else x
@@ -84,7 +89,8 @@ def test_layers_are_named_in_execution_order(tiny, model):
     tiny.call(model, noise(tiny), 500.0)
     for handle in handles:
         handle.remove()
-    assert tuple(order) == table.names
+    assert tuple(dict.fromkeys(order)) == table.names
+    assert all(order.count(name) == calls_of(tiny, name) for name in table.names)
 
 
 def test_layers_cover_the_blocks(model, table):
@@ -136,6 +142,7 @@ def test_a_reused_layer_is_not_called(tiny, model, table):
     with count_calls(model) as calls:
         cached_walk(tiny, model, schedule)
     expected = dict(zip(table.names, schedule.compute.sum(0).tolist(), strict=True))
+    expected = {name: calls_of(tiny, name) * count for name, count in expected.items()}
     assert {name: calls[name] for name in expected} == expected
 
 
@@ -171,7 +178,7 @@ def test_stored_values_are_not_changed_by_the_model(tiny, model, table):
         for i in range(1, STEPS - 1):
             cache.clock.tick(i)
             tiny.call(model, noise(tiny), 500.0)
-        assert len(kept) == len(table)
+        assert len(kept) == sum(calls_of(tiny, name) for name in table.names)
         for key, copies in kept.items():
             assert all(torch.equal(a, b) for a, b in zip(copies, parts(stored[key]), strict=True))
 

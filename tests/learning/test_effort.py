@@ -6,12 +6,9 @@ import pytest
 
 import l2c
 from l2c.errors import ConfigError
-from l2c.learning.effort import effort_settings, seconds_per_evaluation, stage_evaluations
+from l2c.learning.effort import effort_settings
+from l2c.learning.estimate import _Prices, _stage_seconds
 from l2c.testing import tiny_dit
-
-
-def work_of(settings, wholes, **more):
-    return sum(stage_evaluations(settings, wholes, 3.5, **more).values())
 
 
 def test_efforts_are_settings_that_rise():
@@ -19,7 +16,12 @@ def test_efforts_are_settings_that_rise():
         l2c.LearnSettings(**effort_settings(name)) for name in ("quick", "default", "best")
     )
     assert default == l2c.LearnSettings()
-    work = [work_of(settings, 8, searches=3) for settings in (quick, default, best)]
+    prices = _Prices(run_s=0, evaluation_s=1, sample_s=8, step_s=28, attach_s=0)
+    host = l2c.host_of(tiny_dit(), solver="ddim", steps=16)
+    work = [
+        sum(_stage_seconds(prices, settings, host, 1, free_solver=False).values())
+        for settings in (quick, default, best)
+    ]
     assert work[0] < 0.7 * work[1]
     assert work[2] > 3 * work[1]
 
@@ -29,24 +31,3 @@ def test_an_unknown_effort_is_refused():
         ConfigError, match="unknown effort 'most'; did you mean 'best'. choose one of quick, default, best"
     ):
         effort_settings("most")
-
-
-def test_work_is_counted_in_evaluations_of_a_picture():
-    settings = l2c.LearnSettings(
-        iterations=10,
-        batch_size=2,
-        num_examples=8,
-        reference_steps=5,
-        trials=3,
-        trial_examples=4,
-        validate_every=0,
-    )
-    assert work_of(settings, 6) == 8 * 5 + 6 * (3 * 4 + 10 * 2 * 3.5 + 2 * 2)
-    per_budget = 6 * (2 * 3 * 4 + 10 * 2 * 3.5 + 2 * 2)
-    assert work_of(settings, 6, budgets=2, searches=2) == 8 * 5 + 2 * per_budget
-
-
-def test_an_evaluation_is_timed_by_a_short_run(monkeypatch):
-    times = iter([10.0, 16.0])
-    monkeypatch.setattr("l2c.learning.effort.time.monotonic", lambda: next(times))
-    assert seconds_per_evaluation(l2c.host_of(tiny_dit(), solver="ddim", steps=50), 3) == 6 / (2 * 3)

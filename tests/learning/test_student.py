@@ -5,7 +5,7 @@ import torch
 
 import l2c
 from l2c.errors import CacheStateError
-from l2c.hosts.native import LabelledNoise
+from l2c.hosts.labelled_noise import LabelledNoise
 from l2c.layers import find_layers
 from l2c.learning.coefficients import difference_weights
 from l2c.learning.student import Student

@@ -11,7 +11,8 @@ import torch
 import l2c
 from l2c.errors import ConfigError
 from l2c.hosts.base import SolverTable
-from l2c.hosts.native import LabelledNoise, ModelHost
+from l2c.hosts.labelled_noise import LabelledNoise
+from l2c.hosts.native import ModelHost
 from l2c.methods import bespoke, budcache, neuralsolver
 from l2c.methods.budcache import judged, learn_grid, search
 from l2c.methods.neuralsolver import Lion, SearchedSolver, velocity_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from l2c.errors import CacheStateError
 
@@ -27,6 +27,7 @@ class Clock:
     branch: str = DEFAULT_BRANCH
     running: bool = False
     _entered: bool = False
+    _times: dict[int, int] = field(default_factory=dict)
 
     def start(self, first: int = 0) -> None:
         """Begins a run, or the part of one that begins at evaluation `first`."""
@@ -58,6 +59,16 @@ class Clock:
             )
         self.evaluation = evaluation
         self._entered = True
+
+    def place(self, layer: int) -> str:
+        """The branch that a layer's values are stored under, with its time where a call has several of it.
+
+        CogView4 calls the same MLP for image and text. The first layer begins a call.
+        """
+        if layer == 0:
+            self._times.clear()
+        time = self._times[layer] = self._times.get(layer, -1) + 1
+        return f"{self.branch}#{time}" if time else self.branch
 
     @contextmanager
     def again(self, evaluation: int) -> Iterator[None]:

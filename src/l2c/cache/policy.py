@@ -85,7 +85,11 @@ class BoundPolicy:
 
     def output(self, compute: Compute) -> Value:
         """See `LayerPolicy.output`."""
-        return self.policy.output(self.clock, self.layer, compute)
+        place = self.clock.place(self.layer)
+        if place == self.clock.branch:
+            return self.policy.output(self.clock, self.layer, compute)
+        with self.clock.in_branch(place):
+            return self.policy.output(self.clock, self.layer, compute)
 
     def computes(self) -> bool:
         """See `LayerPolicy.computes`."""

@@ -73,7 +73,13 @@ def summarize_model(counts: CallCounts, table: LayerTable) -> ModelSummary:
     fraction = None
     calls = sum(counts.calls.values())
     if table.full_macs and calls:
-        work = sum(times * table.layers[layer].macs for layer, times in counts.computed.items())
+        work = 0.0
+        for (
+            layer,
+            computed,
+        ) in counts.computed.items():  # what is called several times in a call costs that together
+            times = max(1.0, (computed + counts.reused[layer]) / calls)
+            work += computed / times * table.layers[layer].macs
         fraction = (work + calls * table.rest_macs) / ((calls + counts.derived) * table.full_macs)
     return ModelSummary(
         calls=dict(counts.calls),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,20 @@ class TargetOptions:
     width: int | None = option("PIXELS", "Likewise.", RUN)
     call: list[str] | None = option(
         "NAME=VALUE",
-        "Anything else that a pipeline is called with, such as max_sequence_length=128; may be given several "
-        "times.",
+        "Whatever else a pipeline is called with, such as max_sequence_length=128 or image=@FILE; may be repeated.",
         RUN,
     )
     lora: str | None = option("NAME|PATH", "A LoRA to load into a pipeline first.", MODEL)
     scheduler: str | None = option(
-        "CLASS", "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings.", MODEL
+        "CLASS,NAME=VALUE",
+        "Of a pipeline: one of diffusers' schedulers instead of its own, with its settings but for those named, such "
+        "as UniPCMultistepScheduler,flow_shift=3.0; without a class, its own with other settings.",
+        MODEL,
     )
     quantization: str | None = option(
-        "NAME", "Of a pipeline: quantise the transformers' weights; int8, with torchao.", MODEL
+        "NAME",
+        "Of a pipeline: quantise the transformers' weights; int8 with torchao, bnb-8bit or bnb-4bit with bitsandbytes.",
+        MODEL,
     )
     device: str = DEVICE
     dtype: str = DTYPE
@@ -121,23 +126,24 @@ def read_run(given: Mapping[str, Any], *, learns: bool = False) -> dict[str, Any
 
 
 def read_call(settings: Sequence[str] | None) -> dict[str, Any]:
-    """What `--call` says, values as JSON where they are, and else as text.
+    """What `--call` says: pictures where values are `@` and a file, else as JSON where they are, and else as text.
 
     Raises:
-        ConfigError: If one is no NAME=VALUE.
+        ConfigError: If one is no NAME=VALUE, or no picture.
 
     >>> read_call(["height=512", "negative_prompt=blurry"])
     {'height': 512, 'negative_prompt': 'blurry'}
     """
+    from l2c.hosts.pipeline.conditions import read_picture
+
     call: dict[str, Any] = {}
     for setting in settings or ():
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise ConfigError(f"--call takes NAME=VALUE such as height=512, got '{setting}'")
-        try:
+        call[name] = read_picture(text[1:]) if text.startswith("@") else text
+        with suppress(json.JSONDecodeError):
             call[name] = json.loads(text)
-        except json.JSONDecodeError:
-            call[name] = text
     return call
 
 

@@ -20,6 +20,8 @@ TINY = "tiny:"
 """What the name of a pipeline of `l2c.testing` begins with."""
 
 
+LOADED = ("lora", "scheduler", "quantization")
+"""What may be loaded with a pipeline."""
 Budget = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -35,6 +37,7 @@ class PipelineChoice:
         learning_prompts: What methods learn and calibrate on instead; likewise.
         conditions: Instead of prompts what tells runs apart, by the pipeline's names: `{ class_labels = 3 }`.
         call: What it is called with besides, by name: `guidance_scale`, `height`, `width`. A base adds the steps.
+        load: What is loaded with it, as `load_pipeline` takes it: `lora`, `scheduler`, `quantization`.
     """
 
     pipeline: str
@@ -42,8 +45,14 @@ class PipelineChoice:
     learning_prompts: str | tuple[str, ...] = ()
     conditions: tuple[Mapping[str, Any], ...] = ()
     call: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.load:
+            if name not in LOADED:
+                raise ConfigError(f"with a pipeline {', '.join(LOADED)} are loaded, and no '{name}'")
+        if self.load and self.pipeline.startswith(TINY):
+            raise ConfigError(f"{self.pipeline} is not loaded; leave out load")
         if self.pipeline in EMBEDDED:
             known = {k: v for k, v in EMBEDDED[self.pipeline].items() if k != "num_inference_steps"}
             object.__setattr__(self, "call", {**known, **self.call})

@@ -131,7 +131,12 @@ class CompareConfig:
     def identity(self) -> dict[str, Any]:
         """What decides the figures of a variant, in plain data; the list of methods and bases does not."""
         left_out = ("bases", "methods", "timing_images", "repetitions", "shown_images")
-        return {key: value for key, value in to_plain(self).items() if key not in left_out}
+        found = {key: value for key, value in to_plain(self).items() if key not in left_out}
+        if (
+            isinstance(found["model"], dict) and not found["model"]["load"]
+        ):  # as before there was such a thing
+            del found["model"]["load"]
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> CompareConfig:

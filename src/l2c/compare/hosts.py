@@ -17,7 +17,7 @@ from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import Condition, conditions_of
 from l2c.hosts.pipeline.host import PipelineHost
-from l2c.hosts.pipeline.loading import load_pipeline
+from l2c.hosts.pipeline.loading import load_pipeline, make_scheduler, read_scheduler
 from l2c.hosts.targets import host_of
 from l2c.models import load_model
 from l2c.schedule.schedule import CacheSchedule
@@ -117,12 +117,12 @@ class Hosts:
             return rivals[name]
         import diffusers
 
-        cls: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-        if cls is None:
+        first = name.partition(",")[0]
+        if "=" not in first and not (first.endswith("Scheduler") and hasattr(diffusers, first)):
             known("scheduler", name, rivals, ", or a scheduler of diffusers")
-        own = root.target.scheduler
+        made = make_scheduler(root.target.scheduler, *read_scheduler(name))
         call = {**root.call, "num_inference_steps": steps}
-        return PipelineHost(root.target, root.conditions, call, cls.from_config(own.config), root.encoded)
+        return PipelineHost(root.target, root.conditions, call, made, root.encoded)
 
 
 def _open(config: CompareConfig, device: str) -> Host:
@@ -135,7 +135,7 @@ def _open(config: CompareConfig, device: str) -> Host:
         pipe, call, conditions = _tiny(chosen)
         pipe.to(device)
     else:
-        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True)
+        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True, **chosen.load)
         call, conditions = dict(chosen.call), chosen.conditions
     return host_of(
         pipe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from l2c.digest import digest
 from l2c.documents import Real, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
+from l2c.hosts.labelled_noise import LabelledNoise
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.sampling.compiled import engine_of, resolve_engine
 from l2c.sampling.denoiser import Denoiser
@@ -41,33 +42,6 @@ KNOWN = (
     ("unipc", "linspace"),
 )
 """Solvers and spacings of fewer steps."""
-
-
-@dataclass(frozen=True)
-class LabelledNoise:
-    """Unit normal noise (B, C, H, W), class labels (B,) and, where guidance is a range, scales (B,); on one device."""
-
-    noise: Tensor
-    labels: Tensor
-    scales: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.noise)
-
-    def rows(self, rows: Sequence[int] | slice) -> LabelledNoise:
-        """See `Examples.rows`."""
-        chosen = rows if isinstance(rows, slice) else list(rows)
-        scales = None if self.scales is None else self.scales[chosen]
-        return LabelledNoise(self.noise[chosen], self.labels[chosen], scales)
-
-    def describe(self, row: int) -> str:
-        """See `Examples.describe`."""
-        scale = "" if self.scales is None else f", guidance {float(self.scales[row]):.3g}"
-        return f"label {int(self.labels[row])}, example {row}{scale}"
-
-    def at_scale(self, scale: float) -> LabelledNoise:
-        """The same with one guidance scale."""
-        return replace(self, scales=torch.full(self.labels.shape, scale, device=self.labels.device))
 
 
 class ModelHost:

@@ -14,6 +14,7 @@ from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import check_call
 from l2c.hosts.pipeline.host import PipelineHost
+from l2c.hosts.pipeline.modular import arguments_of
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.images import resolve_sampler
 from l2c.schedule.schedule import CacheSchedule
@@ -95,7 +96,7 @@ def host_for(
     if isinstance(target, (ModelHost, PipelineHost)):
         return host_of(target, verb, **run)
     made, recorded = schedule.contract.run, schedule.provenance.get("call")
-    takes = inspect.signature(type(target).__call__).parameters
+    takes = arguments_of(target)
     known = {"num_inference_steps": made.steps, "guidance_scale": made.guidance}
     call = {name: value for name, value in known.items() if name in takes and value is not None}
     return host_of(target, verb, **{**call, **(recorded if isinstance(recorded, dict) else {}), **run})

@@ -109,6 +109,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, BlockParts]]] = {
             }
         },
     ),
+    "CogView4Transformer2DModel": ("cogview4", {"transformer_blocks": {"attn1": ATTENTION, "ff": MLP}}),
     "StableAudioDiTModel": ("stable-audio", {"transformer_blocks": _TEXT}),
 }
 """Class -> its architecture, and its lists of blocks with their layers, in execution order."""

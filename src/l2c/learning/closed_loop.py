@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l2c.hosts.base import Host, errors
-from l2c.hosts.native import LabelledNoise
+from l2c.hosts.labelled_noise import LabelledNoise
 from l2c.learning.references import References, round_size, solve_paths
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student

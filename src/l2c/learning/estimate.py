@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +17,6 @@ from l2c.errors import ConfigError, Told
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.targets import host_of
 from l2c.learning.arguments import checked
-from l2c.learning.effort import seconds_per_evaluation, stage_evaluations
 from l2c.learning.mask_search import check_budget
 from l2c.learning.masks import spread
 from l2c.learning.memory import AliveBytes, kept_bytes, weight_bytes
@@ -26,7 +28,10 @@ from l2c.schedule.cost import CostTable
 PER_COMPUTED = 2
 """Evaluations of a learned solver for each that is computed, as the estimate assumes."""
 QUICK_S = 10.0
-"""A first step that took less is made once more, so that what is timed is no warming up."""
+"""While timing has taken less, everything that is timed is timed once more, in turns; medians count."""
+MOST_ROUNDS = 5
+SHORT_RUNS = (2, 6)
+"""Steps of the runs whose difference tells what an evaluation takes, and what a run takes besides."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +126,17 @@ def estimate_learning(
     wholes = count * budget if evaluations is None else float(evaluations)
     mask = _mask(host, wholes / count, costs)
     with host.prepared():
-        size = settings.batch_size if host.batched else 1
-        each_s = seconds_per_evaluation(base, 2 * settings.batch_size)
-        examples = host.examples(size, settings.seed, "timing")
-        student = Student(
-            host,
-            mask,
-            settings.history,
-            free_solver=evaluations is not None,
-            bf16=settings.bf16,
-            recompute=settings.recompute,
-        )
         too_much = (
             f"a step of learning takes more memory than {host.device} has; take recompute='evaluations' or 'offload' "
             "(--recompute-evaluations, --offload), a smaller budget, or fewer pixels"
         )
         with Told(ConfigError, too_much, torch.OutOfMemoryError):
-            step_s, kept, peak, made = _trial(host, student, examples)
+            prices, kept, peak, made = _prices(
+                base, host, mask, settings, free_solver=evaluations is not None
+            )
     if settings.recompute in ("evaluations", "offload"):
         kept = kept_bytes(host, mask, settings.history)
-    searches = 1 if evaluations is None else NUM_STRUCTURES
-    factor = step_s / size / (wholes * each_s)
-    stages = stage_evaluations(settings, wholes, factor, num_budgets, searches)
-    repeats = 0 if host.batched else 2  # whether two runs from the same noise are the same
-    stages["fine-step solutions"] += (settings.num_held_out + repeats) * len(base.run.timesteps)
+    seconds = _stage_seconds(prices, settings, base, num_budgets, free_solver=evaluations is not None)
     pictures = settings.num_examples + settings.num_validation
     return LearningEstimate(
         type(base.target).__name__,
@@ -156,8 +148,8 @@ def estimate_learning(
         kept,
         peak,
         pictures * made[0].nbytes + num_budgets * 3 * 4 * mask.numel() * settings.history,
-        step_s / size * settings.batch_size,
-        {name: work * each_s / 60 for name, work in stages.items()},
+        prices.step_s * settings.batch_size,
+        {name: spent_s / 60 for name, spent_s in seconds.items()},
     )
 
 
@@ -173,28 +165,125 @@ def _mask(host: Host, share: float, costs: CostTable) -> Tensor:
     return mask
 
 
-def _trial(host: Host, student: Student, examples: Examples) -> tuple[float, int, int | None, Tensor]:
-    """Seconds of a forward and backward pass, bytes kept between them, most bytes in them, and what was made."""
+@dataclass(frozen=True)
+class _Prices:
+    """Seconds of what learning is made of, for one picture each.
+
+    Attributes:
+        run_s: Of a run besides its evaluations.
+        evaluation_s: Of an evaluation that computes everything.
+        sample_s: Of a run with the mask.
+        step_s: Of a step of learning.
+        attach_s: Of what a mask takes before it samples, whatever the number of pictures.
+    """
+
+    run_s: float
+    evaluation_s: float
+    sample_s: float
+    step_s: float
+    attach_s: float
+
+    def whole(self, evaluations: int) -> float:
+        """Of a run that computes everything."""
+        return self.run_s + evaluations * self.evaluation_s
+
+
+def _stage_seconds(
+    prices: _Prices, settings: LearnSettings, base: Host, budgets: int, *, free_solver: bool
+) -> dict[str, float]:
+    """Seconds of each stage.
+
+    Args:
+        prices: What each part takes.
+        settings: What decides how many there are.
+        base: What learning is for.
+        budgets: Schedules to learn.
+        free_solver: Whether a solver is learned with them: it is fitted for each mask, by the pictures that judge that,
+            to solutions that are made once more with all that they come through.
+    """
+    own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
+    pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
+    others = held_out + (0 if base.batched else 2)  # everything computed, and whether two runs are the same
+    judged = min(settings.trial_examples, settings.num_examples - held_out)
+    fitted = judged if free_solver and fine is not base else 0
+    searches = NUM_STRUCTURES if free_solver else 1
+    trials = searches * settings.trials * (prices.attach_s + judged * prices.sample_s)
+    rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
+    steps = settings.iterations * settings.batch_size * prices.step_s
+    made = rounds * settings.num_validation + 2 * held_out + fitted
+    solved = (pictures + fitted) * prices.whole(len(fine.run.timesteps))
+    return {
+        "fine-step solutions": solved + others * prices.whole(own),
+        "searching masks": budgets * trials,
+        "learning": budgets * (steps + made * prices.sample_s),
+    }
+
+
+def _prices(
+    base: Host, host: Host, mask: Tensor, settings: LearnSettings, *, free_solver: bool
+) -> tuple[_Prices, int, int | None, Tensor]:
+    """What learning takes, timed in turns; bytes kept by a step, the most bytes in it, and what it made."""
+    device = host.device
+    few = base.examples(2 * settings.batch_size if base.batched else 1, settings.seed, "timing")
+    batch = host.examples(settings.batch_size if host.batched else 1, settings.seed, "timing")
+    short, longer = (base.with_steps(steps) for steps in SHORT_RUNS)
+    evaluations = [len(one.run.timesteps) for one in (short, longer)]
+
+    def student() -> Student:
+        how: dict[str, Any] = {
+            "free_solver": free_solver,
+            "bf16": settings.bf16,
+            "recompute": settings.recompute,
+        }
+        return Student(host, mask, settings.history, **how)
+
+    rounds: list[tuple[float, ...]] = []
+    kept, peak, learner = 0, None, student()
+    while not rounds or (sum(map(sum, rounds)) < QUICK_S and len(rounds) < MOST_ROUNDS):
+        took = []
+        with torch.no_grad():
+            took += [_timed(device, partial(one.sample, few))[0] / len(few) for one in (short, longer)]
+            attach_s, judge = _timed(device, student)
+            with judge.attached():
+                judge.eval()
+                took.append(_timed(device, partial(judge, few))[0] / len(few))
+        with learner.attached():
+            if not rounds:
+                kept, peak, made = _kept(host, learner, batch)
+            step_s, made = _timed(device, lambda: _step(learner, batch))
+        rounds.append((*took, step_s / len(batch), attach_s))
+    timed = rounds[1:] or rounds  # the first warms up
+    brief, long, sample_s, step_s, attach_s = (median(column) for column in zip(*timed, strict=True))
+    more = evaluations[1] - evaluations[0]
+    each = max(0.0, (long - brief) / more) if more else brief / evaluations[0]
+    prices = _Prices(max(0.0, brief - evaluations[0] * each), each, sample_s, step_s, attach_s)
+    return prices, kept, peak, made.detach()
+
+
+def _timed(device: torch.device, function: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.monotonic()
+    made = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - begun, made
+
+
+def _step(student: Student, examples: Examples) -> Tensor:
+    made: Tensor = student(examples)
+    made.square().mean().backward()  # type: ignore[no-untyped-call]
+    return made
+
+
+def _kept(host: Host, student: Student, examples: Examples) -> tuple[int, int | None, Tensor]:
+    """Bytes kept between the forward and backward pass of a step, the most bytes in it, and what was made."""
     device, on_gpu = host.device, host.device.type == "cuda"
-
-    def back(made: Tensor, begun: float) -> float:
-        made.square().mean().backward()  # type: ignore[no-untyped-call]
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        return time.monotonic() - begun
-
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    with student.attached():
-        begun = time.monotonic()
-        with AliveBytes() as alive:
-            made = student(examples)
-        kept = alive.nbytes
-        took_s = back(made, begun)
-        if took_s < QUICK_S:
-            begun = time.monotonic()
-            took_s = back(student(examples), begun)
-    return took_s, kept, torch.cuda.max_memory_allocated(device) if on_gpu else None, made.detach()
+    with AliveBytes() as alive:
+        made: Tensor = student(examples)
+    kept = alive.nbytes
+    made.square().mean().backward()  # type: ignore[no-untyped-call]
+    return kept, torch.cuda.max_memory_allocated(device) if on_gpu else None, made
 
 
 def _size(count: int) -> str:

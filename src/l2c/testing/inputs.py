@@ -31,6 +31,12 @@ def pooled(batch: int) -> dict[str, Any]:
     return {**text(batch), "pooled_projections": random(1, TEXT).repeat(batch, 1)}
 
 
+def cogview4(batch: int) -> dict[str, Any]:
+    """Those of CogView4."""
+    sizes = {"original_size": 64.0, "target_size": 64.0, "crop_coords": 0.0}
+    return {**text(batch), **{name: torch.full((batch, 2), size) for name, size in sizes.items()}}
+
+
 def flux(batch: int) -> dict[str, Any]:
     """Those of FLUX."""
     return {

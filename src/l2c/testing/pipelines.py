@@ -13,6 +13,7 @@ from l2c.methods.interval import interval
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing.inputs import TEXT, WORDS
 from l2c.testing.transformers import TINY
+from l2c.testing.variants import VARIANTS, cogview4, variant_call
 
 _WORDS = ("a", "an", "and", "bird", "boat", "cat", "dog", "green", "house", "of", "painting", "photo", "the")
 
@@ -27,7 +28,10 @@ def tiny_pipeline(name: str, scheduler: Any = None, seed: int = 0) -> Any:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = _BUILDERS[name](scheduler, seed)
+        base, vary = VARIANTS.get(name, (name, None))
+        pipe = _BUILDERS[base](scheduler, seed)
+        if vary is not None:
+            pipe = vary(pipe, seed)
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
@@ -44,6 +48,8 @@ def tiny_call(name: str, steps: int = 6, images: int = 1, seed: int = 0) -> dict
         images: Number of pictures or videos.
         seed: Of the noise.
     """
+    if name in VARIANTS:
+        return {**tiny_call(VARIANTS[name][0], steps, images, seed), **variant_call(name, images)}
     call: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": 3.0,
@@ -66,6 +72,8 @@ def tiny_call(name: str, steps: int = 6, images: int = 1, seed: int = 0) -> dict
     }
     if name.startswith("wan"):
         return {**call, **text, "height": 16, "width": 16, "num_frames": 5}
+    if name == "cogview4":
+        return {**call, **text, "height": 16, "width": 16}
     if name == "sd3":
         return {**call, **text, **pooled, "height": 16, "width": 16}
     if name in ("qwen", "sana"):  # without an autoencoder, whose scale is 8 or 32 then
@@ -190,7 +198,8 @@ def _flux(scheduler: Any, seed: int) -> Any:
 def _wan(scheduler: Any, seed: int, second: bool = False) -> Any:
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
-    autoencoder = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    scale = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    autoencoder = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **scale)
     tiny = TINY["WanTransformer3DModel"]
     clock = scheduler or UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     more = {"transformer_2": tiny.build(seed + 1), "boundary_ratio": 0.8} if second else {}
@@ -217,6 +226,10 @@ def _sana(scheduler: Any, seed: int) -> Any:
     return SanaPipeline(None, None, None, model, scheduler or DPMSolverMultistepScheduler(**flow))
 
 
+def _cogview4(scheduler: Any, seed: int) -> Any:
+    return cogview4(scheduler, seed, _autoencoder())
+
+
 _BUILDERS: dict[str, Callable[[Any, int], Any]] = {
     "dit": _dit,
     "pixart": _pixart,
@@ -226,6 +239,7 @@ _BUILDERS: dict[str, Callable[[Any, int], Any]] = {
     "wan2.2": _wan22,
     "qwen": _qwen,
     "sana": _sana,
+    "cogview4": _cogview4,
 }
-TINY_PIPELINES = tuple(_BUILDERS)
+TINY_PIPELINES = (*_BUILDERS, *VARIANTS)
 """Names of the pipelines; `wan2.2` has two transformers."""

@@ -150,6 +150,23 @@ RECENT = (
         listed=True,
     ),
     TinyTransformer(
+        "CogView4Transformer2DModel",
+        {
+            **_HEADS,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "text_embed_dim": TEXT,
+            "time_embed_dim": 16,
+            "condition_dim": 8,
+            "pos_embed_max_size": 8,
+            "sample_size": 8,
+            "rope_axes_dim": (8, 8),
+        },
+        (4, 8, 8),
+        inputs.cogview4,
+    ),
+    TinyTransformer(
         "LTX2VideoTransformer3DModel",
         {
             **_HEADS,

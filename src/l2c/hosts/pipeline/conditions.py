@@ -15,6 +15,7 @@ from torch import Tensor
 from l2c.digest import digest
 from l2c.documents import read_file
 from l2c.errors import ConfigError, Told
+from l2c.hosts.pipeline.modular import arguments_of
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -59,6 +60,19 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise ConfigError(f"'{path}' has no prompts; write one in each line")
     return prompts
+
+
+def read_picture(path: str | Path) -> Any:
+    """A picture of a file, in RGB.
+
+    Raises:
+        ConfigError: If it cannot be read or is none.
+    """
+    from PIL import Image
+
+    wrong = f"'{path}' is no picture; give the file of one after @"
+    with Told(ConfigError, wrong, OSError), Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def choose(conditions: Sequence[Condition], count: int, held_out: int = 0) -> tuple[Condition, ...]:
@@ -153,7 +167,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
 def takes_steps(pipe: Any, call: Mapping[str, Any]) -> bool:
     """Whether the number of steps of a pipeline that is called like that can be set."""
     given = {"sigmas", "timesteps"} & {key for key, value in call.items() if value is not None}
-    return not given and "num_inference_steps" in inspect.signature(type(pipe).__call__).parameters
+    return not given and "num_inference_steps" in arguments_of(pipe)
 
 
 def check_takes_steps(pipe: Any, call: Mapping[str, Any]) -> None:
@@ -180,9 +194,9 @@ def check_call(pipe: Any, call: Iterable[str], others: Sequence[str] = ()) -> No
     Raises:
         ConfigError: If there is one; the sentence names the nearest that it takes.
     """
-    function = type(pipe).__call__
-    parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    function, parameters = type(pipe).__call__, arguments_of(pipe)
+    kinds = (parameter.kind for parameter in inspect.signature(function).parameters.values())
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     if takes_any and not function.__module__.startswith("diffusers."):  # which swallows what it does not know
         return
     for name in call:

@@ -35,7 +35,9 @@ class PipelineDecoder:
             latents: As `PipelineHost.sample` makes them (1, ...).
             condition: Prompt or label of the run.
         """
-        pipe = self._pipe
+        pipe, modular = self._pipe, self._trajectory.modular
+        if modular is not None:
+            return modular.decode({**self._trajectory.call, **condition}, latents).float() * 2 - 1
         if not self._trajectory.puts_out_latents:  # these are what it gives to its autoencoder
             weight = next(pipe.vae.parameters())
             picture: Tensor = pipe.vae.decode(latents.to(weight)).sample

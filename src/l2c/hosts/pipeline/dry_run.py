@@ -19,6 +19,7 @@ from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import eagerly, find_compilation
 from l2c.hosts.pipeline.components import transformers_of
+from l2c.hosts.pipeline.modular import ModularRun, arguments_of, guiders_of, is_modular
 from l2c.hosts.pipeline.rows import order_of, sample_of
 from l2c.hosts.pipeline.runs import Call, call_now, describe_run
 from l2c.layers import LayerTable, find_layers, measure_layers
@@ -181,8 +182,8 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
     call.pop("generator", None)
     if isinstance(steps := call.get("num_inference_steps"), int):
         check_value("num_inference_steps", steps, Count)
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if takes_latent_output(pipe):
+    parameters, modular = arguments_of(pipe), is_modular(pipe)
+    if not modular and takes_latent_output(pipe):
         call["output_type"] = "latent"
     run: Run | None = None
     with ExitStack() as stack:
@@ -202,13 +203,16 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
             stack.callback(MethodPatch(models[name], "forward", actor.forward).remove)
             if hasattr(models[name], "cache_context"):
                 stack.callback(MethodPatch(models[name], "cache_context", actor.cache_context).remove)
-        quiet = MethodPatch(pipe, "progress_bar", _quiet)
-        stack.callback(quiet.remove)
+        if hasattr(pipe, "progress_bar"):
+            stack.callback(MethodPatch(pipe, "progress_bar", _quiet).remove)
         resolution: dict[str, int] = {}
         if hasattr(pipe, "prepare_latents"):
             stack.callback(MethodPatch(pipe, "prepare_latents", _noting(resolution)).remove)
         try:
-            pipe(*args, **call)
+            if modular:
+                _note_sizes(resolution, ModularRun(pipe).state(call).values)
+            else:
+                pipe(*args, **call)
         except (TypeError, ValueError, ArithmeticError) as error:
             if isinstance(error, L2CError) or any(actor.evaluations for actor in actors.values()):
                 raise
@@ -233,16 +237,18 @@ def takes_latent_output(pipe: Any) -> bool:
     return "output_type" in inspect.signature(call).parameters and '"latent"' in inspect.getsource(call)
 
 
+def _note_sizes(resolution: dict[str, int], given: Mapping[str, Any]) -> None:
+    sizes = {key: given.get(key) for key in ("height", "width", "num_frames")}
+    resolution.update({key: int(value) for key, value in sizes.items() if isinstance(value, (int, float))})
+
+
 def _noting(resolution: dict[str, int]) -> Callable[..., Any]:
     """Notes the resolution that latents are asked for."""
 
     def prepare(original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs)
         given.apply_defaults()
-        sizes = {key: given.arguments.get(key) for key in ("height", "width", "num_frames")}
-        resolution.update(
-            {key: int(value) for key, value in sizes.items() if isinstance(value, (int, float))}
-        )
+        _note_sizes(resolution, given.arguments)
         return original(*args, **kwargs)
 
     return prepare
@@ -255,6 +261,9 @@ def _quiet(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _guidance(pipe: Any, parameters: Mapping[str, Any], call: Mapping[str, Any]) -> float | None:
-    default = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
+    if is_modular(pipe) and (guiders := guiders_of(pipe)):
+        scale = getattr(next(iter(guiders.values())), "guidance_scale", None)
+        return float(scale) if isinstance(scale, (int, float)) else None
+    default = parameters.get("guidance_scale")
     scale = call.get("guidance_scale", getattr(pipe, "_guidance_scale", default))
     return float(scale) if isinstance(scale, (int, float)) else None

@@ -16,9 +16,10 @@ from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
 from l2c.errors import CacheStateError
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
+from l2c.hosts.pipeline.modular import LeavingPatch, is_modular
 from l2c.hosts.pipeline.passes import not_apart
 from l2c.hosts.pipeline.policy import PipelinePolicy
-from l2c.hosts.pipeline.runs import call_now, describe_run
+from l2c.hosts.pipeline.runs import call_now, describe_run, guidance_now
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import ReusePlan
@@ -73,7 +74,8 @@ class PipelineCache:
         self.any_weights, self.any_run, self.around = any_weights, any_run, around
         self.recompute, self.offload, self.engine = recompute, offload, engine
         self.transformers: dict[str, CachedTransformer] = {}
-        self._target, self._wrapper, self._bar = target, wrapper, None
+        self._target, self._wrapper = target, wrapper
+        self._bar: MethodPatch | LeavingPatch | None = None
         self._checked, self._quiet = False, quiet
         self._adapters: dict[str, int] = {}
         self._own_scheduler = getattr(target, "scheduler", None)
@@ -88,7 +90,9 @@ class PipelineCache:
                 raise not_apart("on several transformers")
             for name, part in parts.items():
                 self.transformers[name] = CachedTransformer(name, models[name], part, self)
-            if callable(getattr(target, "progress_bar", None)):
+            if is_modular(target):
+                self._bar = LeavingPatch(target, self.clock.end)
+            elif callable(getattr(target, "progress_bar", None)):
                 self._bar = MethodPatch(target, "progress_bar", self._progress_bar)
             learned = any(
                 part.schedule is not None and part.schedule.contract.fingerprint
@@ -141,9 +145,7 @@ class PipelineCache:
         return evaluation
 
     def _check_run(self) -> None:
-        guidance = getattr(self._target, "_guidance_scale", None)
-        scale = float(guidance) if guidance is not None else None
-        run = describe_run(self.clock.scheduler, scale, call_now(self._target))
+        run = describe_run(self.clock.scheduler, guidance_now(self._target), call_now(self._target))
         first = self.clock.evaluation
         told: set[str] = set()
         for transformer in self.transformers.values():

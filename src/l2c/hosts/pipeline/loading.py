@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
 from importlib.util import find_spec
@@ -11,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from l2c.errors import CheckpointError, ConfigError
-from l2c.hosts.pipeline.components import transformers_of
+from l2c.hosts.pipeline.components import TRANSFORMERS, transformers_of
 from l2c.scenes.pipeline import EMBEDDED
 
 ASSETS = Path(str(resources.files("l2c") / "assets"))
 ASSET_PREFIX = "l2c:"
 """What the names of files and folders that come with l2c begin with, where those of others are taken, too."""
+QUANTIZATIONS = {"int8": "torchao", "bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes"}
+"""What `--quantization` may be, and the package that does it."""
 PIPELINE_FILE = "model_index.json"
 """What the folder of a diffusers pipeline has and that of a model has not."""
 
@@ -42,19 +45,23 @@ def load_pipeline(
         dtype: Number format of the weights.
         device: Where to compute.
         lora: Name or path of a LoRA to load into it.
-        scheduler: Class of diffusers' scheduler to drive it by instead of its own, with the settings of that.
-        quantization: `int8`: linear maps of its transformers keep their weights in 8 bits, by torchao.
+        scheduler: Class of diffusers' scheduler to drive it by instead of its own, with the settings of that, and
+            settings that are to be others: `UniPCMultistepScheduler,flow_shift=3.0`, or `shift=3.0` alone.
+        quantization: `int8`: linear maps of its transformers keep their weights in 8 bits, by torchao; `bnb-8bit` and
+            `bnb-4bit`: they are loaded in so many by bitsandbytes.
         quiet: Show no progress bars, neither now nor when it is called.
 
     Raises:
         CheckpointError: If there is no such pipeline or it cannot be loaded.
-        ConfigError: If there is no such scheduler or quantization, or torchao is not installed.
+        ConfigError: If there is no such scheduler or quantization, or what quantises is not installed.
     """
     from diffusers import DiffusionPipeline
+    from diffusers.quantizers import PipelineQuantizationConfig
 
-    made = None if scheduler is None else _scheduler_class(scheduler)
-    quantize = None if quantization is None else _quantizer(quantization)
+    named = None if scheduler is None else read_scheduler(scheduler)
     folder = pipeline_folder(name)
+    parts = [part for part in TRANSFORMERS if part in _index(folder)] or list(TRANSFORMERS)
+    quantize = None if quantization is None else _quantizer(quantization, dtype, parts)
     if name in EMBEDDED and find_spec("transformers") is None:
         raise CheckpointError(
             f"{name} has text encoders of transformers, which is not installed; pip install 'l2c[pipelines]'"
@@ -67,47 +74,109 @@ def load_pipeline(
     try:
         with _without_bars() if quiet else nullcontext():
             pipe = DiffusionPipeline.from_pretrained(
-                folder if folder.is_dir() else name, torch_dtype=dtype, **_left_out(folder)
+                folder if folder.is_dir() else name,
+                torch_dtype=dtype,
+                **_left_out(folder),
+                **(
+                    {"quantization_config": quantize}
+                    if isinstance(quantize, PipelineQuantizationConfig)
+                    else {}
+                ),
             )
             if lora is not None:
                 pipe.load_lora_weights(lora)
-    except (OSError, ValueError, LookupError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, ImportError, RuntimeError) as error:
         said = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         with_lora = f" with the LoRA {lora}" if lora else ""
         raise CheckpointError(f"cannot load the pipeline {name}{with_lora}: {said}") from error
     if quiet:
         pipe.set_progress_bar_config(disable=True)
-    if made is not None:
-        pipe.scheduler = made.from_config(pipe.scheduler.config)
+    if named is not None:
+        pipe.scheduler = make_scheduler(pipe.scheduler, *named)
     pipe = pipe.to(device)
-    if quantize is not None:
+    if callable(quantize):
         for model in transformers_of(pipe).values():
             quantize(model)
     return pipe
 
 
-def _scheduler_class(name: str) -> Any:
+def read_scheduler(text: str) -> tuple[Any, dict[str, Any]]:
+    """The class of a scheduler, None for the pipeline's own, and settings for it, from text: `CLASS,NAME=VALUE,...`.
+
+    >>> read_scheduler("shift=3.0,use_dynamic_shifting=false")
+    (None, {'shift': 3.0, 'use_dynamic_shifting': False})
+
+    Raises:
+        ConfigError: If diffusers has no such scheduler.
+    """
     import diffusers
 
-    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    first, *rest = (part.strip() for part in text.split(","))
+    given = [first, *rest] if "=" in first else rest
+    settings: dict[str, Any] = {}
+    for part in given:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"a scheduler's settings are NAME=VALUE such as flow_shift=3.0, got '{part}'")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    if "=" in first:
+        return None, settings
+    found = getattr(diffusers, first, None) if first.endswith("Scheduler") else None
     if found is None:
         raise ConfigError(
-            f"diffusers {diffusers.__version__} has no scheduler '{name}'; give the name of a class such as "
+            f"diffusers {diffusers.__version__} has no scheduler '{first}'; give the name of a class such as "
             "UniPCMultistepScheduler"
         )
-    return found
+    return found, settings
 
 
-def _quantizer(name: str) -> Callable[[nn.Module], object]:
-    if name != "int8":
-        raise ConfigError(f"unknown quantization '{name}'; there is int8, of the weights, by torchao")
-    if find_spec("torchao") is None:
+def make_scheduler(own: Any, kind: Any, settings: Mapping[str, Any]) -> Any:
+    """A scheduler with the settings of another, but for some; of the same class for None.
+
+    Raises:
+        ConfigError: If it has no such setting, or refuses one.
+    """
+    kind = type(own) if kind is None else kind
+    known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{kind.__name__} has no setting '{name}'{hint}")
+    try:
+        return kind.from_config({**own.config, **settings})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{kind.__name__} refuses its settings: {error}") from error
+
+
+def _quantizer(name: str, dtype: torch.dtype, parts: Sequence[str]) -> Any:
+    """What quantises a loaded model, or, for what has to be quantised while it is loaded, the settings of that."""
+    if name not in QUANTIZATIONS:
         raise ConfigError(
-            "the quantization int8 is that of torchao, which is not installed; pip install torchao"
+            f"unknown quantization '{name}'; there is int8, of the weights, by torchao, and bnb-8bit and bnb-4bit, by "
+            "bitsandbytes"
         )
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    package = QUANTIZATIONS[name]
+    if find_spec(package) is None:
+        raise ConfigError(
+            f"the quantization {name} is that of {package}, which is not installed; pip install {package}"
+        )
+    if name == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    return lambda model: quantize_(model, Int8WeightOnlyConfig())
+        return lambda model: quantize_(model, Int8WeightOnlyConfig())
+    from diffusers import BitsAndBytesConfig
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    bits = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if name == "bnb-8bit"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    )
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, bits))
 
 
 def pipeline_folder(name: str | Path) -> Path:
@@ -131,11 +200,13 @@ def pipeline_folder(name: str | Path) -> Path:
 
 def _left_out(folder: Path) -> dict[str, None]:
     """Components that a pipeline was saved without, as Stable Diffusion 3 may be without its third text encoder."""
+    return {key: None for key, value in _index(folder).items() if value == [None, None]}
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """Classes of the components of a pipeline in a folder; nothing where that is none."""
     index = folder / PIPELINE_FILE
-    if not index.is_file():
-        return {}
-    described = json.loads(index.read_text(encoding="utf-8"))
-    return {key: None for key, value in described.items() if value == [None, None]}
+    return dict(json.loads(index.read_text(encoding="utf-8"))) if index.is_file() else {}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.learned_scheduler import PROCESS, LearnedScheduler
+from l2c.hosts.pipeline.modular import given_now, is_modular
 from l2c.schedule.contract import LARGEST_LOG_SNR, Run
 
 Call = tuple[tuple[str, float | str | tuple[float, ...]], ...]
@@ -108,16 +109,9 @@ def call_now(pipe: Any) -> Call:
     They are read where the pipeline's own call stands, below the transformer that asks: what a pipeline has worked out
     itself by then, as a second guidance scale that follows the first, counts. Empty outside such a call.
     """
-    code = getattr(inspect.unwrap(type(pipe).__call__), "__code__", None)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    if frame is None or code is None:
-        return ()
-    values = frame.f_locals
+    values = arguments_now(pipe)
     found: dict[str, float | str | tuple[float, ...]] = {}
-    for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-        value = values.get(name)
+    for name, value in values.items():
         named = name == "eta" or any(word in name for word in _GUIDANCE_WORDS)
         if not named or name in ("guidance_scale", "decode_noise_scale"):
             continue
@@ -126,6 +120,31 @@ def call_now(pipe: Any) -> Call:
         elif isinstance(value, (list, tuple)) and all(isinstance(part, (int, float)) for part in value):
             found[name] = tuple(value)
     return tuple(sorted(found.items()))
+
+
+def guidance_now(pipe: Any) -> float | None:
+    """The guidance scale that a pipeline is being called with; None where it does not say."""
+    scale = (
+        arguments_now(pipe).get("guidance_scale")
+        if is_modular(pipe)
+        else getattr(pipe, "_guidance_scale", None)
+    )
+    return float(scale) if isinstance(scale, (int, float)) else None
+
+
+def arguments_now(pipe: Any) -> dict[str, Any]:
+    """What the innermost call of a pipeline that is being made has for its arguments."""
+    code = getattr(inspect.unwrap(type(pipe).__call__), "__code__", None)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    if frame is None or code is None:
+        return {}
+    values = frame.f_locals
+    if is_modular(pipe):
+        return given_now(pipe, values["state"])
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return {name: values.get(name) for name in names}
 
 
 def is_flow(scheduler: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from l2c.cache.patch import MethodPatch
 from l2c.errors import ConfigError, L2CError
 from l2c.hosts.pipeline.dry_run import takes_latent_output
+from l2c.hosts.pipeline.modular import ModularRun, is_modular
 from l2c.hosts.pipeline.offload import execution_device
 from l2c.hosts.pipeline.timesteps import timesteps_with_gradients
 
@@ -31,17 +32,20 @@ class PipelineTrajectory:
 
     Attributes:
         puts_out_latents: Whether the pipeline can be asked for latents.
+        modular: What runs a modular pipeline; None for any other.
 
     Raises:
         ConfigError: If there are no latents.
     """
 
     def __init__(self, pipe: Any, call: Mapping[str, Any], encoded: dict[str, Any] | None = None) -> None:
-        self.puts_out_latents = takes_latent_output(pipe)
+        self.modular = ModularRun(pipe, encoded) if is_modular(pipe) else None
+        self.puts_out_latents = self.modular is not None or takes_latent_output(pipe)
         if not self.puts_out_latents and not hasattr(getattr(pipe, "vae", None), "decode"):
             raise ConfigError(f"{type(pipe).__name__} cannot put out latents, which learning compares")
         self.pipe = pipe
-        self.call = {**call, "output_type": "latent", "return_dict": False}
+        always = {} if self.modular else {"output_type": "latent", "return_dict": False}
+        self.call = {**call, **always}
         self.encoded: dict[str, Any] = {} if encoded is None else encoded
 
     def sample(
@@ -101,6 +105,8 @@ class PipelineTrajectory:
             torch.manual_seed(seeds[0])  # of schedulers that draw elsewhere than from the generator
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
             stack.enter_context(timesteps_with_gradients(self.pipe))
+            if self.modular is not None:
+                return self.modular.latents(given)
             if hasattr(self.pipe, "encode_prompt"):
                 stack.callback(MethodPatch(self.pipe, "encode_prompt", self._encode).remove)
             if not self.puts_out_latents:

@@ -23,7 +23,7 @@ from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_com
 from l2c.hosts.pipeline.graphs import CallGraphs
 from l2c.hosts.pipeline.passes import Passes, PassesPolicy, not_apart
 from l2c.hosts.pipeline.policy import PipelinePolicy
-from l2c.hosts.pipeline.runs import call_now
+from l2c.hosts.pipeline.runs import arguments_now
 from l2c.layers import find_layers
 from l2c.layers.measure import rows_and_shape
 from l2c.schedule.schedule import CacheSchedule
@@ -169,7 +169,7 @@ class CachedTransformer:
                 self._patches.append(MethodPatch(owner, name, self._enter))
         leave_to_python(type(self)._enter, _UNKNOWN_WRAPPER)
         leave_to_python(type(self)._call, _UNKNOWN_WRAPPER)
-        leave_to_python(call_now, _UNKNOWN_WRAPPER)  # it looks at the frames of callers
+        leave_to_python(arguments_now, _UNKNOWN_WRAPPER)  # it looks at the frames of callers
 
     def compile_note(self) -> str | None:
         """What to tell whoever compiled the model as a whole for a schedule of many different rows."""
