@@ -123,5 +123,7 @@ def test_conditions_of_several_pictures_for_one_call():
     assert made["flag"] is True
     with pytest.raises(ConfigError, match="flag of their own"):
         joined([pair[0], {**pair[1], "flag": False}])
+    with pytest.raises(ConfigError, match="rows of their own"):
+        joined([pair[0], {**pair[1], "rows": rows[:, :1]}])
     with pytest.raises(ConfigError, match="different arguments"):
         joined([pair[0], {**pair[1], "more": "x"}])

@@ -149,7 +149,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
     made: dict[str, Any] = {}
     for name, first in conditions[0].items():
         values = [condition.get(name) for condition in conditions]
-        if all(isinstance(value, Tensor) for value in values):
+        if all(isinstance(value, Tensor) and value.shape[1:] == first.shape[1:] for value in values):
             made[name] = torch.cat(values)  # type: ignore[arg-type]
         elif all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
             made[name] = values
