@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, from_json, to_json
 
-from l2c.errors import ConfigError, DataError, L2CError, plain_text
+from l2c.errors import ConfigError, DataError, L2CError, Told, plain_text
 
 MOST_BYTES = 2**26
 """Of a document, if nothing else is said."""
@@ -141,12 +141,8 @@ def read_document(
     Raises:
         L2CError: Of the class `error`, if it cannot be read, is too long, or is not of the schema.
     """
-    try:
+    with Told(error, _sentence(f"{path} cannot be read", "{said}", advice), OSError):
         content = read_file(path) if within is None else read_own_file(within, str(path))
-    except OSError as problem:
-        raise error(
-            _sentence(f"{path} cannot be read", problem.strerror or str(problem), advice)
-        ) from problem
     return parse(schema, content, f"{path} {what}".rstrip(), error, advice)
 
 

@@ -125,5 +125,5 @@ def test_conditions_of_several_pictures_for_one_call():
         joined([pair[0], {**pair[1], "flag": False}])
     with pytest.raises(ConfigError, match="rows of their own"):
         joined([pair[0], {**pair[1], "rows": rows[:, :1]}])
-    with pytest.raises(ConfigError, match="different arguments"):
+    with pytest.raises(ConfigError, match="more of their own"):
         joined([pair[0], {**pair[1], "more": "x"}])

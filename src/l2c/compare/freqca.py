@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from l2c.cache.values import Blank, Value, copy_value
 from l2c.compare.diffusers_caches import SampleBatch
 from l2c.documents import Count, Whole, check_fields
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 from l2c.hosts.base import Host
 from l2c.methods.base import blocks_of
 from l2c.methods.taylorseer import derivatives
@@ -68,10 +68,8 @@ def freqca(host: Host, settings: Mapping[str, Any]) -> Iterator[SampleBatch]:
 
     Source: Liu et al., arXiv 2510.08669, and the released code for FLUX.1.
     """
-    try:
+    with Told(ConfigError, "FreqCa does not take these settings ({said})", TypeError):
         chosen = FreqCaSettings(**settings)
-    except TypeError as error:
-        raise ConfigError(f"FreqCa does not take these settings ({error})") from error
     paths = [host.table.layers[block[0]].module_path.rpartition(".")[0] for block in blocks_of(host.table)]
     calls = host.rows_and_calls[1]
     stacks = [

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import CheckpointError, ConfigError, NumericsError
+from l2c.errors import CheckpointError, ConfigError, NumericsError, Told
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.parallel import context_of
 from l2c.learning.best import BestState, copy_of, parameters_of, put, put_vector, vector_of
@@ -293,13 +293,10 @@ class Trainer:
         self._task, self._best = task, BestState.of(self._learned.get("best"))
         if not self._learned:
             return
-        try:
+        other = f"{self.session.checkpoint} is of something else ({{said}}); delete it"
+        with Told(CheckpointError, other, KeyError, TypeError, ValueError, RuntimeError):
             put(task, self._learned["parameters"])
             task.optimizer.load_state_dict(self._learned["optimizer"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.session.checkpoint} is of something else ({error}); delete it"
-            ) from error
 
     def _share(
         self, task: Task, means: tuple[Tensor, Tensor], flags: tuple[bool, bool]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import CheckpointError, ScheduleError
+from l2c.errors import CheckpointError, ScheduleError, Told
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle
 from l2c.models.config import NUM_TRAIN_TIMESTEPS
@@ -101,10 +101,8 @@ def _evaluation_scores(rows: Tensor, solver: str) -> Tensor:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ScheduleError(f"there is no router file {path}")
-    try:
+    with Told(ScheduleError, "{said}", CheckpointError):
         content = read_pickle(path)
-    except CheckpointError as error:
-        raise ScheduleError(str(error)) from error
     if not isinstance(content, dict):
         raise ScheduleError(
             f"{path} holds a {type(content).__name__} and not a router; a router is a dictionary"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, Told
 from l2c.methods.base import Method
 from l2c.schedule.schedule import CacheSchedule
 
@@ -110,12 +110,10 @@ def schedule_for(
     options: dict[str, Any] = dict(settings or {})
     if method.prepare is not None:
         options["prepared"] = prepared
-    try:
+    with Told(ConfigError, f"the method '{method.name}' does not take these settings ({{said}})", TypeError):
         if budget is None:
             return method.make(target, **{**method.published, **options})
         if not method.choices:
             return method.make(target, budget=budget, **options)
         made = [method.make(target, **{**method.published, **choice, **options}) for choice in method.choices]
-    except TypeError as error:
-        raise ConfigError(f"the method '{method.name}' does not take these settings ({error})") from error
     return min(made, key=lambda schedule: abs(schedule.cost.fraction - budget))

@@ -52,9 +52,9 @@ class LinearSolver:
     def __init__(self, run: Run, weights: Tensor, fit: RowFit | None = None) -> None:
         size = len(run.timesteps) + 1
         if tuple(weights.shape) != (size, size):
+            got = " x ".join(map(str, weights.shape))
             raise ConfigError(
-                f"a solver of {size - 1} evaluations has a table of {size} x {size} weights, "
-                f"got {' x '.join(map(str, weights.shape))}"
+                f"a solver of {size - 1} evaluations has a table of {size} x {size} weights, got {got}"
             )
         self.run = run
         self.weights = weights

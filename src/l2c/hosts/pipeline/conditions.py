@@ -147,20 +147,19 @@ def joined(conditions: Sequence[Condition]) -> Condition:
         ConfigError: If one of their values cannot be given for each picture.
     """
     made: dict[str, Any] = {}
-    for name, first in conditions[0].items():
-        values = [condition.get(name) for condition in conditions]
+    for name in {name: None for condition in conditions for name in condition}:
+        values: list[Any] = [condition.get(name) for condition in conditions]
+        first = values[0]
         if all(isinstance(value, Tensor) and value.shape[1:] == first.shape[1:] for value in values):
-            made[name] = torch.cat(values)  # type: ignore[arg-type]
+            made[name] = torch.cat(values)
         elif all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
             made[name] = values
         elif all(isinstance(value, list) for value in values):
-            made[name] = [part for value in values if value is not None for part in value]
+            made[name] = [part for value in values for part in value]
         elif all(plain(value) == plain(first) and isinstance(value, (float, bool)) for value in values):
             made[name] = first
         else:
             raise ConfigError(f"pictures with a {name} of their own are not run in one call")
-    if any(condition.keys() != conditions[0].keys() for condition in conditions):
-        raise ConfigError("pictures that are called with different arguments are not run in one call")
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from l2c.errors import CheckpointError, ConfigError
+from l2c.errors import CheckpointError, ConfigError, Told, known
 from l2c.hosts.pipeline.components import TRANSFORMERS, transformers_of
 from l2c.scenes.pipeline import EMBEDDED
 
@@ -140,26 +139,17 @@ def make_scheduler(own: Any, kind: Any, settings: Mapping[str, Any]) -> Any:
         ConfigError: If it has no such setting, or refuses one.
     """
     kind = type(own) if kind is None else kind
-    known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    names = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{kind.__name__} has no setting '{name}'{hint}")
-    try:
+        known(f"setting of {kind.__name__}", name, names)
+    refused = f"{kind.__name__} refuses its settings: {{said}}"
+    with Told(ConfigError, refused, TypeError, ValueError, NotImplementedError):
         return kind.from_config({**own.config, **settings})
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"{kind.__name__} refuses its settings: {error}") from error
 
 
 def _quantizer(name: str, dtype: torch.dtype, parts: Sequence[str]) -> Any:
     """What quantises a loaded model, or, for what has to be quantised while it is loaded, the settings of that."""
-    if name not in QUANTIZATIONS:
-        raise ConfigError(
-            f"unknown quantization '{name}'; there is int8, of the weights, by torchao, and bnb-8bit and bnb-4bit, by "
-            "bitsandbytes"
-        )
-    package = QUANTIZATIONS[name]
+    package = QUANTIZATIONS[known("quantization", name, QUANTIZATIONS)]
     if find_spec(package) is None:
         raise ConfigError(
             f"the quantization {name} is that of {package}, which is not installed; pip install {package}"

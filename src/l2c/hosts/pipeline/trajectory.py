@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2c.cache.patch import MethodPatch
-from l2c.errors import ConfigError, L2CError
+from l2c.errors import ConfigError, Told
 from l2c.hosts.pipeline.dry_run import takes_latent_output
 from l2c.hosts.pipeline.modular import ModularRun, is_modular
 from l2c.hosts.pipeline.offload import execution_device
@@ -78,20 +78,12 @@ class PipelineTrajectory:
             states[-1:] = [sample, made[0]]
             return made
 
-        patch = MethodPatch(self.pipe.scheduler, "step", step)
-        try:
+        alone = f"{type(self.pipe).__name__} does not draw several pictures in one call ({{said}})"
+        with ExitStack() as stack, Told(ConfigError, alone, Exception):  # foreign code, whatever it raises
+            stack.callback(MethodPatch(self.pipe.scheduler, "step", step).remove)
             made = self._run(condition, seeds, False).float()
-        except L2CError:
-            raise
-        except Exception as error:  # of a pipeline that draws one picture at a time
-            raise ConfigError(
-                f"{type(self.pipe).__name__} does not draw several pictures in one call: {error}"
-            ) from error
-        finally:
-            patch.remove()
-        if len(made) != len(seeds) or any(len(state) != len(seeds) for state in states):
-            raise ConfigError(f"{type(self.pipe).__name__} does not draw several pictures in one call")
-        return made, [state.float() for state in states]
+            rows = torch.arange(len(seeds))
+            return made[rows], [state[rows].float() for state in states]
 
     def _run(self, arguments: Mapping[str, Any], seeds: Sequence[int], bf16: bool) -> Tensor:
         inner = type(self.pipe).__call__
