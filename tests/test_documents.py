@@ -55,6 +55,8 @@ FOREIGN = {
     "calibrator_config",
     "flow_prediction",
     "use_flow_sigmas",
+    "FluxModularPipeline",
+    "SkipLayerGuidance",
     *TRANSFORMERS,
 }
 """Names in the documents that are not of l2c."""

@@ -53,9 +53,7 @@ class LinearSolver:
         size = len(run.timesteps) + 1
         if tuple(weights.shape) != (size, size):
             got = " x ".join(map(str, weights.shape))
-            raise ConfigError(
-                f"a solver of {size - 1} evaluations has a table of {size} x {size} weights, got {got}"
-            )
+            raise ConfigError(f"{size - 1} evaluations have a table of {size} x {size} weights, got {got}")
         self.run = run
         self.weights = weights
         self._fit = fit
