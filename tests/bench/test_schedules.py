@@ -47,5 +47,5 @@ def test_what_does_not_fit_into_memory_is_left_out(monkeypatch):
 
 
 def test_batches_have_pictures():
-    with pytest.raises(ConfigError, match="from 1 up"):
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
         l2c.measure_schedules(tiny_dit(), batch_sizes=(0,))
