@@ -2,8 +2,9 @@
 
     python benchmarks/validation_lines.py [FOLDER]
 
-A line counts once that belongs to a `raise`, to an `if` that ends in a `raise` below it, or to an `except` that ends in
-one. Ranges and types that stand in annotations are no such lines: a schema checks them.
+A line counts once that belongs to a `raise`, to an `if` that ends in a `raise` below it, to an `except` that ends in
+one, or to a `Told(...)`, which is such a handler in one line. Ranges and types that stand in annotations are no such
+lines: a schema checks them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ def validation_lines(tree: ast.AST) -> set[int]:
     for node in ast.walk(tree):
         guard = isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Raise)
         handler = isinstance(node, ast.ExceptHandler) and isinstance(node.body[-1], ast.Raise)
-        if isinstance(node, ast.Raise) or guard or handler:
+        told = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Told"
+        if isinstance(node, ast.Raise) or guard or handler or told:
+            assert isinstance(node, ast.stmt | ast.expr | ast.ExceptHandler)
             assert node.end_lineno is not None
             lines |= set(range(node.lineno, node.end_lineno + 1))
     return lines
