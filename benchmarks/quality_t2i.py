@@ -64,7 +64,7 @@ class Plan:
         fine_evaluations: Of their solution.
         costs: For which solvers are learned, in evaluations.
         shares: Of the work of the pipeline's own run, for which it is learned.
-        iterations: Of learning a solver; half as many for the own run.
+        iterations: Of learning.
         examples: Pictures to learn on, a quarter of which is held out.
         trials: Masks that are tried.
     """
@@ -73,9 +73,9 @@ class Plan:
     fine_evaluations: int = 200
     costs: tuple[int, ...] = (14, *report.COSTS)
     shares: tuple[float, ...] = tuple(report.SHARES)
-    iterations: int = 40
-    examples: int = 48
-    trials: int = 12
+    iterations: int = 20
+    examples: int = 64
+    trials: int = 8
 
     @classmethod
     def quick(cls) -> Plan:
@@ -85,10 +85,12 @@ class Plan:
     def settings(self, solver: bool) -> l2c.LearnSettings:
         """Settings of learning, with a solver or without."""
         return l2c.LearnSettings(
-            iterations=self.iterations if solver else -(-self.iterations // 2),
+            iterations=self.iterations,
             batch_size=min(8, self.examples - self.examples // 4),
             num_examples=self.examples,
             trials=self.trials,
+            fit_examples=self.examples,
+            learning_rate=1.5e-3 if solver else 4e-3,
             tail=0.0 if solver else 1.0,
         )
 

@@ -118,7 +118,7 @@ class ClosedLoop:
         references: Held-out ones first.
         settings: How to learn.
         model_name: Recorded in schedules, for people.
-        trial: Those of the references to learn on by which masks are judged; some of them if not given.
+        fitting: Those of the references to learn on, with paths, that steps of a solver are fitted to.
 
     Attributes:
         training: References to learn on.
@@ -132,13 +132,14 @@ class ClosedLoop:
         references: References,
         settings: LearnSettings,
         model_name: str,
-        trial: References | None = None,
+        fitting: References | None = None,
     ) -> None:
         self.trainer, self.host, self.settings = trainer, host, settings
         self._model_name, self._references = model_name, references
         self._held_out = references.rows(slice(0, settings.num_held_out))
         self.training = references.rows(slice(settings.num_held_out, None))
-        self.trial = trial or self.training.rows(slice(0, settings.trial_examples))
+        self._fitting = fitting
+        self.trial = (fitting or self.training).rows(slice(0, settings.trial_examples))
 
     def error(self, student: Student, references: References | None = None) -> float:
         """Mean error of the held-out examples, or of others; for the unit see `Host`.
@@ -162,9 +163,9 @@ class ClosedLoop:
         """Error of the examples by which the best state is kept: as the loss, but of all of them together."""
         assert self._references.validation is not None, "settings that validate have solved some"
         student.eval()
-        found, power = self._errors(student, self._references.validation), self.settings.tail
+        found = self._errors(student, self._references.validation)
         student.train()
-        return float(found.log().mean().exp() if power == 0 else (found**power).mean() ** (1 / power))
+        return self._mean(found)
 
     def _at_scales(self) -> dict[float, References]:
         """For a range of guidance: the held-out pictures at its ends, in its middle, and half again above it."""
@@ -179,24 +180,33 @@ class ClosedLoop:
             found[scale] = References(here, target.to(self.host.device))
         return found
 
-    def fit_solver(self, student: Student) -> float | None:
-        """Fits a free solver by least squares to the paths of the pictures that masks are judged by.
+    def fit_solver(self, student: Student, references: References | None = None) -> float | None:
+        """Fits a free solver by least squares to the paths of references, or of those that masks are judged by.
 
         Returns:
-            Their mean error then; None where there are no paths, and nothing is changed.
+            Their mean error then, see `LearnSettings.tail`; None where there are no paths, and nothing is changed.
         """
-        paths, trial = self.trial.paths, self.trial
-        if paths is None or student.corrections is None:
+        references = references or self.trial
+        if references.paths is None or student.corrections is None:
             return None
         with student.attached():
-            made = student.fit_solver(trial.examples, paths)
+            made = student.fit_solver(references.examples, references.paths)
         with torch.no_grad():
             student.corrections.copy_(self.trainer.processes.mean(student.corrections))
-        return errors(made, trial.target, self.host.unit).mean().item()
+        return self._mean(errors(made, references.target, self.host.unit))
+
+    def _mean(self, found: Tensor) -> float:
+        """The mean of errors that is made small, see `LearnSettings.tail`."""
+        power = self.settings.tail
+        return float(
+            found.clamp_min(LEAST_ERROR).log().mean().exp()
+            if power == 0
+            else (found**power).mean() ** (1 / power)
+        )
 
     def _begin(self, student: Student) -> None:
         """Fits a free solver, unless pictures that it is not fitted to are further off then, as with very few."""
-        if self.fit_solver(student) is None or self._references.validation is None:
+        if self.fit_solver(student, self._fitting) is None or self._references.validation is None:
             return
         assert student.corrections is not None
         fitted = student.corrections.detach().clone()
@@ -244,12 +254,16 @@ class ClosedLoop:
 
     def on(self, host: Host) -> ClosedLoop:
         """The same on another host of the same models."""
-        return ClosedLoop(self.trainer, host, self._references, self.settings, self._model_name, self.trial)
+        return ClosedLoop(
+            self.trainer, host, self._references, self.settings, self._model_name, self._fitting
+        )
 
     def with_paths(self) -> ClosedLoop:
         """The same with the paths to the solutions of the pictures that masks are judged by, where they can be had."""
-        trial = solve_paths(self.trainer, self.host, self.settings, self.trial)
-        return ClosedLoop(self.trainer, self.host, self._references, self.settings, self._model_name, trial)
+        settings = self.settings
+        count = max(settings.fit_examples, settings.trial_examples)
+        fitting = solve_paths(self.trainer, self.host, settings, self.training.rows(slice(0, count)))
+        return ClosedLoop(self.trainer, self.host, self._references, settings, self._model_name, fitting)
 
     def fit(
         self,

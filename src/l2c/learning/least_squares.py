@@ -35,6 +35,10 @@ class Paths:
     log_snrs: tuple[float, ...]
     states: Tensor
 
+    def rows(self, rows: slice) -> Paths:
+        """Some of them."""
+        return Paths(self.log_snrs, self.states[rows])
+
     def at(self, log_snr: float | None) -> Tensor:
         """States (B, ...) at a half log-SNR; at the end for None.
 

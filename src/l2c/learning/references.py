@@ -43,7 +43,8 @@ class References:
     def rows(self, rows: Sequence[int] | slice) -> References:
         """Some of them."""
         chosen = rows if isinstance(rows, slice) else list(rows)
-        return References(self.examples.rows(rows), self.target[chosen])
+        paths = self.paths.rows(rows) if self.paths is not None and isinstance(rows, slice) else None
+        return References(self.examples.rows(rows), self.target[chosen], paths=paths)
 
 
 def solve_paths(trainer: Trainer, host: Host, settings: LearnSettings, chosen: References) -> References:

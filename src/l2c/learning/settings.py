@@ -31,7 +31,8 @@ class LearnSettings(TaskSettings):
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most.
-        trial_examples: Pictures that each of them makes, and that a learned solver begins with a fit to.
+        trial_examples: Pictures that each of them makes.
+        fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
@@ -49,6 +50,7 @@ class LearnSettings(TaskSettings):
     reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 40
     trials: Count = 32
     trial_examples: Count = 12
+    fit_examples: Count = 24
     branches: bool = True
     recompute: Literal[False, True, "evaluations", "offload"] = False
 
