@@ -87,7 +87,12 @@ def test_defaults_of_learning_are_the_librarys(command):
     for name in {*vars(closed), *vars(router)} & set(given):
         wanted = {getattr(closed, name, None), getattr(router, name, None)}
         assert given[name] is None or {given[name]} | {None} >= wanted, name
-    in_python_only = {"trial_examples", "validate_every", "patience"}  # `--effort` decides the last two
+    in_python_only = {
+        "trial_examples",
+        "fit_examples",
+        "validate_every",
+        "patience",
+    }  # `--effort` decides the last two
     of_masks = {"trials", "branches", "tail"} if command is repair.repair else set()
     assert set(given) >= {*vars(closed)} - in_python_only - of_masks
     assert given["save_every"] == session.save_every_s

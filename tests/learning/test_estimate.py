@@ -82,6 +82,7 @@ def seconds_of(budgets=1, *, free_solver=False, **changed):
             "reference_steps": 5,
             "trials": 3,
             "trial_examples": 4,
+            "fit_examples": 5,
             "validate_every": 0,
             **changed,
         }
@@ -102,9 +103,9 @@ def test_seconds_are_those_of_runs_masks_and_steps():
 
 def test_a_learned_solver_is_fitted_to_solutions_that_are_made_once_more():
     known, free = seconds_of(2), seconds_of(2, free_solver=True)
-    assert free[0] - known[0] == 4 * 5.5
+    assert free[0] - known[0] == 5 * 5.5
     assert free[1] == NUM_STRUCTURES * known[1]
-    assert free[2] - known[2] == 2 * 4 * 3
+    assert free[2] - known[2] == 2 * 5 * 3
     assert seconds_of(free_solver=True, reference_steps=None)[0] == seconds_of(reference_steps=None)[0]
 
 

@@ -204,8 +204,9 @@ def _stage_seconds(
     own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
     pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
     others = held_out + (0 if base.batched else 2)  # everything computed, and whether two runs are the same
-    judged = min(settings.trial_examples, settings.num_examples - held_out)
-    fitted = judged if free_solver and fine is not base else 0
+    learned = settings.num_examples - held_out
+    judged = min(settings.trial_examples, learned)
+    fitted = min(max(settings.fit_examples, judged), learned) if free_solver and fine is not base else 0
     searches = NUM_STRUCTURES if free_solver else 1
     trials = searches * settings.trials * (prices.attach_s + judged * prices.sample_s)
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
