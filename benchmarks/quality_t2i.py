@@ -75,7 +75,7 @@ class Plan:
     shares: tuple[float, ...] = tuple(report.SHARES)
     iterations: int = 20
     examples: int = 64
-    trials: int = 8
+    trials: int = 4
 
     @classmethod
     def quick(cls) -> Plan:

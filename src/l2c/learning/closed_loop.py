@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.hosts.base import Host, errors
+from l2c.hosts.base import Examples, Host, errors
 from l2c.hosts.labelled_noise import LabelledNoise
+from l2c.learning.least_squares import Paths
 from l2c.learning.references import References, round_size, solve_paths
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
@@ -180,35 +181,29 @@ class ClosedLoop:
             found[scale] = References(here, target.to(self.host.device))
         return found
 
-    def fit_solver(self, student: Student, references: References | None = None) -> float | None:
-        """Fits a free solver by least squares to the paths of references, or of those that masks are judged by.
-
-        Returns:
-            Their mean error then, see `LearnSettings.tail`; None where there are no paths, and nothing is changed.
-        """
-        references = references or self.trial
-        if references.paths is None or student.corrections is None:
-            return None
+    def _fit_solver(self, student: Student, paths: Paths, examples: Examples) -> Tensor:
+        """Fits a free solver to paths of the first of examples that are run together; returns what is made."""
+        assert student.corrections is not None
         with student.attached():
-            made = student.fit_solver(references.examples, references.paths)
+            made = student.fit_solver(examples, paths)
         with torch.no_grad():
             student.corrections.copy_(self.trainer.processes.mean(student.corrections))
-        return self._mean(errors(made, references.target, self.host.unit))
+        return made
 
     def _mean(self, found: Tensor) -> float:
         """The mean of errors that is made small, see `LearnSettings.tail`."""
-        power = self.settings.tail
-        return float(
-            found.clamp_min(LEAST_ERROR).log().mean().exp()
-            if power == 0
-            else (found**power).mean() ** (1 / power)
-        )
+        if self.settings.tail == 0:
+            return float(found.clamp_min(LEAST_ERROR).log().mean().exp())
+        return float((found**self.settings.tail).mean() ** (1 / self.settings.tail))
 
     def _begin(self, student: Student) -> None:
         """Fits a free solver, unless pictures that it is not fitted to are further off then, as with very few."""
-        if self.fit_solver(student, self._fitting) is None or self._references.validation is None:
+        fitting = self._fitting
+        if fitting is None or fitting.paths is None or student.corrections is None:
             return
-        assert student.corrections is not None
+        self._fit_solver(student, fitting.paths, fitting.examples)
+        if self._references.validation is None:
+            return
         fitted = student.corrections.detach().clone()
         with student.attached(), torch.no_grad():
             error = self._validate(student)
@@ -217,9 +212,19 @@ class ClosedLoop:
                 student.corrections.copy_(fitted)
 
     def trial_error(self, student: Student) -> float:
-        """Mean error of the pictures that masks are judged by, after a free solver is fitted to them."""
-        fitted = self.fit_solver(student)
-        return self.error(student, self.trial) if fitted is None else fitted
+        """Mean error of the pictures that masks are judged by.
+
+        A free solver is fitted to half of twice as many first, and judged by the other half: a fit is closer to what it
+        is fitted to, the more so the more weights it has.
+        """
+        fitting = self._fitting
+        if fitting is None or fitting.paths is None or student.corrections is None:
+            return self.error(student, self.trial)
+        run = fitting.rows(slice(0, 2 * self.settings.trial_examples))
+        half = (len(run) + 1) // 2
+        made = self._fit_solver(student, fitting.paths.rows(slice(0, half)), run.examples)
+        judged = slice(half if len(run) > 1 else 0, None)
+        return self._mean(errors(made[judged], run.target[judged], self.host.unit))
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
@@ -261,7 +266,7 @@ class ClosedLoop:
     def with_paths(self) -> ClosedLoop:
         """The same with the paths to the solutions of the pictures that masks are judged by, where they can be had."""
         settings = self.settings
-        count = max(settings.fit_examples, settings.trial_examples)
+        count = max(settings.fit_examples, 2 * settings.trial_examples)
         fitting = solve_paths(self.trainer, self.host, settings, self.training.rows(slice(0, count)))
         return ClosedLoop(self.trainer, self.host, self._references, settings, self._model_name, fitting)
 

@@ -70,7 +70,7 @@ class StepFit:
     logarithms: few of those would else decide everything, to little avail.
 
     Args:
-        paths: Solutions of the pictures.
+        paths: Solutions of the first pictures of the run, to which it is fitted; the others only go on with it.
         log_snrs: Half log-SNR of every evaluation (N,), rising.
         table: Weights to begin with and to stay near (N + 1, N + 1).
 
@@ -91,6 +91,7 @@ class StepFit:
             evaluation: From which it is.
             terms: Initial noise and all predictions so far, (B, ...) each.
         """
+        terms = [term[: len(self._paths.states)] for term in terms]
         count = len(terms)
         target = self._paths.at(self._log_snrs[evaluation + 1]).to(terms[0]).double().flatten(1)
         self._extend(terms)

@@ -31,7 +31,7 @@ class LearnSettings(TaskSettings):
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most.
-        trial_examples: Pictures that each of them makes.
+        trial_examples: Pictures that each of them is judged by; a learned solver is fitted to as many others first.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in

@@ -124,7 +124,7 @@ class Student(nn.Module):
 
         Args:
             examples: All run together.
-            paths: Their solutions.
+            paths: Solutions of the first of them, which it is fitted to.
 
         Returns:
             Final pictures or latents (B, ...), made with these weights.
