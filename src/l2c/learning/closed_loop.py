@@ -224,7 +224,7 @@ class ClosedLoop:
         half = (len(run) + 1) // 2
         made = self._fit_solver(student, fitting.paths.rows(slice(0, half)), run.examples)
         judged = slice(half if len(run) > 1 else 0, None)
-        return self._mean(errors(made[judged], run.target[judged], self.host.unit))
+        return errors(made[judged], run.target[judged], self.host.unit).mean().item()
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
