@@ -370,7 +370,9 @@ def test_a_solver_learned_through_a_pipeline_comes_and_goes_with_its_schedule(ev
 def test_a_learned_solver_is_closer_than_known_ones(everywhere, name):
     made = everywhere[0][name].provenance
     known = min(error for solver, error in made["fewer_steps"].items() if "," in solver)
-    assert made["held_out_error"] < known * (0.75 if name != "dit" else 0.97)  # tiny DiT leaves all of them at 4
+    assert made["held_out_error"] < known * (
+        0.75 if name != "dit" else 0.97
+    )  # tiny DiT leaves all of them at 4
     assert made["error_unit"] == "relative"
 
 

@@ -100,8 +100,8 @@ def favoured(monkeypatch):
 
     error = ClosedLoop.trial_error
 
-    def favouring(loop, student):
-        found = error(loop, student)
+    def favouring(loop, student, **how):
+        found = error(loop, student, **how)
         apart = has_branches(student.compute.shape[1], len(loop.host.table))
         return found * (0.01 if apart else 1.0)
 

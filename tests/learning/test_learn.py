@@ -86,9 +86,9 @@ def judged(monkeypatch):
 
     masks, error = [], ClosedLoop.trial_error
 
-    def noted(loop, student):
+    def noted(loop, student, **how):
         masks.append(student.compute)
-        return error(loop, student)
+        return error(loop, student, **how)
 
     monkeypatch.setattr(ClosedLoop, "trial_error", noted)
     return masks

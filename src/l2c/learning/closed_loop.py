@@ -211,19 +211,19 @@ class ClosedLoop:
             if error <= self._validate(student):
                 student.corrections.copy_(fitted)
 
-    def trial_error(self, student: Student) -> float:
+    def trial_error(self, student: Student, *, seen: bool = False) -> float:
         """Mean error of the pictures that masks are judged by.
 
-        A free solver is fitted to half of twice as many first, and judged by the other half: a fit is closer to what it
-        is fitted to, the more so the more weights it has.
+        A free solver is fitted to as many others first: a fit is closer to what it is fitted to. If `seen`, it is
+        fitted to all that there are and judged by them, which tells more of students with as many weights.
         """
         fitting = self._fitting
         if fitting is None or fitting.paths is None or student.corrections is None:
             return self.error(student, self.trial)
-        run = fitting.rows(slice(0, 2 * self.settings.trial_examples))
-        half = (len(run) + 1) // 2
-        made = self._fit_solver(student, fitting.paths.rows(slice(0, half)), run.examples)
-        judged = slice(half if len(run) > 1 else 0, None)
+        run = fitting if seen else fitting.rows(slice(0, 2 * self.settings.trial_examples))
+        fitted = len(run) if seen else (len(run) + 1) // 2
+        made = self._fit_solver(student, fitting.paths.rows(slice(0, fitted)), run.examples)
+        judged = slice(fitted if fitted < len(run) else 0, None)
         return errors(made[judged], run.target[judged], self.host.unit).mean().item()
 
     def kept_error(self, name: str, student: Student) -> float:

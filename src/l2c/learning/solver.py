@@ -159,7 +159,7 @@ def _from_best_start(
     mask[list(own.host.segments[1:])] = True
 
     def error_of(loop: ClosedLoop, order: int) -> float:
-        return loop.trial_error(loop.student(mask, order, free_solver=True))
+        return loop.trial_error(loop.student(mask, order, free_solver=True), seen=True)
 
     key = f"starts of {steps} evaluations {stage}".rstrip()
     if key not in kept:
