@@ -136,8 +136,8 @@ def test_first_example_of_the_readme(scenes_pipeline, tmp_path, monkeypatch):
     exec(block, names)
     assert (tmp_path / "scene.png").is_file()
     schedule = l2c.load_schedule("half.safetensors")
-    assert schedule.num_evaluations == 28
-    assert schedule.cost.fraction <= 0.5
+    assert schedule.num_evaluations == 14
+    assert schedule.contract.run.weights is not None
     assert type(names["pipe"].scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
 
 

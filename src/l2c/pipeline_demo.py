@@ -89,7 +89,7 @@ def run_pipeline_demo(
     settings = settings or PipelineDemoSettings()
     pipe = load_pipeline(PIPELINE, device=device, quiet=True)
     run = {"prompts": scene_prompts(settings.learning.num_examples), **CALL}
-    cost = {"solver": "auto", "evaluations": settings.evaluations}
+    cost = {"solver": "auto", "evaluations": settings.evaluations, "per_computed": 1}
     schedule, learning = learn_briefly(pipe, settings, PIPELINE, on_learning, **cost, **run)
     share = schedule.cost.fraction * schedule.num_evaluations / CALL["num_inference_steps"]
     prompts, seeds = scene_prompts(settings.pictures, held_out=True), tuple(range(settings.pictures))
