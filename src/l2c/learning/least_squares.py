@@ -35,7 +35,7 @@ class Paths:
     log_snrs: tuple[float, ...]
     states: Tensor
 
-    def rows(self, rows: slice) -> Paths:
+    def rows(self, rows: list[int] | slice) -> Paths:
         """Some of them."""
         return Paths(self.log_snrs, self.states[rows])
 

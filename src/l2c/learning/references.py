@@ -43,7 +43,7 @@ class References:
     def rows(self, rows: Sequence[int] | slice) -> References:
         """Some of them."""
         chosen = rows if isinstance(rows, slice) else list(rows)
-        paths = self.paths.rows(rows) if self.paths is not None and isinstance(rows, slice) else None
+        paths = self.paths and self.paths.rows(chosen)
         return References(self.examples.rows(rows), self.target[chosen], paths=paths)
 
 

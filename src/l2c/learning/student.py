@@ -133,8 +133,7 @@ class Student(nn.Module):
         assert self.corrections is not None, "its solver is free"
         solver = self._solver()
         assert solver is not None
-        plan = self.forecasts.plan(solver.log_snrs)
-        self._handle.use(plan)
+        self._handle.use(self.forecasts.plan(solver.log_snrs))
         base = solver.weights - self.corrections
         fit = StepFit(paths, solver.log_snrs.tolist(), base)
         made, _ = self._host.together(examples, solver=replace(solver, fit=fit))
