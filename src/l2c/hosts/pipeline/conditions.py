@@ -71,7 +71,8 @@ def read_picture(path: str | Path) -> Any:
     from PIL import Image
 
     wrong = f"'{path}' is no picture; give the file of one after @"
-    with Told(ConfigError, wrong, OSError), Image.open(path) as picture:
+    kinds = (OSError, Image.DecompressionBombError)  # the latter of a few bytes that say they are a huge one
+    with Told(ConfigError, wrong, *kinds), Image.open(path) as picture:
         return picture.convert("RGB")
 
 
