@@ -113,6 +113,7 @@ def test_learned_solver_begins_at_the_shift_that_makes_the_best_pictures(scenes_
         trials=1,
         trial_examples=2,
         learning_rate=1e-7,
+        level_trials=0,
     )
     trainer = Trainer("schedule and solver", host, settings)
     own = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, "").with_paths()

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.hosts.base import Examples, Host, errors
+from l2c.hosts.base import Host, errors
 from l2c.hosts.labelled_noise import LabelledNoise
-from l2c.learning.least_squares import Paths
 from l2c.learning.references import References, round_size, solve_paths
 from l2c.learning.settings import LearnSettings
+from l2c.learning.solver_fit import SolverFit
 from l2c.learning.student import Student
 from l2c.learning.task import rate_at
 from l2c.learning.trainer import Outcome, Trainer
@@ -181,50 +181,23 @@ class ClosedLoop:
             found[scale] = References(here, target.to(self.host.device))
         return found
 
-    def _fit_solver(self, student: Student, paths: Paths, examples: Examples) -> Tensor:
-        """Fits a free solver to paths of the first of examples that are run together; returns what is made."""
-        assert student.corrections is not None
-        with student.attached():
-            made = student.fit_solver(examples, paths)
-        with torch.no_grad():
-            student.corrections.copy_(self.trainer.processes.mean(student.corrections))
-        return made
-
     def _mean(self, found: Tensor) -> float:
         """The mean of errors that is made small, see `LearnSettings.tail`."""
         if self.settings.tail == 0:
             return float(found.clamp_min(LEAST_ERROR).log().mean().exp())
         return float((found**self.settings.tail).mean() ** (1 / self.settings.tail))
 
-    def _begin(self, student: Student) -> None:
-        """Fits a free solver, unless pictures that it is not fitted to are further off then, as with very few."""
-        fitting = self._fitting
-        if fitting is None or fitting.paths is None or student.corrections is None:
-            return
-        self._fit_solver(student, fitting.paths, fitting.examples)
-        if self._references.validation is None:
-            return
-        fitted = student.corrections.detach().clone()
-        with student.attached(), torch.no_grad():
-            error = self._validate(student)
-            student.corrections.zero_()
-            if error <= self._validate(student):
-                student.corrections.copy_(fitted)
-
     def trial_error(self, student: Student, *, seen: bool = False) -> float:
-        """Mean error of the pictures that masks are judged by.
+        """Mean error of the pictures that masks are judged by; for a free solver see `SolverFit.trial_error`."""
+        fit = self._solver_fit(student)
+        return self.error(student, self.trial) if fit is None else fit.trial_error(student, seen=seen)
 
-        A free solver is fitted to as many others first: a fit is closer to what it is fitted to. If `seen`, it is
-        fitted to all that there are and judged by them, which tells more of students with as many weights.
-        """
+    def _solver_fit(self, student: Student) -> SolverFit | None:
+        """What fits a student's solver; None if it has none of its own, or no paths are known."""
         fitting = self._fitting
         if fitting is None or fitting.paths is None or student.corrections is None:
-            return self.error(student, self.trial)
-        run = fitting if seen else fitting.rows(slice(0, 2 * self.settings.trial_examples))
-        fitted = len(run) if seen else (len(run) + 1) // 2
-        made = self._fit_solver(student, fitting.paths.rows(slice(0, fitted)), run.examples)
-        judged = slice(fitted if fitted < len(run) else 0, None)
-        return errors(made[judged], run.target[judged], self.host.unit).mean().item()
+            return None
+        return SolverFit(self.trainer, self.host.unit, self.settings, fitting, self._mean)
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
@@ -291,7 +264,10 @@ class ClosedLoop:
             stage: See `Trainer.run`.
         """
         host, student = self.host, self.student(compute, order, start=start, free_solver=free_solver)
-        self._begin(student)
+        solver_fit = self._solver_fit(student)
+        if solver_fit is not None:
+            checked = self._references.validation is not None
+            solver_fit.begin(student, stage, self._validate if checked else None)
         contract = host.contract(self._model_name)
         begun = CacheSchedule(compute, host.table, contract)
         before = self.kept_error(f"error before {stage}", student)

@@ -33,6 +33,7 @@ class LearnSettings(TaskSettings):
         trials: Masks that are tried for a budget, at most.
         trial_examples: Pictures that each of them is judged by; a learned solver is fitted to as many others first.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
+        level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
@@ -51,6 +52,7 @@ class LearnSettings(TaskSettings):
     trials: Count = 32
     trial_examples: Count = 12
     fit_examples: Count = 24
+    level_trials: Annotated[Whole, Field(ge=0)] = 32
     branches: bool = True
     recompute: Literal[False, True, "evaluations", "offload"] = False
 

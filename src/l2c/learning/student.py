@@ -18,6 +18,7 @@ from l2c.hosts.native import learned_run
 from l2c.hosts.parallel import ContextGroup, context_of
 from l2c.learning.coefficients import Coefficients
 from l2c.learning.least_squares import Paths, StepFit
+from l2c.learning.noise_levels import room
 from l2c.learning.recompute import again_in_backward
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import Predictor, ReusePlan
@@ -77,7 +78,7 @@ class Student(nn.Module):
             compute, run.log_snrs, history, device, order, start, host.segments, len(host.table)
         )
         self._log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64, device=device)
-        self._room = _room(self._log_snrs)
+        self._room = room(self._log_snrs)
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None
         self.corrections = (
             nn.Parameter(torch.zeros(count + 1, count + 1, device=device)) if free_solver else None
@@ -140,6 +141,20 @@ class Student(nn.Module):
         self.corrections.copy_(fit.table.to(base) - base)
         return made
 
+    @property
+    def log_snrs(self) -> Tensor:
+        """Half log-SNR of every evaluation (N,), as learning began or `begin_at` set them."""
+        return self._log_snrs
+
+    @torch.no_grad()
+    def begin_at(self, log_snrs: Tensor) -> None:
+        """Sets the noise levels of a free solver, as half log-SNRs (N,), with the weights of DPM-Solver++(2M)."""
+        assert self.shifts is not None, "its solver is free"
+        assert self.corrections is not None
+        self._log_snrs, self._room = log_snrs, room(log_snrs)
+        self.shifts.zero_()
+        self.corrections.zero_()
+
     @torch.no_grad()
     def result(self) -> tuple[Run, Predictor]:
         """The run and the predictor that have been learned so far."""
@@ -166,12 +181,3 @@ def _shared(plan: ReusePlan, context: ContextGroup) -> ReusePlan:
     weights = [weight for terms in plan.values() for _, weight in terms]
     whole = iter(context.shared(torch.stack([torch.as_tensor(weight) for weight in weights])).unbind())
     return {place: tuple((source, next(whole)) for source, _ in terms) for place, terms in plan.items()}
-
-
-def _room(log_snrs: Tensor) -> Tensor:
-    """Distance of every noise level to its nearer neighbour (evaluations,); none for the first, which stays."""
-    room = torch.zeros_like(log_snrs)
-    gaps = log_snrs.diff()
-    room[1:] = gaps
-    room[1:-1] = torch.minimum(gaps[:-1], gaps[1:])
-    return room

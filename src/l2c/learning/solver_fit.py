@@ -1,0 +1,103 @@
+"""Where learning a solver begins: weights by least squares, noise levels by search with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from l2c.hosts.base import errors
+from l2c.learning.noise_levels import search_levels
+from l2c.learning.references import References
+from l2c.learning.settings import LearnSettings
+from l2c.learning.student import Student
+from l2c.learning.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class SolverFit:
+    """Fits free solvers of students to paths of fine-step solutions.
+
+    Args:
+        trainer: Processes, checkpoint and limits.
+        unit: Of errors, see `Host`.
+        settings: How to learn.
+        fitting: References with paths.
+        mean: What is made small over the errors (B,) of pictures.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        unit: str,
+        settings: LearnSettings,
+        fitting: References,
+        mean: Callable[[Tensor], float],
+    ) -> None:
+        self._trainer, self._unit, self._settings, self._mean = trainer, unit, settings, mean
+        self._fitting = fitting
+
+    def trial_error(self, student: Student, *, seen: bool = False) -> float:
+        """Mean error of the pictures that masks are judged by.
+
+        The solver is fitted to as many others first: a fit is closer to what it is fitted to. If `seen`, it is
+        fitted to all that there are and judged by them, which tells more of students with as many weights.
+        """
+        fitting = self._fitting
+        run = fitting if seen else fitting.rows(slice(0, 2 * self._settings.trial_examples))
+        fitted = len(run) if seen else (len(run) + 1) // 2
+        made = self._fit(student, run, fitted)
+        judged = slice(fitted if fitted < len(run) else 0, None)
+        return errors(made[judged], run.target[judged], self._unit).mean().item()
+
+    def begin(self, student: Student, stage: str, validate: Callable[[Student], float] | None) -> None:
+        """Gives a student the noise levels and weights to begin with.
+
+        Args:
+            student: Whose solver is free.
+            stage: Tells it from others in the checkpoint.
+            validate: Error of pictures that nothing is fitted to: if they were closer with the weights and levels to
+                begin with, as may be with very few pictures, those stay.
+        """
+        given = student.log_snrs
+        self._search(student, stage)
+        if validate is None:
+            return
+        assert student.corrections is not None
+        levels, fitted = student.log_snrs, student.corrections.detach().clone()
+        with student.attached(), torch.no_grad():
+            error = validate(student)
+            student.begin_at(given)
+            if error <= validate(student):
+                student.begin_at(levels)
+                student.corrections.copy_(fitted)
+
+    def _search(self, student: Student, stage: str) -> None:
+        """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""
+        kept, fitting, key = self._trainer.kept, self._fitting, f"noise levels {stage}".rstrip()
+
+        def error_of(log_snrs: Tensor) -> float:
+            student.begin_at(log_snrs)
+            made = self._fit(student, fitting, len(fitting))
+            found = self._mean(errors(made, fitting.target, self._unit))
+            return self._trainer.processes.mean(torch.tensor(found, device=log_snrs.device)).item()
+
+        if key not in kept:
+            levels, error, tried = search_levels(student.log_snrs, error_of, self._settings.level_trials)
+            logger.info("%d sets of noise levels tried, error %.4f", tried, error)
+            kept[key] = levels.cpu()
+            self._trainer.save(if_due=True)
+        error_of(kept[key].to(student.log_snrs))
+
+    def _fit(self, student: Student, run: References, fitted: int) -> Tensor:
+        """Fits to the first pictures of a run, and returns what is made of all."""
+        assert student.corrections is not None
+        assert run.paths is not None
+        with student.attached():
+            made = student.fit_solver(run.examples, run.paths.rows(slice(0, fitted)))
+        with torch.no_grad():
+            student.corrections.copy_(self._trainer.processes.mean(student.corrections))
+        return made
