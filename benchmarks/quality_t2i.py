@@ -67,6 +67,8 @@ class Plan:
         iterations: Of learning.
         examples: Pictures to learn on, a quarter of which is held out.
         trials: Masks that are tried.
+        reference_steps: Evaluations of the solutions to learn on, which `fine_evaluations` has nothing to do with.
+        bf16: Learn in bfloat16; what is learned is judged in float32.
     """
 
     images: int = 64
@@ -74,8 +76,10 @@ class Plan:
     costs: tuple[int, ...] = (14, *report.COSTS)
     shares: tuple[float, ...] = tuple(report.SHARES)
     iterations: int = 20
-    examples: int = 64
+    examples: int = 96
     trials: int = 4
+    reference_steps: int = 80
+    bf16: bool = True
 
     @classmethod
     def quick(cls) -> Plan:
@@ -90,7 +94,9 @@ class Plan:
             num_examples=self.examples,
             trials=self.trials,
             fit_examples=self.examples,
+            reference_steps=self.reference_steps,
             learning_rate=1.5e-3 if solver else 4e-3,
+            bf16=self.bf16,
             tail=0.0 if solver else 1.0,
         )
 
@@ -131,7 +137,7 @@ class Benchmark:
         self.pipe = l2c.load_pipeline(folder, quiet=True)
         self.prompts = scene_prompts(plan.images, held_out=True)
         self.seeds = tuple(range(FIRST_SEED, FIRST_SEED + plan.images))
-        self.learning_prompts = scene_prompts(64)
+        self.learning_prompts = scene_prompts(max(64, plan.examples))
         self.host = l2c.host_of(self.pipe, prompts=self.learning_prompts, **CALL)
         self.weights = self.host.identity["weights"]
         self.config = {

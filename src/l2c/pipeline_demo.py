@@ -33,7 +33,14 @@ FULL, HALF = "everything computed", "half of the work"
 SHEET = "pictures.png"
 
 LEARNING = LearnSettings(
-    iterations=8, batch_size=4, num_examples=24, reference_steps=40, trials=3, trial_examples=8, tail=0
+    iterations=8,
+    batch_size=4,
+    num_examples=24,
+    reference_steps=60,
+    trials=3,
+    trial_examples=8,
+    level_trials=8,
+    tail=0,
 )
 """As much learning as a demonstration has time for."""
 

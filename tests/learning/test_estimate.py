@@ -105,7 +105,11 @@ def test_a_learned_solver_is_fitted_to_solutions_that_are_made_once_more():
     known, free = seconds_of(2), seconds_of(2, free_solver=True)
     assert free[0] - known[0] == 5 * 5.5
     assert free[1] == NUM_STRUCTURES * known[1]
-    assert free[2] - known[2] == 2 * 5 * 3
+    assert free[2] - known[2] == 2 * 5 * 3 * (
+        2 + 32
+    )  # for the first noise levels, the last, and those that are tried
+    untried = seconds_of(2, free_solver=True, level_trials=0)
+    assert untried[2] - known[2] == 2 * 5 * 3 * 2
     assert seconds_of(free_solver=True, reference_steps=None)[0] == seconds_of(reference_steps=None)[0]
 
 

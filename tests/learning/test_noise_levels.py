@@ -1,4 +1,4 @@
-"""Noise levels by search: moved to where the error is least, the first left alone, within the trials that are allowed."""
+"""Noise levels by search: moved to where errors are least, the first left alone, in no more trials than allowed."""
 
 from __future__ import annotations
 

@@ -152,12 +152,13 @@ class Host(Protocol):
         ...
 
     def together(
-        self, examples: Examples, *, solver: SolverTable | None = None
+        self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """Runs that are made in one go, evaluation by evaluation, without gradients.
 
         Args:
             examples: What to run.
+            bf16: See `sample`.
             solver: See `sample`.
 
         Returns:

@@ -215,12 +215,15 @@ class ModelHost:
 
     @torch.no_grad()
     def together(
-        self, examples: Examples, *, solver: SolverTable | None = None
+        self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """See `Host.together`."""
         states: list[Tensor] = []
         made = self.sample(
-            examples, solver=solver, observer=lambda _evaluation, x, _predicted: states.append(x)
+            examples,
+            bf16=bf16,
+            solver=solver,
+            observer=lambda _evaluation, x, _predicted: states.append(x),
         )
         return made, [*states, made]
 

@@ -8,9 +8,16 @@ from typing import Any
 from l2c.errors import known
 
 EFFORTS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {"iterations": 12, "num_examples": 16, "trials": 12},
+    "quick": {"iterations": 12, "num_examples": 16, "trials": 12, "level_trials": 12},
     "default": {},
-    "best": {"iterations": 160, "num_examples": 96, "trials": 64, "patience": 8},
+    "best": {
+        "iterations": 160,
+        "num_examples": 96,
+        "trials": 64,
+        "fit_examples": 72,
+        "level_trials": 64,
+        "patience": 8,
+    },
 }
 """What each changes of `LearnSettings`."""
 

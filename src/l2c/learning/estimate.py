@@ -211,7 +211,7 @@ def _stage_seconds(
     trials = searches * settings.trials * (prices.attach_s + judged * prices.sample_s)
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
     steps = settings.iterations * settings.batch_size * prices.step_s
-    made = rounds * settings.num_validation + 2 * held_out + fitted
+    made = rounds * settings.num_validation + 2 * held_out + (2 + settings.level_trials) * fitted
     solved = (pictures + fitted) * prices.whole(len(fine.run.timesteps))
     return {
         "fine-step solutions": solved + others * prices.whole(own),

@@ -48,7 +48,7 @@ class LearnSettings(TaskSettings):
     validate_every: Annotated[Whole, Field(ge=0)] = 5
     patience: Count | None = None
     tail: Annotated[Real, Field(ge=0, le=16)] = 1.0
-    reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 40
+    reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 60
     trials: Count = 32
     trial_examples: Count = 12
     fit_examples: Count = 24

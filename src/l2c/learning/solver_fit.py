@@ -15,6 +15,9 @@ from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
 from l2c.learning.trainer import Trainer
 
+UNTIL = 0.7
+"""Share of a time limit after which no more noise levels are tried."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -86,11 +89,16 @@ class SolverFit:
             return self._trainer.processes.mean(torch.tensor(found, device=log_snrs.device)).item()
 
         if key not in kept:
-            levels, error, tried = search_levels(student.log_snrs, error_of, self._settings.level_trials)
+            trials = self._settings.level_trials
+            levels, error, tried = search_levels(
+                student.log_snrs, error_of, trials, lambda: self._trainer.used_up(UNTIL)
+            )
             logger.info("%d sets of noise levels tried, error %.4f", tried, error)
             kept[key] = levels.cpu()
             self._trainer.save(if_due=True)
+        student.eval()  # in the precision that the schedule will be used in
         error_of(kept[key].to(student.log_snrs))
+        student.train()
 
     def _fit(self, student: Student, run: References, fitted: int) -> Tensor:
         """Fits to the first pictures of a run, and returns what is made of all."""

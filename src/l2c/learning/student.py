@@ -137,7 +137,9 @@ class Student(nn.Module):
         self._handle.use(self.forecasts.plan(solver.log_snrs))
         base = solver.weights - self.corrections
         fit = StepFit(paths, solver.log_snrs.tolist(), base)
-        made, _ = self._host.together(examples, solver=replace(solver, fit=fit))
+        made, _ = self._host.together(
+            examples, bf16=self._bf16 and self.training, solver=replace(solver, fit=fit)
+        )
         self.corrections.copy_(fit.table.to(base) - base)
         return made
 

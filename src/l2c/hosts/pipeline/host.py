@@ -229,12 +229,12 @@ class PipelineHost:
 
     @torch.no_grad()
     def together(
-        self, examples: Examples, *, solver: SolverTable | None = None
+        self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """See `Host.together`."""
         assert isinstance(examples, SeededConditions)
         with self._driven(solver):
-            return self._trajectory.together(joined(examples.conditions), examples.seeds)
+            return self._trajectory.together(joined(examples.conditions), examples.seeds, bf16=bf16)
 
     @contextmanager
     def attach(

@@ -61,12 +61,15 @@ class PipelineTrajectory:
         """
         return self._run({**condition, **changes}, [seed], bf16)
 
-    def together(self, condition: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def together(
+        self, condition: Mapping[str, Any], seeds: Sequence[int], *, bf16: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """Final latents (B, ...) of several pictures, and the noisy samples before each step and after the last.
 
         Args:
             condition: Of all pictures, each argument with a value for each of them.
             seeds: Of their noise.
+            bf16: Let matrix products be in bfloat16.
 
         Raises:
             ConfigError: If the pipeline does not take that.
@@ -81,7 +84,7 @@ class PipelineTrajectory:
         alone = f"{type(self.pipe).__name__} does not draw several pictures in one call ({{said}})"
         with ExitStack() as stack, Told(ConfigError, alone, Exception):  # foreign code, whatever it raises
             stack.callback(MethodPatch(self.pipe.scheduler, "step", step).remove)
-            made = self._run(condition, seeds, False).float()
+            made = self._run(condition, seeds, bf16).float()
             rows = torch.arange(len(seeds))
             return made[rows], [state[rows].float() for state in states]
 
