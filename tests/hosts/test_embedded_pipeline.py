@@ -116,7 +116,7 @@ def test_learned_solver_begins_at_the_shift_that_makes_the_best_pictures(scenes_
         level_trials=0,
     )
     trainer = Trainer("schedule and solver", host, settings)
-    own = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, "").with_paths()
+    own = ClosedLoop(trainer, host, solve(trainer, host, settings, fit_solver=True), settings, "")
     everything = torch.ones(4, len(host.table), dtype=torch.bool)
     loops = [own.on(start) for start in starts]
     found = [loop.trial_error(loop.student(everything, free_solver=True), seen=True) for loop in loops]

@@ -176,7 +176,13 @@ def test_a_finished_family_is_given_again_at_once(session, tmp_path, expected):
 
 @pytest.mark.parametrize(
     ("stage", "iteration"),
-    [("fine-step solutions", 4), ("judging masks of 7 evaluations", 2), ("learning", 1), ("learning", 3)],
+    [
+        ("paths to solutions", 6),
+        ("fine-step solutions", 2),
+        ("judging masks of 7 evaluations", 2),
+        ("learning", 1),
+        ("learning", 3),
+    ],
 )
 def test_a_solver_that_failed_goes_on_and_ends_with_the_same_bytes(
     stage, iteration, session, tmp_path, expected

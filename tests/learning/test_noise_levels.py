@@ -58,7 +58,7 @@ def test_searched_levels_are_closer_and_kept_for_going_on(tmp_path):
         iterations=1, batch_size=2, num_examples=8, reference_steps=20, trials=1, level_trials=12, tail=0
     )
     trainer = Trainer("schedule and solver", host, settings)
-    own = ClosedLoop(trainer, host, solve(trainer, host, settings), settings, "").with_paths()
+    own = ClosedLoop(trainer, host, solve(trainer, host, settings, fit_solver=True), settings, "")
     loop = own.on(host.solver_starts(4)[0])
     everything = torch.ones(4, len(host.table), dtype=torch.bool)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2c.hosts.base import Host, errors
 from l2c.hosts.labelled_noise import LabelledNoise
-from l2c.learning.references import References, round_size, solve_paths
+from l2c.learning.references import References, round_size
 from l2c.learning.settings import LearnSettings
 from l2c.learning.solver_fit import SolverFit
 from l2c.learning.student import Student
@@ -119,7 +119,6 @@ class ClosedLoop:
         references: Held-out ones first.
         settings: How to learn.
         model_name: Recorded in schedules, for people.
-        fitting: Those of the references to learn on, with paths, that steps of a solver are fitted to.
 
     Attributes:
         training: References to learn on.
@@ -133,14 +132,12 @@ class ClosedLoop:
         references: References,
         settings: LearnSettings,
         model_name: str,
-        fitting: References | None = None,
     ) -> None:
         self.trainer, self.host, self.settings = trainer, host, settings
         self._model_name, self._references = model_name, references
         self._held_out = references.rows(slice(0, settings.num_held_out))
         self.training = references.rows(slice(settings.num_held_out, None))
-        self._fitting = fitting
-        self.trial = (fitting or self.training).rows(slice(0, settings.trial_examples))
+        self.trial = (references.fitting or self.training).rows(slice(0, settings.trial_examples))
 
     def error(self, student: Student, references: References | None = None) -> float:
         """Mean error of the held-out examples, or of others; for the unit see `Host`.
@@ -194,8 +191,8 @@ class ClosedLoop:
 
     def _solver_fit(self, student: Student) -> SolverFit | None:
         """What fits a student's solver; None if it has none of its own, or no paths are known."""
-        fitting = self._fitting
-        if fitting is None or fitting.paths is None or student.corrections is None:
+        fitting = self._references.fitting
+        if fitting is None or student.corrections is None:
             return None
         return SolverFit(self.trainer, self.host.unit, self.settings, fitting, self._mean)
 
@@ -232,16 +229,7 @@ class ClosedLoop:
 
     def on(self, host: Host) -> ClosedLoop:
         """The same on another host of the same models."""
-        return ClosedLoop(
-            self.trainer, host, self._references, self.settings, self._model_name, self._fitting
-        )
-
-    def with_paths(self) -> ClosedLoop:
-        """The same with the paths to the solutions of the pictures that masks are judged by, where they can be had."""
-        settings = self.settings
-        count = max(settings.fit_examples, 2 * settings.trial_examples)
-        fitting = solve_paths(self.trainer, self.host, settings, self.training.rows(slice(0, count)))
-        return ClosedLoop(self.trainer, self.host, self._references, settings, self._model_name, fitting)
+        return ClosedLoop(self.trainer, host, self._references, self.settings, self._model_name)
 
     def fit(
         self,

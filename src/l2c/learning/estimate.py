@@ -198,8 +198,7 @@ def _stage_seconds(
         settings: What decides how many there are.
         base: What learning is for.
         budgets: Schedules to learn.
-        free_solver: Whether a solver is learned with them: it is fitted for each mask, by the pictures that judge that,
-            to solutions that are made once more with all that they come through.
+        free_solver: Whether a solver is learned with them: it is fitted for each mask, by the pictures that judge that.
     """
     own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
     pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
@@ -212,7 +211,7 @@ def _stage_seconds(
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
     steps = settings.iterations * settings.batch_size * prices.step_s
     made = rounds * settings.num_validation + 2 * held_out + (2 + settings.level_trials) * fitted
-    solved = (pictures + fitted) * prices.whole(len(fine.run.timesteps))
+    solved = pictures * prices.whole(len(fine.run.timesteps))
     return {
         "fine-step solutions": solved + others * prices.whole(own),
         "searching masks": budgets * trials,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ class References:
         examples: What is run.
         target: The solutions.
         validation: Others, by which the best state is kept; None if the last one is.
+        fitting: Those of them, with paths, that steps of a solver are fitted to; None if there are none.
         paths: How the solutions were come to; None if only they are known.
     """
 
     examples: Examples
     target: Tensor
     validation: References | None = None
+    fitting: References | None = None
     paths: Paths | None = None
 
     def __len__(self) -> int:
@@ -47,31 +49,18 @@ class References:
         return References(self.examples.rows(rows), self.target[chosen], paths=paths)
 
 
-def solve_paths(trainer: Trainer, host: Host, settings: LearnSettings, chosen: References) -> References:
-    """The same references with the paths to their solutions, where a solution in fine steps can be had.
-
-    They are made in one go, and none are known where a pipeline draws one picture at a time.
-    """
-    fine = host.reference(settings.reference_steps)
-    if fine is host:
-        return chosen
-
-    def states_of(examples: Examples) -> Tensor:
-        return torch.stack(list(fine.together(examples)[1]), dim=1)
-
-    try:
-        states = trainer.compute("paths to solutions", states_of, chosen.examples, len(chosen))
-    except ConfigError as error:
-        logger.info("solvers begin at a known one, since their steps cannot be fitted: %s", error)
-        return chosen
-    return replace(chosen, paths=Paths(fine.run.log_snrs, states.to(host.device)))
-
-
 @torch.no_grad()
-def solve(trainer: Trainer, host: Host, settings: LearnSettings) -> References:
+def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: bool = False) -> References:
     """References of so many examples as the settings say, held-out ones first.
 
     They are shared by the processes and kept in the checkpoint.
+
+    Args:
+        trainer: Processes, checkpoint and limits.
+        host: What they are solved for.
+        settings: How many, and how.
+        fit_solver: Whether steps of a solver are fitted, for which the first of those to learn on have their paths,
+            where these can be had.
 
     Raises:
         NumericsError: If one of them is not finite.
@@ -83,13 +72,37 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings) -> References:
     _check_repeats(host, examples)
     size = round_size(trainer, host)
     fine = host.reference(settings.reference_steps)
-    target = trainer.compute("fine-step solutions", fine.sample, examples, size).to(host.device)
-    if not settings.num_validation:
-        return References(examples, target)
-    others = host.examples(held_out + settings.num_validation, *key, "validation", held_out=held_out)
-    others = others.rows(slice(held_out, None))  # with prompts that are not held out
-    checked = trainer.compute("fine-step solutions for validation", fine.sample, others, size)
-    return References(examples, target, References(others, checked.to(host.device)))
+    count = min(max(settings.fit_examples, 2 * settings.trial_examples), len(examples) - held_out)
+    fitting = None
+    if fit_solver and fine is not host:
+        fitting = _with_paths(trainer, host, fine, examples.rows(slice(held_out, held_out + count)))
+    known = 0 if fitting is None else count
+    rest = examples.rows([*range(held_out), *range(held_out + known, len(examples))])
+    target = trainer.compute("fine-step solutions", fine.sample, rest, size).to(host.device)
+    if fitting is not None:
+        target = torch.cat([target[:held_out], fitting.target, target[held_out:]])
+    validation = None
+    if settings.num_validation:
+        others = host.examples(held_out + settings.num_validation, *key, "validation", held_out=held_out)
+        others = others.rows(slice(held_out, None))  # with prompts that are not held out
+        checked = trainer.compute("fine-step solutions for validation", fine.sample, others, size)
+        validation = References(others, checked.to(host.device))
+    return References(examples, target, validation, fitting)
+
+
+def _with_paths(trainer: Trainer, host: Host, fine: Host, examples: Examples) -> References | None:
+    """Solutions with their paths, made in one go; None where a pipeline draws one picture at a time."""
+
+    def states_of(some: Examples) -> Tensor:
+        return torch.stack(list(fine.together(some)[1]), dim=1)
+
+    try:
+        states = trainer.compute("paths to solutions", states_of, examples, len(examples))
+    except ConfigError as error:
+        logger.info("solvers begin at a known one, since their steps cannot be fitted: %s", error)
+        return None
+    paths = Paths(fine.run.log_snrs, states.to(host.device))
+    return References(examples, paths.at(None), paths=paths)
 
 
 def _check_repeats(host: Host, examples: Examples) -> None:

@@ -87,8 +87,8 @@ def learn_with_solver(
         evaluations=budgets[0] if len(budgets) == 1 else list(budgets),
         per_computed=per_computed,
     )
-    references = solve(trainer, host, settings)
-    own = ClosedLoop(trainer, host, references, settings, model_name).with_paths()
+    references = solve(trainer, host, settings, fit_solver=True)
+    own = ClosedLoop(trainer, host, references, settings, model_name)
 
     def learn_one(evaluations: float, stage: str) -> tuple[CacheSchedule, bool]:
         return _learn_one(own, evaluations, tried[evaluations], f"at {stage}" if stage else "")
