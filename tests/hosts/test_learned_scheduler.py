@@ -305,7 +305,7 @@ def test_what_makes_no_solver_is_refused():
         LearnedScheduler()
     with pytest.raises(ConfigError, match="that are finite numbers"):
         LearnedScheduler(log_snrs=[float("nan")], weights=[[1.0, 0.0], [0.0, 1.0]])
-    with pytest.raises(ConfigError, match="no solver knows a network that predicts 'score'"):
+    with pytest.raises(ConfigError, match="unknown prediction type 'score'"):
         learned_from(diffusers.DDIMScheduler(), [-1.0, 1.0], prediction_type="score")
 
 
