@@ -76,8 +76,6 @@ _BOUNDS = {
     "le": "at most",
     "lt": "less than",
     "multiple_of": "a multiple of",
-    "min_length": "of a length of at least",
-    "max_length": "of a length of at most",
     "expected": "",
 }
 _TYPES = {

@@ -141,7 +141,7 @@ def test_registered_predictors_are_named_and_checked(near):
         (
             lambda: register_predictor("none", max, orders=range(0)),
             ConfigError,
-            "orders of a predictor must be of a length of at least 1, got []",
+            "orders of a predictor: List should have at least 1 item",
         ),
         (
             lambda: plan_reuse(column(1, 1, 0), Predictor("short", 1), None),
