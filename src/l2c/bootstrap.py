@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, check_as_many
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -90,10 +90,7 @@ def paired_difference(
     >>> paired_difference([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]).excludes_zero
     True
     """
-    if len(values) != len(others):
-        raise ConfigError(
-            f"a paired difference is between figures of the same images, got {len(values)} and {len(others)}"
-        )
+    check_as_many("figures", values, "figures of the same images", others)
     return mean_confidence_interval([a - b for a, b in zip(values, others, strict=True)], seed=seed)
 
 

@@ -70,7 +70,14 @@ _STATES = {
     "unexpected_keyword_argument": "is unknown",
     "extra_forbidden": "is unknown",
 }
-_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "expected": ""}
+_BOUNDS = {
+    "ge": "at least",
+    "gt": "more than",
+    "le": "at most",
+    "lt": "less than",
+    "multiple_of": "a multiple of",
+    "expected": "",
+}
 _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -105,6 +112,23 @@ def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
             raise OSError(None, f"it has {found.st_size} bytes, more than {most_bytes}", str(path))
         content: bytes = file.read(most_bytes)
     return content
+
+
+def existing(path: Path, what: str, advice: str, error: type[L2CError] = DataError) -> Path:
+    """A path that is that of a file.
+
+    Args:
+        path: The path.
+        what: What it is to be, for the sentence.
+        advice: What to do about it.
+        error: What to raise.
+
+    Raises:
+        L2CError: Of the class `error`, if there is no file.
+    """
+    if not path.is_file():
+        raise error(f"there is no {what} {path}; {advice}")
+    return path
 
 
 def read_own_file(folder: Path, name: str, most_bytes: int = MOST_BYTES) -> bytes:
@@ -167,10 +191,12 @@ def parse(
             if isinstance(value, float) and not abs(value) < float("inf"):
                 raise ValueError(f"{place} is {value}, expected a finite number")
         found: _Schema = _adapter_of(schema).validate_json(text, strict=True)
-    except ValidationError as problem:
-        raise error(_sentence(source, explain(problem), advice)) from problem
-    except (ValueError, RecursionError) as problem:  # no JSON, nested too deeply, or not finite
-        raise error(_sentence(source, str(problem), advice)) from problem
+    except (
+        ValueError,
+        RecursionError,
+    ) as problem:  # no JSON, nested too deeply, not finite, or not of the schema
+        said = explain(problem) if isinstance(problem, ValidationError) else str(problem)
+        raise error(_sentence(source, said, advice)) from problem
     return found
 
 

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
+from importlib.util import find_spec
 from types import TracebackType
+from typing import Any
 
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -84,6 +86,24 @@ class Told:
             raise self._error(self._sentence.replace("{said}", first_line(problem))) from problem
 
 
+class UndoneOnError:
+    """`with UndoneOnError(undo):` calls a function when something goes wrong there, whatever it is.
+
+    Args:
+        undo: The function.
+    """
+
+    def __init__(self, undo: Callable[[], object]) -> None:
+        self._undo = undo
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._undo()
+
+
 def first_line(problem: BaseException) -> str:
     r"""What an error says, without what belongs to other readers.
 
@@ -94,7 +114,9 @@ def first_line(problem: BaseException) -> str:
     return str(said).rstrip(".")
 
 
-def known(what: str, name: str, names: Iterable[str], advice: str = "") -> str:
+def known(
+    what: str, name: str, names: Iterable[str], advice: str = "", error: type[L2CError] = ConfigError
+) -> str:
     """A name that is one of those there are.
 
     Args:
@@ -102,9 +124,10 @@ def known(what: str, name: str, names: Iterable[str], advice: str = "") -> str:
         name: What was given.
         names: Those that there are.
         advice: What else may be done.
+        error: What to raise.
 
     Raises:
-        ConfigError: If there is none of that name; the message has the nearest.
+        L2CError: Of the class `error`, if there is none of that name; the message has the nearest.
 
     >>> known("solver", "ddim", ["ddim", "euler"])
     'ddim'
@@ -113,7 +136,7 @@ def known(what: str, name: str, names: Iterable[str], advice: str = "") -> str:
     if name not in choices:
         near = difflib.get_close_matches(str(name).lower(), choices, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown {what} '{name}'; {hint}choose one of {', '.join(choices)}{advice}")
+        raise error(f"unknown {what} '{name}'; {hint}choose one of {', '.join(choices)}{advice}")
     return name
 
 
@@ -125,6 +148,54 @@ def check_new(what: str, name: str, names: Iterable[str]) -> None:
     """
     if name in names:
         raise ConfigError(f"there is a {what} '{name}' already; give the new one another name")
+
+
+def check_installed(what: str, package: str, install: str, error: type[L2CError] = ConfigError) -> None:
+    """Refuses what needs a package that is not there.
+
+    Args:
+        what: What needs it.
+        package: Its name for `import`.
+        install: What to give to pip, and what else may be done.
+        error: What to raise.
+
+    Raises:
+        L2CError: Of the class `error`, if it is not installed.
+    """
+    if find_spec(package) is None:
+        raise error(f"{what} needs {package}, which is not installed; pip install {install}")
+
+
+def check_as_many(what: str, values: Sized, of: str, others: Sized) -> None:
+    """Refuses lists that go together and are not equally long.
+
+    Args:
+        what: What the first has, in the plural.
+        values: The first.
+        of: What the second has, in the plural.
+        others: The second.
+
+    Raises:
+        ConfigError: If they have another length.
+    """
+    if len(values) != len(others):
+        raise ConfigError(f"got {len(values)} {what} for {len(others)} {of}; give one for each")
+
+
+def check_finite(what: str, *tensors: Any, advice: str = "", error: type[L2CError] = NumericsError) -> None:
+    """Refuses tensors with NaN or infinity.
+
+    Args:
+        what: What they are, for the sentence.
+        tensors: The tensors.
+        advice: What to do about it.
+        error: What to raise.
+
+    Raises:
+        L2CError: Of the class `error`, if there is a number in one of them that is none.
+    """
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise error(f"{what} values that are not finite{advice and f'; {advice}'}")
 
 
 def plain_text(text: str) -> str:

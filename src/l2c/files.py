@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from l2c.errors import OutputError, Told
+from l2c.errors import OutputError, Told, UndoneOnError
 
 if sys.platform != "win32":
     import fcntl
@@ -195,13 +195,14 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     existed = path.exists()
     make_folder(path)
-    try:
-        yield path
-    except BaseException:
+
+    def undo() -> None:
         if not existed:
             with suppress(OSError):
                 path.rmdir()  # only succeeds while it is empty
-        raise
+
+    with UndoneOnError(undo):
+        yield path
 
 
 def check_output_file(path: str | Path) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from l2c.bench.timing import synchronize
 from l2c.cache.cached_model import enable_cache
 from l2c.documents import Count, Seed, check_same, check_value, read_document
-from l2c.errors import ConfigError, NumericsError
+from l2c.errors import ConfigError, check_finite
 from l2c.files import atomic_write, check_kind, output_folder
 from l2c.layers import find_layers
 from l2c.processes import is_main, num_processes, process_index, wait_for_all
@@ -247,10 +247,7 @@ class _Set:
                 latents.append(samples.cpu())
             if self.decoder is not None:
                 samples = _timed(decode_s, partial(self.decoder, samples))
-                if not samples.isfinite().all():
-                    raise NumericsError(
-                        "the autoencoder makes values that are not finite; use --dtype float32"
-                    )
+                check_finite("the autoencoder makes", samples, advice="use --dtype float32")
             elif denoiser.latent:
                 continue
             for picture, pixels in zip(batch, to_pixels(samples), strict=True):

@@ -54,7 +54,7 @@ def test_check_says_what_is_wrong(invoke, folder, tmp_path):
         ((pipe, schedule, "--labels", "1", "--call", "height"), 2, "--call takes NAME=VALUE"),
         ((pipe, schedule, "--labels", "1", "--limit", "0"), 2, "--limit must be more than 0"),
         ((pipe, schedule, "--prompts", tmp_path / "no"), 2, "is no text file with prompts"),
-        ((tmp_path, schedule), 1, "is a folder without a model"),
+        ((tmp_path, schedule), 1, "there is no configuration of a model"),
         (
             (pipe, schedule, "--labels", "1", "--call", "guidance=4"),
             2,

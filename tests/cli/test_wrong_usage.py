@@ -33,7 +33,12 @@ def out(tmp_path):
 
 
 def test_missing_checkpoint(invoke, out):
-    check(invoke("sample", "nowhere.safetensors", "--out", out), 1, "nowhere.safetensors", "exist")
+    check(
+        invoke("sample", "nowhere.safetensors", "--out", out),
+        1,
+        "nowhere.safetensors",
+        "there is no file of weights",
+    )
 
 
 def test_unknown_model_name(invoke, out):

@@ -89,7 +89,7 @@ def test_preset_of_the_embedded_dit_has_what_it_promises():
         ('metrics = ["lpips"]\n' + BASE, "lpips needs the weights of its network and of its heads"),
         (
             'metrics = ["lpips"]\nlpips = { network = "no.pth", heads = "no.pth" }\n' + BASE,
-            "there are no weights no.pth for the network of lpips",
+            "there is no file of weights for the network of lpips no.pth; give its path",
         ),
         ('metrics = ["fd"]\n' + BASE, "the metric fd compares with real images; name a folder"),
         (BASE.replace("model", "modle"), "names no model"),
@@ -136,5 +136,7 @@ def test_a_pipeline_is_compared_as_it_is_loaded(tmp_path):
     assert hosts.root.target.scheduler.config.flow_shift == 3.0
     assert hosts.base(loaded.bases[1])._scheduler.config.steps_offset == 1
     model["load"] = {"dtype": "float16"}
-    with pytest.raises(ConfigError, match="lora, scheduler, quantization are loaded, and no 'dtype'"):
+    with pytest.raises(
+        ConfigError, match="unknown part to load with a pipeline 'dtype'; choose one of lora, sch"
+    ):
         CompareConfig.from_plain(plain)

@@ -235,9 +235,8 @@ def test_variant_that_cannot_be_run_is_recorded_and_tried_again(small, invoke, t
 
 
 def test_baselines_that_are_not_installed(small, invoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "l2c.compare.baselines.find_spec", lambda name: None if name == "cache_dit" else object()
-    )
+    for module in ("l2c.compare.baselines", "l2c.errors"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == "cache_dit" else object())
     small.write_text(small.read_text() + '[[method]]\nname = "cache-dit"\n')
     finished = invoke("compare", small, "--out", tmp_path / "out")
     assert finished.code == 2

@@ -63,7 +63,7 @@ def test_pipeline_saved_without_text_encoders_loads(tmp_path):
 
 def test_what_is_not_there_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(
-        CheckpointError, match="no pipeline l2c:scene comes with l2c; there is l2c:scenes-sd3"
+        CheckpointError, match="unknown pipeline of l2c 'l2c:scene'; did you mean 'l2c:scenes-sd3'"
     ):
         l2c.load_target("l2c:scene")
     monkeypatch.setattr(loading, "ASSETS", tmp_path)

@@ -33,7 +33,7 @@ def test_folders_with_an_index_and_repositories_are_pipelines(tmp_path):
 def test_what_is_nothing_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="there is no folder"):
         l2c.load_target("./nothing")
-    with pytest.raises(CheckpointError, match="is a folder without a model"):
+    with pytest.raises(CheckpointError, match="there is no configuration of a model"):
         l2c.load_target(tmp_path)
     with pytest.raises(ConfigError, match="there is no model called 'nothing'"):
         l2c.load_target("nothing")
@@ -93,7 +93,7 @@ def test_weights_are_loaded_in_few_bits_where_bitsandbytes_is_installed(tmp_path
     tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
     if find_spec("bitsandbytes") is None:
         with pytest.raises(
-            ConfigError, match=f"bnb-{bits}bit is that of bitsandbytes, which is not installed; pip ins"
+            ConfigError, match=f"bnb-{bits}bit needs bitsandbytes, which is not installed; pip ins"
         ):
             l2c.load_target(tmp_path / "pipe", quantization=f"bnb-{bits}bit")
         pytest.skip("bitsandbytes is not installed")

@@ -45,7 +45,7 @@ def test_computing_everything_is_bit_equal_and_disabling_restores(pipe, name):
     assert "_l2c_cache" not in vars(pipe)
     assert torch.equal(run(pipe, name), bare)
     cache.restore()  # harmless
-    with pytest.raises(CacheStateError, match="no cache is enabled on this pipeline"):
+    with pytest.raises(CacheStateError, match="no cache is enabled on this"):
         l2c.disable_cache(pipe)
 
 
@@ -136,7 +136,8 @@ def test_two_transformers_take_schedules_of_their_own(wan22):
         run(wan22, "wan2.2")
     assert list(cache.summary().models) == ["transformer_2"]
     with pytest.raises(
-        ConfigError, match="no transformer called transformer_3; it has transformer, transformer_2"
+        ConfigError,
+        match="unknown transformer of the pipeline 'transformer_3'; .*one of transformer, transformer_2",
     ):
         l2c.enable_cache(wan22, {"transformer_3": some})
 

@@ -475,7 +475,7 @@ def test_a_family_of_learned_solvers_is_for_whole_evaluations(tmp_path):
     assert cheapest.num_evaluations == 4
     assert l2c.sample(model, [1], schedule=cheapest).isfinite().all()
     for budget, message in (
-        (0.5, "in whole evaluations, such as 8, got 0.5"),
+        (0.5, "in whole evaluations, must be more than 1, got 0.5"),
         (1.5, "more than the budget of 1.5"),
     ):
         with pytest.raises(ConfigError, match=message):

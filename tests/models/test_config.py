@@ -37,7 +37,9 @@ def test_config_refuses_impossible_sizes(change: dict[str, object], message: str
 
 
 def test_uvit_config_refuses_an_odd_depth() -> None:
-    with pytest.raises(ConfigError, match="must be even, got 3"):
+    with pytest.raises(
+        ConfigError, match="depth, which counts two equal halves, must be a multiple of 2, got 3"
+    ):
         UViTConfig(**{**SIZES, "depth": 3})  # type: ignore[arg-type]
 
 

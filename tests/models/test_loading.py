@@ -156,8 +156,8 @@ def test_load_model_knows_what_unnamed_uvits_were_trained_with(
 
 def test_load_model_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "absent.safetensors"
-    assert refused(path) == "absent.safetensors does not exist; check the path of the weights"
-    assert refused(str(path)) == "absent.safetensors does not exist; check the path of the weights"
+    assert refused(path) == "there is no file of weights absent.safetensors; check the path"
+    assert refused(str(path)) == "there is no file of weights absent.safetensors; check the path"
 
 
 def test_load_model_finds_the_home_folder(
@@ -170,7 +170,8 @@ def test_load_model_finds_the_home_folder(
 
 def test_load_model_folder_without_a_model(tmp_path: Path) -> None:
     message = refused(tmp_path / ".")
-    assert "is a folder without a model; expected config.json of a DiTTransformer2DModel" in message
+    assert "there is no configuration of a model" in message
+    assert "config.json; give the folder of a DiTTransformer2DModel" in message
 
 
 def test_load_model_folder_of_another_model(tmp_path: Path) -> None:

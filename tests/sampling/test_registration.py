@@ -94,7 +94,7 @@ def test_registered_solvers_are_named_and_checked(heun):
     assert evaluations_per_step("heun") == 2
     for arguments, message in (
         (("heum", 4), "unknown solver 'heum'; did you mean 'heun'? choose one of"),
-        (("heun", 1), "heun takes from 2 to 1000 steps, got 1"),
+        (("heun", 1), "the number of steps of heun must be at least 2, got 1"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             make_solver(*arguments)

@@ -102,7 +102,7 @@ def test_adherence_of_an_empty_picture_is_nothing():
 
 
 def test_adherence_wants_a_prompt_per_picture(pictures):
-    with pytest.raises(ConfigError, match="there are 2 pictures but 1 prompts; give one per picture"):
+    with pytest.raises(ConfigError, match="got 2 pictures for 1 prompts; give one for each"):
         adherence(pictures[:2], ["a red circle on a grey background"])
 
 

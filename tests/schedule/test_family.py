@@ -66,8 +66,8 @@ def test_a_budget_is_met_within_a_hundredth(schedules):
 def test_a_budget_that_is_too_small_is_one_sentence(schedules):
     least = schedules[0].cost.fraction
     message = (
-        f"the cheapest schedule of the family takes {least:.1%} of the MACs, more than the budget of 20.0%; ask for "
-        f"{least:.3f} or more, or learn one with l2c learn MODEL --budget 0.2"
+        f"the cheapest schedule of the family takes {least:.3f} of the MACs, more than the budget of 0.2; ask for "
+        f"as much or more, or learn one with l2c learn MODEL --budget 0.2"
     )
     family = ScheduleFamily(schedules)
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -109,7 +109,7 @@ def test_what_has_no_end_is_no_file(tmp_path):
         for read in (l2c.CacheSchedule.load, l2c.import_router):
             with pytest.raises(ScheduleError, match="there is no"):
                 read(path)
-        with pytest.raises(CheckpointError, match="is not a file"):
+        with pytest.raises(CheckpointError, match="there is no file of weights"):
             load_model(path)
 
 

@@ -14,6 +14,14 @@ from l2c.errors import CacheStateError
 _MISSING = object()
 
 
+def not_taken_along(how: str, owner: Any) -> CacheStateError:
+    """The error where something with a cache on it is copied or pickled."""
+    return CacheStateError(
+        f"what a cache is enabled on is not {how} (here {type(owner).__name__}); call l2c.disable_cache first, or save "
+        "weights with save_pretrained or state_dict"
+    )
+
+
 class MethodPatch:
     """A method of one object, covered by an instance attribute.
 
@@ -68,10 +76,7 @@ class MethodPatch:
         return twin
 
     def __reduce__(self) -> NoReturn:
-        raise CacheStateError(
-            f"what a cache is enabled on is not pickled (here {type(self.owner).__name__}); call l2c.disable_cache "
-            "first, or save weights with save_pretrained or state_dict"
-        )
+        raise not_taken_along("pickled", self.owner)
 
     @property
     def uppermost(self) -> bool:

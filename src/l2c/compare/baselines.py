@@ -22,7 +22,7 @@ from l2c.compare.cache_dit import cache_dit
 from l2c.compare.diffusers_caches import SampleBatch
 from l2c.compare.freqca import freqca
 from l2c.compare.restoring import restored
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, check_installed
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.models.conversion import DIFFUSERS_CLASS, to_diffusers
@@ -64,10 +64,7 @@ class Baseline:
         Raises:
             ConfigError: If the library is not installed.
         """
-        if not self.installed:
-            raise ConfigError(
-                f"{self.title} is not installed; pip install 'l2c[baselines]', or leave '{self.name}' out"
-            )
+        check_installed(self.title, self.package, f"'l2c[baselines]', or leave '{self.name}' out")
 
 
 def _diffusers(

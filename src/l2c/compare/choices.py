@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from l2c.documents import MOST_EVALUATIONS, Count, check_value
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, known
 from l2c.hosts.pipeline.conditions import read_prompts
 from l2c.methods.learned import find_schedule
 from l2c.scenes.pipeline import EMBEDDED, scene_prompts
@@ -49,13 +49,12 @@ class PipelineChoice:
 
     def __post_init__(self) -> None:
         for name in self.load:
-            if name not in LOADED:
-                raise ConfigError(f"with a pipeline {', '.join(LOADED)} are loaded, and no '{name}'")
+            known("part to load with a pipeline", name, LOADED)
         if self.load and self.pipeline.startswith(TINY):
             raise ConfigError(f"{self.pipeline} is not loaded; leave out load")
         if self.pipeline in EMBEDDED:
-            known = {k: v for k, v in EMBEDDED[self.pipeline].items() if k != "num_inference_steps"}
-            object.__setattr__(self, "call", {**known, **self.call})
+            usual = {k: v for k, v in EMBEDDED[self.pipeline].items() if k != "num_inference_steps"}
+            object.__setattr__(self, "call", {**usual, **self.call})
             if not (self.prompts or self.conditions):
                 object.__setattr__(self, "prompts", tuple(scene_prompts(NUM_PROMPTS, held_out=True)))
             if not (self.learning_prompts or self.conditions):
@@ -63,8 +62,11 @@ class PipelineChoice:
         for name in ("prompts", "learning_prompts"):
             if isinstance(given := getattr(self, name), str):
                 object.__setattr__(self, name, tuple(read_prompts(find_schedule(given))))
-        if self.prompts and self.conditions:
-            raise ConfigError("a pipeline is called with either prompts or conditions; leave one of them out")
+        if self.conditions and (self.prompts or self.learning_prompts):
+            raise ConfigError(
+                "a pipeline is called with either prompts or conditions, and methods learn on the latter where there "
+                "are some; leave prompts and learning_prompts out, or the conditions"
+            )
         if not (self.prompts or self.conditions or self.pipeline.startswith(TINY)):
             raise ConfigError(
                 f"what is {self.pipeline} to make? give prompts, a list or a text file with one in each line"
@@ -72,10 +74,6 @@ class PipelineChoice:
         if "num_inference_steps" in self.call:
             raise ConfigError(
                 "the number of steps is that of each base; leave num_inference_steps out of the call"
-            )
-        if self.conditions and self.learning_prompts:
-            raise ConfigError(
-                "methods learn on the conditions where those are given; leave learning_prompts out"
             )
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from l2c.compare.baselines import BASELINES
 from l2c.compare.choices import Base, MethodChoice, PipelineChoice, Reference
-from l2c.documents import Cost, Count, check_value, parse, read_file
+from l2c.documents import Cost, Count, check_value, existing, parse, read_file
 from l2c.errors import ConfigError, Told, known
 from l2c.evaluation.registry import all_metrics
 from l2c.methods.registry import all_methods
@@ -84,10 +84,7 @@ class CompareConfig:
                 'lpips = {network = "vgg16.pth", heads = "vgg.pth"}, or leave it out of the metrics'
             )
         for name, path in self.lpips.items():
-            if not Path(path).is_file():
-                raise ConfigError(
-                    f"there are no weights {path} for the {name} of lpips; give the path of the file"
-                )
+            existing(Path(path), f"file of weights for the {name} of lpips", "give its path", ConfigError)
         if self.distributional and not self.real_images:
             raise ConfigError(
                 f"the metric {self.distributional[0]} compares with real images; name a folder or a Parquet file "

@@ -19,7 +19,7 @@ from l2c.compare.config import CompareConfig
 from l2c.compare.hosts import Hosts
 from l2c.compare.pictures import Pictures
 from l2c.compare.plan import Variant
-from l2c.errors import DataError, NumericsError, Told
+from l2c.errors import DataError, Told, check_finite
 from l2c.files import atomic_write
 from l2c.hosts.base import Examples
 
@@ -123,8 +123,7 @@ class Samples:
             made = sample(examples)
             synchronize()
             seconds += perf_counter() - began
-            if not made.isfinite().all():
-                raise NumericsError("it makes values that are not finite")
+            check_finite("it makes", made)
             parts.append(made)
         return torch.cat(parts), seconds
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from l2c.errors import CheckpointError, ConfigError, Told
+from l2c.documents import existing
+from l2c.errors import CheckpointError, ConfigError, Told, known
 
 EXTRA = "pip install 'l2c[eval]'"
 
@@ -117,12 +118,13 @@ def make_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtr
     kind, _, path = name.partition(":")
     if kind == "inception" and path:
         return InceptionV3(path, device)
-    if name == EfficientNetLite0.name:
-        return EfficientNetLite0(device)
-    raise ConfigError(
-        f"unknown features '{name}'; choose {EfficientNetLite0.name}, or inception:PATH with the path of the "
-        "standard weights"
+    known(
+        "features",
+        name,
+        [EfficientNetLite0.name],
+        ", or inception:PATH with the path of the standard weights",
     )
+    return EfficientNetLite0(device)
 
 
 def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -142,8 +144,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the file is missing or holds anything else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there are no weights {path}; give the path of the file")
+    existing(path, "file of weights", "give the path of the file", CheckpointError)
     with Told(CheckpointError, f"{path} is not a file of weights ({{said}})", Exception):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):

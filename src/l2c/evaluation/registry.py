@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError, check_new, known
+from l2c.errors import ConfigError, check_as_many, check_new, known
 from l2c.evaluation.metrics import adherence, check_pairs, psnr, rmse, ssim
 
 
@@ -131,10 +131,8 @@ def score_pairs(
     for metric in map(find_metric, names):
         options = {"unit": unit} if metric.of_latents else {}
         values: list[float] = []
-        if metric.of_prompts and (prompts is None or len(prompts) != len(images)):
-            raise ConfigError(
-                f"the metric '{metric.name}' scores pictures against prompts; give one for each"
-            )
+        if metric.of_prompts:
+            check_as_many("prompts", prompts or (), f"pictures that '{metric.name}' scores", images)
         for begin in range(0, len(images), batch_size):
             rows = slice(begin, begin + batch_size)
             ours = images[rows]

@@ -11,10 +11,10 @@ from torch import nn
 from l2c.cache import cached_model
 from l2c.cache.cached_model import CachedModel, active_cache
 from l2c.cache.summary import RunSummary
-from l2c.errors import CacheStateError, ConfigError
+from l2c.errors import CacheStateError, ConfigError, known
 from l2c.hosts.pipeline.components import transformers_of, unwrapped
 from l2c.hosts.pipeline.graphs import check_engine
-from l2c.hosts.pipeline.handle import HANDLE, PipelineCache
+from l2c.hosts.pipeline.handle import HANDLE, PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, scheduler_of
 from l2c.hosts.pipeline.transformer import refuse_other_cache
 from l2c.schedule.family import ScheduleFamily
@@ -104,10 +104,7 @@ def enable_cache(
         raise ConfigError(
             f"a cache is enabled on a model or a diffusers pipeline, got {type(target).__name__}"
         )
-    if vars(target).get(HANDLE) is not None:
-        raise CacheStateError(
-            "a cache is already enabled on this pipeline; call l2c.disable_cache(pipe) first"
-        )
+    refuse_enabled(target)
     models = {"transformer": target} if isinstance(target, nn.Module) else transformers_of(target)
     chosen = scheduler if scheduler is not None else getattr(target, "scheduler", None)
     if not hasattr(chosen, "set_timesteps"):
@@ -117,10 +114,8 @@ def enable_cache(
         )
     named = schedule if isinstance(schedule, Mapping) else dict.fromkeys(models, schedule)
     schedules = {name: load_schedule(one, budget) for name, one in named.items()}
-    if unknown := set(schedules) - set(models):
-        raise ConfigError(
-            f"the pipeline has no transformer called {', '.join(sorted(unknown))}; it has {', '.join(models)}"
-        )
+    for name in schedules:
+        known("transformer of the pipeline", name, models)
     return PipelineCache(
         target,
         _solver_of(next(iter(schedules.values())), target, chosen),
@@ -152,14 +147,7 @@ def disable_cache(target: Any) -> None:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
-    target = unwrapped(target)
-    cache = vars(target).get(HANDLE)
-    if cache is not None:
-        cache.restore()
-    elif isinstance(target, nn.Module):
-        cached_model.disable_cache(target)
-    else:
-        raise CacheStateError("no cache is enabled on this pipeline")
+    _cache_of(target).restore()
 
 
 def summary(target: Any) -> RunSummary:
@@ -171,13 +159,17 @@ def summary(target: Any) -> RunSummary:
     Raises:
         CacheStateError: If no cache is enabled on it.
     """
+    return _cache_of(target).summary()
+
+
+def _cache_of(target: Any) -> CachedModel | PipelineCache:
+    """The handle of the cache that is enabled on a model or pipeline."""
     target = unwrapped(target)
-    cache = vars(target).get(HANDLE)
+    cache: CachedModel | PipelineCache | None = vars(target).get(HANDLE)
     if cache is None and isinstance(target, nn.Module):
         cache = active_cache(target)
     if cache is None:
         raise CacheStateError(
             "no cache is enabled on this; the handle of one keeps the summary of the last run"
         )
-    found: RunSummary = cache.summary()
-    return found
+    return cache

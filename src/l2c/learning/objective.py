@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import known
 
 REDUCTIONS = ("mean", "sum")
 
@@ -24,8 +24,7 @@ def router_loss(
 
     Source: arXiv 2406.01733, equation 7; reductions and lambdas as released.
     """
-    if reduction not in REDUCTIONS:
-        raise ConfigError(f"unknown reduction '{reduction}'; choose {' or '.join(REDUCTIONS)}")
+    known("reduction", reduction, REDUCTIONS)
     per_element = (mixed.float() - full.float()).square().flatten(1)
     per_image = per_element.mean(dim=1) if reduction == "mean" else per_element.sum(dim=1)
     return per_image.mean(), lambda_ * scores.sum()

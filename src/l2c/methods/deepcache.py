@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from l2c.errors import ConfigError
+from pydantic import Field
+
+from l2c.documents import Whole, check_value
 from l2c.hosts.targets import host_of
 from l2c.methods.base import Method, all_computed, blocks_of, check_every, pattern
 from l2c.schedule.schedule import CacheSchedule
@@ -41,10 +43,8 @@ def deepcache(
     check_every(every)
     host = host_of(target, deepcache, **run)
     blocks = blocks_of(host.table)
-    if not 0 <= shallow <= len(blocks) // 2:
-        raise ConfigError(
-            f"shallow counts blocks on either end, from 0 to {len(blocks) // 2} of {len(blocks)}, got {shallow}"
-        )
+    on_either_end = Annotated[Whole, Field(ge=0, le=len(blocks) // 2)]
+    check_value(f"shallow, which counts blocks on either end of {len(blocks)},", shallow, on_either_end)
     deep = [layer for block in blocks[shallow : len(blocks) - shallow] for layer in block]
     compute = all_computed(host)
     for evaluation in range(len(host.run.timesteps)):

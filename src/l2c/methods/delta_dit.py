@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2c.errors import ConfigError
+from l2c.documents import Share, check_value
 from l2c.hosts.targets import host_of
 from l2c.methods.base import Method, all_computed, blocks_of, check_every, pattern
 from l2c.schedule.schedule import CacheSchedule
@@ -43,8 +43,8 @@ def delta_dit(
     Source: Chen et al., arXiv 2406.01125; sections 3.3 and 3.4.
     """
     check_every(every)
-    if not (0 <= share <= 1 and 0 <= boundary <= 1):
-        raise ConfigError(f"share and boundary go from 0 to 1, got {share} and {boundary}")
+    check_value("share", share, Share)
+    check_value("boundary", boundary, Share)
     host = host_of(target, delta_dit, **run)
     blocks = blocks_of(host.table)
     cached = round(share * len(blocks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from l2c.documents import Fraction, check_value
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost, check_class_host
 from l2c.hosts.targets import host_of
@@ -45,13 +45,8 @@ def fewer_steps(
     if to_solver is None and to_spacing is None:
         fewer = host.with_steps(steps)
     elif to_spacing is None and not isinstance(host, ModelHost):
-        known = host.fewer_steps(steps)
-        if to_solver not in known:
-            names = f"; choose one of {'; '.join(known)}" if known else ", nor does any other by name"
-            raise ConfigError(
-                f"no solver '{to_solver}' drives {type(host.target).__name__} with {steps} steps{names}"
-            )
-        fewer = known[str(to_solver)]
+        rivals = host.fewer_steps(steps)
+        fewer = rivals[known(f"solver of {type(host.target).__name__}", str(to_solver), rivals)]
     else:
         model = check_class_host(host, "another spacing")
         fewer = model.with_run(to_solver or host.run.solver, to_spacing or host.run.spacing, steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, known
 from l2c.hosts.targets import host_of
 from l2c.learning import paper
 from l2c.learning.paper import RouterSettings
@@ -57,9 +57,7 @@ def find_release(name: str) -> dict[str, Any]:
     >>> find_release("uvit")["lambda_"]
     0.1
     """
-    if name not in PUBLISHED:
-        raise ConfigError(f"unknown release '{name}' of L2C; choose one of {', '.join(PUBLISHED)}")
-    return PUBLISHED[name]
+    return PUBLISHED[known("release of L2C", name, PUBLISHED)]
 
 
 def l2c_paper(

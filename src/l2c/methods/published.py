@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import CheckpointError, ScheduleError, Told
+from l2c.documents import existing
+from l2c.errors import CheckpointError, ScheduleError, Told, check_finite
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle
 from l2c.models.config import NUM_TRAIN_TIMESTEPS
@@ -99,15 +100,10 @@ def _evaluation_scores(rows: Tensor, solver: str) -> Tensor:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ScheduleError(f"there is no router file {path}")
+    existing(path, "router file", "give the path of one", ScheduleError)
     with Told(ScheduleError, "{said}", CheckpointError):
         content = read_pickle(path)
-    if not isinstance(content, dict):
-        raise ScheduleError(
-            f"{path} holds a {type(content).__name__} and not a router; a router is a dictionary"
-        )
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _rows(path: Path, routers: Any) -> Tensor:
@@ -117,16 +113,14 @@ def _rows(path: Path, routers: Any) -> Tensor:
         match = _ROW_KEY.fullmatch(str(key))
         if match and isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point():
             found[int(match[1])] = value.float()
-    if len(found) < 2 or len(found) > NUM_TRAIN_TIMESTEPS or sorted(found) != list(range(len(found))):
+    complete = 2 <= len(found) <= NUM_TRAIN_TIMESTEPS and sorted(found) == list(range(len(found)))
+    if not complete or len({len(row) for row in found.values()}) != 1:
         raise ScheduleError(
-            f"{path} is not a router: it has no complete rows '0.prob', '1.prob', ... of 2 steps or more, up to "
-            f"{NUM_TRAIN_TIMESTEPS}"
+            f"{path} is not a router: it has no complete rows '0.prob', '1.prob', ... of one length and of 2 steps or "
+            f"more, up to {NUM_TRAIN_TIMESTEPS}"
         )
-    if len({len(row) for row in found.values()}) != 1:
-        raise ScheduleError(f"{path} is not a router: its rows differ in length")
     rows = torch.stack([found[i] for i in range(len(found))])
-    if not rows.isfinite().all():
-        raise ScheduleError(f"{path} has logits that are not finite numbers")
+    check_finite(f"{path} has logits with", rows, error=ScheduleError)
     return rows
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from l2c.errors import ConfigError, Told
+from l2c.errors import ConfigError, Told, check_new, known
 from l2c.methods.base import Method
 from l2c.schedule.schedule import CacheSchedule
 
@@ -43,8 +42,7 @@ def register_method(method: Method) -> None:
     Raises:
         ConfigError: If there is a method of that name.
     """
-    if method.name in all_methods():
-        raise ConfigError(f"there is a method '{method.name}' already; give the new one another name")
+    check_new("method", method.name, all_methods())
     _REGISTERED[method.name] = method
 
 
@@ -69,22 +67,7 @@ def find_method(name: str) -> Method:
     'arXiv 2407.01425'
     """
     methods = all_methods()
-    if name not in methods:
-        raise ConfigError(unknown("method", name, methods))
-    return methods[name]
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A sentence on an unknown name, with the nearest known one.
-
-    >>> unknown("method", "forra", ["fora", "l2c"])
-    "unknown method 'forra'; did you mean 'fora'? Known are fora, l2c"
-    """
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    listed = ", ".join(names)
-    return f"unknown {what} '{name}'; {hint}{'Known' if hint else 'known'} are {listed}"
+    return methods[known("method", name, methods)]
 
 
 def schedule_for(

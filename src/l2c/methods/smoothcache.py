@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from l2c.cache.clock import Clock
 from l2c.cache.policy import Compute, ReusePolicy
 from l2c.cache.values import Value
-from l2c.documents import Count, check_value
-from l2c.errors import ConfigError
+from l2c.documents import Count, Real, check_value
 from l2c.hosts.targets import host_of
 from l2c.layers import LayerTable
 from l2c.methods.base import Method, all_computed
@@ -107,9 +107,10 @@ def smoothcache(
     if budget is not None:
         values = torch.cat([table.flatten() for table in errors.values()])
         return threshold_for(at, values[values.isfinite()].tolist(), budget)
-    if threshold is None or threshold < 0:
-        raise ConfigError(f"smoothcache needs a threshold from 0 up, or a budget, got {threshold}")
-    return at(threshold)
+    limit: float = check_value(
+        "threshold, where there is no budget,", threshold, Annotated[Real, Field(ge=0)]
+    )
+    return at(limit)
 
 
 def scan(errors: Tensor, threshold: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict
 
-from l2c.documents import read_document
+from l2c.documents import existing, read_document
 from l2c.errors import CheckpointError, Told
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -51,9 +51,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, str]]:
         CheckpointError: The file is missing, unreadable, empty, truncated, of another kind, would run code
             when loaded, or holds routers instead of weights.
     """
-    if not path.is_file():
-        kind = "is not a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {kind}; check the path of the weights")
+    existing(path, "file of weights", "check the path", CheckpointError)
     with Told(CheckpointError, f"{path} cannot be read: {{said}}", OSError), path.open("rb") as file:
         num_bytes = path.stat().st_size
         file.read(1)

@@ -242,17 +242,14 @@ def _check_tensors(model: DiT | UViT, tensors: Tensors, source: str) -> None:
     kind = (
         f"a {type(model).__name__} of width {model.config.hidden_size} with {model.config.num_blocks} blocks"
     )
-    if missing:
-        raise CheckpointError(
-            f"{source} looks like {kind} but lacks {name_some(missing)}; download or save it again"
-        )
-    if unexpected:
-        raise CheckpointError(
-            f"{source} looks like {kind} but also holds {name_some(unexpected)}; that is not supported"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{source} looks like {kind} but {name} has shape {tuple(tensor.shape)}; "
-                f"expected {tuple(expected[name].shape)}"
-            )
+    problems = [
+        *([f"lacks {name_some(missing)}; download or save it again"] if missing else ()),
+        *([f"also holds {name_some(unexpected)}; that is not supported"] if unexpected else ()),
+        *(
+            f"{name} has shape {tuple(tensors[name].shape)}; expected {tuple(wanted.shape)}"
+            for name, wanted in expected.items()
+            if name in tensors and tensors[name].shape != wanted.shape
+        ),
+    ]
+    if problems:
+        raise CheckpointError(f"{source} looks like {kind} but {problems[0]}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from l2c.documents import read_document
+from l2c.documents import existing, read_document
 from l2c.errors import CheckpointError, ConfigError, Told
 from l2c.files import atomic_write
 from l2c.models.checkpoints import (
@@ -151,12 +151,9 @@ def _load_folder(
     folder: Path, *, dtype: torch.dtype, device: torch.device | str, num_heads: int | None
 ) -> DiT:
     home = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    if not (home / "config.json").exists():
-        raise CheckpointError(
-            f"{folder} is a folder without a model; expected config.json of a {DIFFUSERS_CLASS} in it or in "
-            "its transformer folder, or give the path of a weights file"
-        )
-    config = read_document(home / "config.json", dict[str, Any], CheckpointError, "download the folder again")
+    advice = f"give the folder of a {DIFFUSERS_CLASS}, one with it as transformer, or a file of weights"
+    file = existing(home / "config.json", "configuration of a model", advice, CheckpointError)
+    config = read_document(file, dict[str, Any], CheckpointError, "download the folder again")
     if config.get("_class_name") != DIFFUSERS_CLASS:
         raise CheckpointError(
             f"{home} holds a {config.get('_class_name')}; only a {DIFFUSERS_CLASS} can be converted"

@@ -10,12 +10,14 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from l2c.errors import ConfigError
+from l2c.documents import check_value
 from l2c.models.config import ModelConfig
 from l2c.models.embeddings import timestep_features, unpatchify
 
@@ -43,8 +45,7 @@ class UViTConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth % 2:
-            raise ConfigError(f"depth counts two equal halves and must be even, got {self.depth}")
+        check_value("depth, which counts two equal halves,", self.depth, Annotated[int, Field(multiple_of=2)])
 
     @property
     def out_channels(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2c.documents import existing
 from l2c.errors import CheckpointError, ConfigError, Told
 
 
@@ -27,11 +28,8 @@ class LatentDecoder:
 
         folder = Path(folder)
         home = folder / "vae" if (folder / "vae").is_dir() else folder
-        if not (home / "config.json").is_file():
-            raise CheckpointError(
-                f"there is no autoencoder in {folder}: it has no config.json; give a folder that diffusers' "
-                "AutoencoderKL was saved to"
-            )
+        advice = "give a folder that diffusers' AutoencoderKL was saved to"
+        existing(home / "config.json", "configuration of an autoencoder", advice, CheckpointError)
         with Told(CheckpointError, f"the autoencoder in {folder} cannot be loaded ({{said}})", Exception):
             self._vae: Any = AutoencoderKL.from_pretrained(home, local_files_only=True).to(device).eval()
         self.channels = int(self._vae.config.latent_channels)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from l2c.cache.cached_model import CachedModel, active_cache, enable_cache
 from l2c.documents import MOST_EVALUATIONS, Count, Seed, check_value
-from l2c.errors import CacheStateError, ConfigError, ContractError
+from l2c.errors import CacheStateError, ConfigError, ContractError, check_as_many
 from l2c.sampling.compiled import log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
@@ -113,8 +113,7 @@ def sample(
     if noise is None:
         seeds = range(count) if seeds is None else seeds
         seeds = check_value("seeds", list(seeds), list[Seed])
-        if len(seeds) != count:
-            raise ConfigError(f"got {len(seeds)} seeds for {count} labels; give one seed per image")
+        check_as_many("seeds", seeds, "labels", label_tensor)
         noise = seeded_noise(seeds, denoiser.sample_shape)
     elif tuple(noise.shape) != (count, *denoiser.sample_shape):
         raise ConfigError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2c.documents import check_fields, one_of
-from l2c.errors import ConfigError
+from l2c.errors import known
 from l2c.models.config import BETA_RANGES, NUM_TRAIN_TIMESTEPS, PREDICTION_TYPES, training_betas
 
 SPACINGS = ("linspace", "trailing", "karras", "logsnr")
@@ -218,11 +218,8 @@ def data_prediction(
         return alpha * x - sigma * prediction
     if prediction_type == FLOW_PREDICTION:
         return x - sigma * prediction
-    if prediction_type == "sample":
-        return prediction
-    raise ConfigError(
-        f"no solver knows a network that predicts '{prediction_type}'; known are {', '.join(PREDICTION_TYPES)}"
-    )
+    known("prediction type", prediction_type, ["sample", *PREDICTION_TYPES])
+    return prediction
 
 
 PURE_NOISE = -7.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pydantic import Field
 from torch import Tensor
 
-from l2c.documents import Count, check_value
-from l2c.errors import ConfigError, check_new, known
+from l2c.documents import Count, Whole, check_value
+from l2c.errors import check_new, known
 from l2c.models.config import NUM_TRAIN_TIMESTEPS
 from l2c.sampling.noise_schedule import SPACINGS, FlowSchedule, ForwardProcess, NoiseSchedule
 from l2c.schedule.contract import Run
@@ -105,12 +106,10 @@ def make_solver(
     known("solver", name, solver_names())
     known("spacing", spacing, SPACINGS)
     process = noise_schedule or NoiseSchedule()
-    if spacing not in process.spacings:
-        what = "a flow" if isinstance(process, FlowSchedule) else f"a {type(process).__name__}"
-        raise ConfigError(f"{what} has no '{spacing}' spacing; choose {' or '.join(process.spacings)}")
-    least = evaluations_per_step(name)
-    if not least <= steps <= NUM_TRAIN_TIMESTEPS:
-        raise ConfigError(f"{name} takes from {least} to {NUM_TRAIN_TIMESTEPS} steps, got {steps}")
+    what = "a flow" if isinstance(process, FlowSchedule) else f"a {type(process).__name__}"
+    known(f"spacing of {what}", spacing, process.spacings)
+    allowed = Annotated[Whole, Field(ge=evaluations_per_step(name), le=NUM_TRAIN_TIMESTEPS)]
+    check_value(f"the number of steps of {name}", steps, allowed)
     return _SOLVERS[name].make(process, name, steps, spacing)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import check_as_many
 from l2c.scenes.grammar import Scene, SceneObject, parse_prompt
 from l2c.scenes.layout import holds
 from l2c.scenes.regions import Region, find_background, find_regions
@@ -95,10 +95,7 @@ def adherence(pictures: Tensor, prompts: Sequence[str]) -> list[PictureAdherence
     Raises:
         ConfigError: A prompt is not of the grammar, or there are not as many as pictures.
     """
-    if len(pictures) != len(prompts):
-        raise ConfigError(
-            f"there are {len(pictures)} pictures but {len(prompts)} prompts; give one per picture"
-        )
+    check_as_many("pictures", pictures, "prompts", prompts)
     found = find_objects(pictures)
     grounds = find_background(pictures.float())
     scenes = [parse_prompt(prompt) for prompt in prompts]

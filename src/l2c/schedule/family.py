@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from l2c.documents import parse
+from pydantic import Field
+
+from l2c.documents import Real, check_value, parse
 from l2c.errors import ConfigError, ScheduleError
 from l2c.schedule.budget import check_fractions
 from l2c.schedule.contract import Contract
@@ -69,28 +72,23 @@ class ScheduleFamily:
         if self.brings_solvers:
             return self._at_evaluations(budget)
         check_fractions([budget], budget)
-        within = [s for s in self._schedules if s.cost.fraction <= budget * (1 + BUDGET_TOLERANCE)]
-        if within:
-            return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
-        least = self._schedules[-1].cost.fraction
-        raise ConfigError(
-            f"the cheapest schedule of the family takes {least:.1%} of the MACs, more than the budget of "
-            f"{budget:.1%}; ask for {least:.3f} or more, or learn one with l2c learn MODEL --budget {budget:g}"
-        )
+        costs = [schedule.cost.fraction for schedule in self]
+        return self._within(costs, budget, "of the MACs", f"--budget {budget:g}")
 
     def _at_evaluations(self, budget: float) -> CacheSchedule:
-        if not 1 < budget < math.inf:
-            raise ConfigError(
-                f"a budget of a family of learned solvers is in whole evaluations, such as 8, got {budget:g}"
-            )
-        costs = [(schedule.cost.fraction * schedule.num_evaluations, schedule) for schedule in self]
-        within = [schedule for cost, schedule in costs if cost <= budget * (1 + BUDGET_TOLERANCE)]
-        if within:
+        what = "a budget of a family of learned solvers, which is in whole evaluations,"
+        check_value(what, budget, Annotated[Real, Field(gt=1)])
+        costs = [schedule.cost.fraction * schedule.num_evaluations for schedule in self]
+        return self._within(costs, budget, "evaluations", f"--solver auto --budget-evals {budget:g}")
+
+    def _within(self, costs: Sequence[float], budget: float, unit: str, options: str) -> CacheSchedule:
+        """The best of the schedules that cost at most a budget."""
+        pairs = zip(costs, self, strict=True)
+        if within := [one for cost, one in pairs if cost <= budget * (1 + BUDGET_TOLERANCE)]:
             return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
         raise ConfigError(
-            f"the cheapest schedule of the family takes the work of {costs[-1][0]:.1f} evaluations, more than the "
-            f"budget of {budget:g}; ask for more, or learn one with l2c learn MODEL --solver auto --budget-evals "
-            f"{budget:g}"
+            f"the cheapest schedule of the family takes {costs[-1]:.3f} {unit}, more than the budget of {budget:g}; "
+            f"ask for as much or more, or learn one with l2c learn MODEL {options}"
         )
 
     def save(self, path: str | Path) -> None:

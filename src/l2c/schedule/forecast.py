@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import Field
 from torch import Tensor
 
+from l2c.documents import Whole, check_value
 from l2c.errors import ConfigError, ScheduleError, Told, check_new, known
 
 _Scalar = TypeVar("_Scalar", float, Tensor, float | Tensor)
@@ -63,8 +65,8 @@ def register_predictor(
         ConfigError: If the kind is registered, or has no order.
     """
     check_new("predictor", kind, _PREDICTORS)
-    if not orders or min(orders) < 0:
-        raise ConfigError(f"a predictor has orders from 0 up, got {list(orders)}")
+    from_0_up = list[Annotated[Whole, Field(ge=0)]]
+    check_value("orders of a predictor", list(orders), Annotated[from_0_up, Field(min_length=1)])
     _PREDICTORS[kind] = _Registered(weights, orders, needs_log_snrs, takes_coefficients)
 
 

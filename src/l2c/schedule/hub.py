@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from l2c.errors import OutputError, ScheduleError
+from l2c.documents import existing
+from l2c.errors import L2CError, OutputError, ScheduleError
 from l2c.files import atomic_write
 
 SCHEDULE_FILE = "schedule.safetensors"
@@ -65,17 +67,12 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_folder(summary, save, folder, repo_id)
-        try:
+        advice = "check the name, and log in with: hf auth login"
+        with _told_by_hub(OutputError, f"cannot upload the schedule to {repo_id}: {{said}}; {advice}"):
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, create_pr=pr
             )
-        except Exception as error:
-            if (said := hub_problem(error)) is None:
-                raise
-            raise OutputError(
-                f"cannot upload the schedule to {repo_id}: {said}; check the name, and log in with: hf auth login"
-            ) from error
     return str(commit.commit_url)
 
 
@@ -89,24 +86,27 @@ def fetch(name: str | Path, revision: str | None, token: str | bool | None, loca
     if path.is_file():
         return path
     if path.is_dir():
-        if not (path / SCHEDULE_FILE).is_file():
-            raise ScheduleError(
-                f"the folder {path} has no {SCHEDULE_FILE}; schedule.save_pretrained writes one"
-            )
-        return path / SCHEDULE_FILE
+        advice = "schedule.save_pretrained writes one"
+        return existing(path / SCHEDULE_FILE, "schedule file", advice, ScheduleError)
     if path.suffix == ".safetensors":  # of a file, not of a repository: no need to ask the hub for it
-        raise ScheduleError(f"there is no schedule file {path}; l2c learn --out makes one")
+        existing(path, "schedule file", "l2c learn --out makes one", ScheduleError)
     from huggingface_hub import hf_hub_download
 
-    try:
-        options: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    options: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    missing = f"there is no folder {name}, and no {SCHEDULE_FILE} could be had from a repository of that name: {{said}}"
+    with _told_by_hub(ScheduleError, missing):
         return Path(hf_hub_download(str(name), SCHEDULE_FILE, **options))
+
+
+@contextmanager
+def _told_by_hub(kind: type[L2CError], sentence: str) -> Iterator[None]:
+    """Tells what a hub or the network says in a sentence of ours; faults of the program stay what they are."""
+    try:
+        yield
     except Exception as error:
         if (said := hub_problem(error)) is None:
             raise
-        raise ScheduleError(
-            f"there is no folder {name}, and no {SCHEDULE_FILE} could be had from a repository of that name: {said}"
-        ) from error
+        raise kind(sentence.replace("{said}", said)) from error
 
 
 def hub_problem(error: Exception) -> str | None:

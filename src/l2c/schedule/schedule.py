@@ -21,7 +21,7 @@ from l2c.schedule.cache_dit import cache_dit_settings
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
-from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, predictor_kinds, without_zeros
+from l2c.schedule.forecast import Predictor, ReusePlan, plan_reuse, without_zeros
 from l2c.schedule.header import Header
 from l2c.schedule.interchange import interchange
 from l2c.schedule.summary import summarize
@@ -243,11 +243,6 @@ class CacheSchedule:
             ScheduleError: If something is missing or malformed, or the predictor is not registered.
         """
         found = parse(Header, header, f"{path} is malformed", ScheduleError, ANEW)
-        if found.predictor.kind not in predictor_kinds():
-            raise ScheduleError(
-                f"{path} forecasts with the predictor '{found.predictor.kind}', which this program does not know; add "
-                "it with l2c.register_predictor before reading the file"
-            )
         with Told(
             ScheduleError, f"{path} is malformed: {{said}}; {ANEW}", KeyError, ConfigError, ScheduleError
         ):

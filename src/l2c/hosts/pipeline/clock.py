@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from l2c.cache.patch import MethodPatch
-from l2c.errors import CacheStateError, ContractError
+from l2c.errors import CacheStateError, ContractError, UndoneOnError
 
 
 class SchedulerClock:
@@ -119,7 +119,7 @@ class SchedulerClock:
         if not self._running:
             return original(*args, **kwargs)
         at = self.evaluation
-        try:
+        with UndoneOnError(self.end):
             self._on_step(args[0] if args else next(iter(kwargs.values()), None))
             if not self._stepped and not hasattr(self.scheduler, "step_index"):  # later ones would only wait
                 given = self._step_signature.bind(*args, **kwargs).arguments.get("timestep")
@@ -128,9 +128,6 @@ class SchedulerClock:
             after = getattr(self.scheduler, "step_index", None)
             if isinstance(after, int):
                 self._compare(at, after - 1)
-        except BaseException:
-            self.end()
-            raise
         self._index, self._stepped = at + 1, True
         if self._index >= self.num_evaluations:
             self.end(finished=True)

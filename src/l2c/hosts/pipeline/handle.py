@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from l2c.cache.patch import MethodPatch
+from l2c.cache.patch import MethodPatch, not_taken_along
 from l2c.cache.policy import Compute, ReusePolicy, compute_once
 from l2c.cache.summary import RunSummary, summarize_model
 from l2c.cache.values import Value
-from l2c.errors import CacheStateError
+from l2c.errors import CacheStateError, UndoneOnError
 from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
 from l2c.hosts.pipeline.modular import LeavingPatch, is_modular
 from l2c.hosts.pipeline.passes import not_apart
@@ -82,7 +82,7 @@ class PipelineCache:
         if self._own_scheduler is not None and self._own_scheduler is not scheduler:
             target.scheduler = scheduler
         self.clock = SchedulerClock(scheduler, self._start, self._end, self._step)
-        try:
+        with UndoneOnError(self.restore):
             parts = dict.fromkeys(models, reuse) if isinstance(reuse, ReusePolicy) else dict(reuse)
             if len(parts) > 1 and any(
                 isinstance(one, CacheSchedule) and one.has_branches for one in parts.values()
@@ -100,9 +100,6 @@ class PipelineCache:
             )
             self._adapters = dict.fromkeys(self.transformers, 0) if learned else self._count_adapters()
             setattr(target, HANDLE, self)
-        except BaseException:
-            self.restore()
-            raise
 
     def _start(self) -> None:
         self._checked = False
@@ -136,11 +133,8 @@ class PipelineCache:
         """
         evaluation = self.clock.evaluation
         if not self._checked:
-            try:
+            with UndoneOnError(self.clock.end):
                 self._check_run()
-            except BaseException:
-                self.clock.end()
-                raise
             self._checked = True
         return evaluation
 
@@ -217,16 +211,10 @@ class PipelineCache:
                 delattr(self._target, HANDLE)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise CacheStateError(
-            f"what a cache is enabled on is not copied (here {type(self._target).__name__}); call l2c.disable_cache "
-            "first, and enable a cache on each of the two"
-        )
+        raise not_taken_along("copied", self._target)
 
     def __reduce__(self) -> NoReturn:
-        raise CacheStateError(
-            f"what a cache is enabled on is not pickled (here {type(self._target).__name__}); call l2c.disable_cache "
-            "first"
-        )
+        raise not_taken_along("pickled", self._target)
 
     def __enter__(self) -> PipelineCache:
         return self
@@ -245,6 +233,6 @@ def refuse_enabled(target: Any) -> None:
     """
     if vars(target).get(HANDLE) is not None:
         raise CacheStateError(
-            "a cache is enabled on this pipeline; call l2c.disable_cache(pipe) before another schedule is made, "
-            "learned or checked"
+            "a cache is already enabled on this pipeline; call l2c.disable_cache(pipe) before another schedule is "
+            "made, learned, checked or enabled"
         )

@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, check_finite
 from l2c.sampling.linear import LEARNED, RowFit, multistep_table, weigh_terms
 from l2c.sampling.noise_schedule import alphas_sigmas
 from l2c.schedule.contract import Run
@@ -100,8 +100,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         self._own_levels = torch.tensor([float(level) for level in log_snrs], dtype=torch.float64)
         self._own_table = torch.tensor([[float(w) for w in row] for row in weights], dtype=torch.float64)
-        if not (self._own_levels.isfinite().all() and self._own_table.isfinite().all()):
-            raise ConfigError("a learned solver has noise levels and weights that are finite numbers")
+        check_finite(
+            "the levels and weights of a solver have", self._own_levels, self._own_table, error=ConfigError
+        )
         self.flow = prediction_type == "flow_prediction"
         self.alphas_cumprod = None if self.flow else self._read_alphas()
         self.init_noise_sigma = 1.0

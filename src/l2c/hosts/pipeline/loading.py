@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from l2c.errors import CheckpointError, ConfigError, Told, known
+from l2c.errors import CheckpointError, ConfigError, Told, check_installed, known
 from l2c.hosts.pipeline.components import TRANSFORMERS, transformers_of
 from l2c.scenes.pipeline import EMBEDDED
 
@@ -61,10 +60,8 @@ def load_pipeline(
     folder = pipeline_folder(name)
     parts = [part for part in TRANSFORMERS if part in _index(folder)] or list(TRANSFORMERS)
     quantize = None if quantization is None else _quantizer(quantization, dtype, parts)
-    if name in EMBEDDED and find_spec("transformers") is None:
-        raise CheckpointError(
-            f"{name} has text encoders of transformers, which is not installed; pip install 'l2c[pipelines]'"
-        )
+    if name in EMBEDDED:
+        check_installed(str(name), "transformers", "'l2c[pipelines]'", CheckpointError)
     if str(name).startswith((".", "/", "~")) and not folder.is_dir():
         raise CheckpointError(
             f"there is no folder '{name}'; give one that a pipeline's save_pretrained wrote, or the name of a "
@@ -150,10 +147,7 @@ def make_scheduler(own: Any, kind: Any, settings: Mapping[str, Any]) -> Any:
 def _quantizer(name: str, dtype: torch.dtype, parts: Sequence[str]) -> Any:
     """What quantises a loaded model, or, for what has to be quantised while it is loaded, the settings of that."""
     package = QUANTIZATIONS[known("quantization", name, QUANTIZATIONS)]
-    if find_spec(package) is None:
-        raise ConfigError(
-            f"the quantization {name} is that of {package}, which is not installed; pip install {package}"
-        )
+    check_installed(f"the quantization {name}", package, package)
     if name == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -177,8 +171,7 @@ def pipeline_folder(name: str | Path) -> Path:
     """
     if not str(name).startswith(ASSET_PREFIX):
         return Path(name).expanduser()
-    if name not in EMBEDDED:
-        raise CheckpointError(f"no pipeline {name} comes with l2c; there is {' and '.join(EMBEDDED)}")
+    known("pipeline of l2c", str(name), EMBEDDED, error=CheckpointError)
     folder = ASSETS / str(name).removeprefix(ASSET_PREFIX)
     if not (folder / PIPELINE_FILE).is_file():
         raise CheckpointError(

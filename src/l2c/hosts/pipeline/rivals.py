@@ -87,21 +87,16 @@ def start_schedulers(
         ConfigError: If no solver can be learned in place of the scheduler.
     """
     name = type(scheduler).__name__
-    if draws_noise(scheduler):
-        raise ConfigError(
-            f"{name} draws noise in its steps; a solver is learned in place of one that does not"
-        )
-    if scheduler.config.get("invert_sigmas"):
-        raise ConfigError(
-            f"{name} runs from picture to noise (invert_sigmas), for which no solver is learned"
-        )
     run = run_of(steps)
+    levels = run.log_snrs
+    reasons = {
+        "draws noise in its steps": draws_noise(scheduler),
+        "runs from picture to noise (invert_sigmas)": scheduler.config.get("invert_sigmas"),
+        "evaluates a noise level twice": is_flow(scheduler) and len(set(levels)) < len(levels),
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ConfigError(f"{name} {found[0]}; a solver is learned in place of a scheduler that does not")
     if is_flow(scheduler):
-        levels = run.log_snrs
-        if len(set(levels)) < len(levels):
-            raise ConfigError(
-                f"{name} evaluates a noise level twice; set a scheduler that does not to learn a solver"
-            )
         sigmas = [1 / (1 + math.exp(level)) for level in levels]
         if steps > 1 and sigmas[-1] < LEAST_LAST_STEP * (sigmas[-2] - sigmas[-1]):
             levels = run_of(steps + 1).log_snrs[:-1]
@@ -110,10 +105,10 @@ def start_schedulers(
         return [learned_from(scheduler, [first, *rest], mu=mu) for rest in shifted]
     if not _has_betas(scheduler):
         clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
-        found = f"{name} with {' and '.join(clips)}" if clips else name
+        said = f"{name} with {' and '.join(clips)}" if clips else name
         raise ConfigError(
-            f"a solver is learned in place of a scheduler of a flow, or one with betas that clips nothing, not of "
-            f"{found}"
+            "a solver is learned in place of a scheduler of a flow, or one with betas that clips nothing, not of "
+            f"{said}"
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
     even = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))

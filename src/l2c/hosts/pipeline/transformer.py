@@ -16,7 +16,7 @@ from l2c.cache.clock import DEFAULT_BRANCH
 from l2c.cache.patch import MethodPatch, patch_of
 from l2c.cache.policy import Compute, ReusePolicy
 from l2c.cache.values import Value
-from l2c.errors import CacheStateError
+from l2c.errors import CacheStateError, UndoneOnError
 from l2c.hosts.parallel import context_of
 from l2c.hosts.pipeline.clock import SchedulerClock
 from l2c.hosts.pipeline.compilation import Compilation, find_compilation, is_compiled, leave_to_python
@@ -189,14 +189,11 @@ class CachedTransformer:
             clock.tick(evaluation)
             self._calls.clear()
         branch = self._branch(rows_and_shape(args, kwargs), kwargs.get("encoder_hidden_states"))
-        try:
+        with UndoneOnError(self._owner.clock.end):
             if self._passes is not None:
                 call = partial(self._call, evaluation, original)
                 return self._passes.make(evaluation, branch, call, args, kwargs)
             return self._call(evaluation, original, (branch,), args, kwargs)
-        except BaseException:
-            self._owner.clock.end()
-            raise
 
     def _call(
         self,
