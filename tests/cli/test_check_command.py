@@ -31,6 +31,8 @@ def test_check_measures_and_records_and_compares(invoke, folder, tmp_path):
     figures = json.loads(second.out)
     assert figures["ratio"] == pytest.approx(1.0, abs=1e-3)
     assert figures["accepted"] is True
+    mapped = invoke("check", pipe, recorded, "--labels", "1,2", "--json", "--device-map", "cpu")
+    assert json.loads(mapped.out)["error"] == figures["error"]
     assert figures["fraction"] == pytest.approx(CacheSchedule.load(recorded).cost.fraction)
     third = invoke("check", pipe, recorded, "--labels", "1,2", "--limit", "0.5")
     assert third.code == 1
@@ -50,6 +52,11 @@ def test_check_takes_models(invoke, tmp_path, checkpoint, other_checkpoint, sche
 def test_check_says_what_is_wrong(invoke, folder, tmp_path):
     pipe, schedule = folder / "pipe", folder / "schedule"
     for arguments, code, said in (
+        (
+            (pipe, schedule, "--labels", "1", "--device-map", "cpu", "--device", "cpu"),
+            2,
+            "device map cpu says where weights are, and so does the device cpu; leave one of the two out",
+        ),
         ((pipe, schedule), 2, "needs either prompts, with --prompt or --prompts, or --labels"),
         ((pipe, schedule, "--labels", "1", "--call", "height"), 2, "--call takes NAME=VALUE"),
         ((pipe, schedule, "--labels", "1", "--limit", "0"), 2, "--limit must be more than 0"),

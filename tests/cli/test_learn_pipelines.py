@@ -213,7 +213,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_left(invoke, folder, learn
         ),
         (("learn", "dit-mini-cifar10", *prompt), 2, "prompts and labels are for diffusers pipelines"),
         (("learn", "dit-mini-cifar10", "--height", "16"), 2, "a model takes no argument 'height'"),
-        (("learn", "dit-mini-cifar10", "--lora", "style"), 2, "a LoRA is loaded into a diffusers pipeline"),
+        (("learn", "dit-mini-cifar10", "--lora", "style"), 2, "a LoRA is for diffusers pipelines"),
         (("repair", pipe, tmp_path / "no", *prompt), 1, "there is no schedule file"),
         (
             ("repair", pipe, learned[0], *prompt, "--call", "num_inference_steps=4"),

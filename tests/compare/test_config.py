@@ -135,6 +135,8 @@ def test_a_pipeline_is_compared_as_it_is_loaded(tmp_path):
     hosts = Hosts(loaded, "cpu")
     assert hosts.root.target.scheduler.config.flow_shift == 3.0
     assert hosts.base(loaded.bases[1])._scheduler.config.steps_offset == 1
+    model["load"] = {"device_map": "cpu"}
+    assert Hosts(CompareConfig.from_plain(plain), "cpu").root.target.hf_device_map == "cpu"
     model["load"] = {"dtype": "float16"}
     with pytest.raises(
         ConfigError, match="unknown part to load with a pipeline 'dtype'; choose one of lora, sch"

@@ -37,9 +37,9 @@ def test_what_is_nothing_is_refused(tmp_path):
         l2c.load_target(tmp_path)
     with pytest.raises(ConfigError, match="there is no model called 'nothing'"):
         l2c.load_target("nothing")
-    with pytest.raises(ConfigError, match="a LoRA is loaded into a diffusers pipeline"):
+    with pytest.raises(ConfigError, match="a LoRA is for diffusers pipelines"):
         l2c.load_target("dit-mini-cifar10", lora="style")
-    with pytest.raises(ConfigError, match="a scheduler is loaded into a diffusers pipeline"):
+    with pytest.raises(ConfigError, match="a scheduler is for diffusers pipelines"):
         l2c.load_target("dit-mini-cifar10", scheduler="DDIMScheduler")
 
 
@@ -104,6 +104,47 @@ def test_weights_are_loaded_in_few_bits_where_bitsandbytes_is_installed(tmp_path
     pipe = l2c.load_target(tmp_path / "pipe", quantization=f"bnb-{bits}bit", device="cuda", quiet=True)
     kinds = {type(module).__name__ for module in pipe.transformer.modules()}
     assert kind in kinds
+    schedule = l2c.methods.interval(pipe, every=2, class_labels=[1], num_inference_steps=4)
+    with l2c.enable_cache(pipe, schedule):
+        pipe(class_labels=[1], num_inference_steps=4)
+
+
+def test_a_device_map_is_that_of_diffusers_and_stands_instead_of_a_device(tmp_path):
+    folder, call = tmp_path / "pipe", {"class_labels": [1], "num_inference_steps": 4}
+    tiny_pipeline("dit").save_pretrained(folder)
+    plain, mapped = (l2c.load_pipeline(folder, device_map=name, quiet=True) for name in (None, "cpu"))
+    assert (plain.hf_device_map, mapped.hf_device_map) == (None, "cpu")
+    settings = l2c.LearnSettings(iterations=1, batch_size=1, num_examples=4, reference_steps=8, trials=2)
+    schedules = [l2c.learn(pipe, budget=0.6, settings=settings, **call) for pipe in (plain, mapped)]
+    made = []
+    for pipe in (plain, mapped):
+        with l2c.enable_cache(pipe, schedules[0]):
+            made.append(pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images)
+    assert (made[0] == made[1]).all()
+    assert torch.equal(schedules[0].compute, schedules[1].compute)
+    for given, said in (
+        (
+            {"device_map": "cpu", "device": "cpu"},
+            "device map cpu says where weights are, and so does the device cpu",
+        ),
+        ({"device_map": "balance"}, "unknown device map 'balance'; did you mean 'balanced'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            l2c.load_pipeline(folder, **given)
+    with pytest.raises(ConfigError, match="a device map is for diffusers pipelines"):
+        l2c.load_target("dit-mini-cifar10", device_map="cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "balanced"])
+def test_a_device_map_of_gpus_needs_one(tmp_path, name):
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            ConfigError, match=f"device map {name} is for GPUs, and there is none here; take cpu"
+        ):
+            l2c.load_pipeline(tmp_path / "pipe", device_map=name)
+        return
+    pipe = l2c.load_pipeline(tmp_path / "pipe", device_map=name, quiet=True)
     schedule = l2c.methods.interval(pipe, every=2, class_labels=[1], num_inference_steps=4)
     with l2c.enable_cache(pipe, schedule):
         pipe(class_labels=[1], num_inference_steps=4)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 
 import l2c
 from l2c.errors import CacheStateError, ConfigError
@@ -86,6 +87,38 @@ def test_modular_flux_learns_and_checks_what_the_ordinary_pipeline_does():
         drifts = [l2c.check(one, made[0], seeds=[5], **PROMPTS) for one in (pipe, other)]
         assert drifts[0].error == drifts[1].error
     assert pipe._blocks is blocks
+
+
+def test_modular_flux_from_a_picture_from_enable_to_disable():
+    from diffusers import FluxImg2ImgPipeline
+
+    pipe = tiny_modular("flux")
+    parts = {key: part for key, part in pipe.components.items() if key != "image_processor"}
+    other, blocks = FluxImg2ImgPipeline(**parts), pipe._blocks
+    picture = {"image": Image.new("RGB", (16, 16), (200, 60, 40)), "strength": 0.6}
+    call = {**FLUX, **picture, "num_inference_steps": 10}
+    before = sampled(pipe, call)
+    assert not torch.equal(before, sampled(pipe, {**call, "strength": 0.9}))
+    everything, half = (l2c.methods.interval(pipe, every=every, **call) for every in (1, 2))
+    assert half.num_evaluations == 6  # of 10
+    with l2c.enable_cache(pipe, everything):
+        assert torch.equal(sampled(pipe, call), before)
+    whole = l2c.methods.interval(pipe, every=2, **{**FLUX, "num_inference_steps": 10})
+    for schedule in (half, whole):  # one for whole runs goes on where this one begins
+        with l2c.enable_cache(pipe, schedule) as cache:
+            assert not torch.equal(sampled(pipe, call), before)
+        done = cache.summary().models["transformer"]
+        assert done.computed + done.reused == 6 * len(half.layers)
+        assert (done.computed, done.unplanned) == (half.compute.sum(), 0)
+    made = [l2c.learn(one, budget=0.6, settings=SETTINGS, **call) for one in (pipe, other)]
+    assert made[0].num_evaluations == 6
+    assert torch.equal(made[0].compute, made[1].compute)
+    assert made[0].provenance["held_out_error"] == made[1].provenance["held_out_error"]
+    assert l2c.check(pipe, made[0], seeds=[5], **call).error < 1
+    with pytest.raises(ConfigError, match="no solver is learned for a run that begins late"):
+        l2c.learn(pipe, solver="auto", evaluations=3, settings=SETTINGS, **call)
+    assert pipe._blocks is blocks
+    assert torch.equal(sampled(pipe, call), before)
 
 
 def test_a_modular_pipeline_decodes_latents_with_its_own_blocks():

@@ -134,10 +134,7 @@ def takes(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 DEVICE = option(
-    "NAME",
-    "Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA if there is one.",
-    MODEL,
-    default="auto",
+    "NAME", "Where to compute: cpu, cuda, cuda:1, mps; auto is CUDA if there is any.", MODEL, default="auto"
 )
 DTYPE = option("NAME", f"{_DTYPE_HELP}.", MODEL, default="float32")
 DTYPE_OR_TF32 = option(
@@ -154,9 +151,7 @@ VAE = option(
     MODEL,
 )
 FAMILY_BUDGET = option(
-    "SHARE",
-    "Of a family of schedules, take the best one that costs at most this share of the MACs.",
-    SCHEDULE,
+    "SHARE", "Of a family, take the best schedule for at most this share of the MACs.", SCHEDULE
 )
 SPACING = option("NAME", f"{SPACING_HELP} [default: of a model, linspace]", RUN)
 GUIDANCE_MODE = option(

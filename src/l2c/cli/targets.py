@@ -67,6 +67,9 @@ class TargetOptions:
         MODEL,
     )
     device: str = DEVICE
+    device_map: str | None = option(
+        "NAME", "Of a pipeline, instead of --device: balanced over all GPUs, or loaded to cuda or cpu.", MODEL
+    )
     dtype: str = DTYPE
 
 
@@ -165,8 +168,9 @@ def load(given: Mapping[str, Any], *, tf32: bool = False) -> Any:
 
     device = own_device(given["device"])
     dtype = resolve_dtype(given["dtype"], device if tf32 else None)
-    more = {name: given[name] for name in ("lora", "scheduler", "quantization")}
-    return load_target(given["model"], dtype=dtype, device=device, quiet=True, **more)
+    more = {name: given[name] for name in ("lora", "scheduler", "quantization", "device_map")}
+    where = None if more["device_map"] and given["device"] == "auto" else device
+    return load_target(given["model"], dtype=dtype, device=where, quiet=True, **more)
 
 
 def name_of(target: str, lora: str | None) -> str:

@@ -20,7 +20,7 @@ TINY = "tiny:"
 """What the name of a pipeline of `l2c.testing` begins with."""
 
 
-LOADED = ("lora", "scheduler", "quantization")
+LOADED = ("lora", "scheduler", "quantization", "device_map")
 """What may be loaded with a pipeline."""
 Budget = Annotated[float, Field(gt=0, le=1)]
 
@@ -37,7 +37,7 @@ class PipelineChoice:
         learning_prompts: What methods learn and calibrate on instead; likewise.
         conditions: Instead of prompts what tells runs apart, by the pipeline's names: `{ class_labels = 3 }`.
         call: What it is called with besides, by name: `guidance_scale`, `height`, `width`. A base adds the steps.
-        load: What is loaded with it, as `load_pipeline` takes it: `lora`, `scheduler`, `quantization`.
+        load: What is loaded with it, as `load_pipeline` takes it: `lora`, `scheduler`, `quantization`, `device_map`.
     """
 
     pipeline: str

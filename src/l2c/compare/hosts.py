@@ -135,7 +135,8 @@ def _open(config: CompareConfig, device: str) -> Host:
         pipe, call, conditions = _tiny(chosen)
         pipe.to(device)
     else:
-        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=device, quiet=True, **chosen.load)
+        where = None if "device_map" in chosen.load else device
+        pipe = load_pipeline(chosen.pipeline, dtype=dtype, device=where, quiet=True, **chosen.load)
         call, conditions = dict(chosen.call), chosen.conditions
     return host_of(
         pipe,

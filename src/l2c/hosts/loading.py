@@ -19,10 +19,11 @@ def load_target(
     name: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     lora: str | None = None,
     scheduler: str | None = None,
     quantization: str | None = None,
+    device_map: str | None = None,
     quiet: bool = False,
 ) -> Any:
     """What a schedule is learned for and used with: a model of l2c, or a diffusers pipeline.
@@ -31,10 +32,11 @@ def load_target(
         name: Of a pipeline: a folder that `save_pretrained` wrote, or a repository on a hub (`user/name`). Anything
             else but `l2c:scenes-sd3`, the pipeline that comes with l2c, is what `load_model` takes.
         dtype: Number format of the weights.
-        device: Where to compute.
+        device: Where to compute; by default on the CPU.
         lora: Name or path of a LoRA to load into a pipeline.
         scheduler: See `load_pipeline`.
         quantization: See `load_pipeline`.
+        device_map: See `load_pipeline`.
         quiet: See `load_pipeline`.
 
     Raises:
@@ -47,14 +49,17 @@ def load_target(
         'DiT'
     """
     if is_pipeline(name):
-        given = {"lora": lora, "scheduler": scheduler, "quantization": quantization}
+        given = {"lora": lora, "scheduler": scheduler, "quantization": quantization, "device_map": device_map}
         return load_pipeline(name, dtype=dtype, device=device, quiet=quiet, **given)
-    for what, value in (("LoRA", lora), ("scheduler", scheduler), ("quantization", quantization)):
+    for what, value in (
+        ("LoRA", lora),
+        ("scheduler", scheduler),
+        ("quantization", quantization),
+        ("device map", device_map),
+    ):
         if value is not None:
-            raise ConfigError(
-                f"a {what} is loaded into a diffusers pipeline, and {name} is a model; leave it out"
-            )
-    return load_model(str(name), dtype=dtype, device=device)
+            raise ConfigError(f"a {what} is for diffusers pipelines, and {name} is a model; leave it out")
+    return load_model(str(name), dtype=dtype, device=device or "cpu")
 
 
 def is_pipeline(name: str | Path) -> bool:

@@ -11,7 +11,9 @@ from l2c.testing.inputs import TEXT, random
 from l2c.testing.transformers import TINY
 
 IMAGE_TOKENS = 4
-"""Tokens that the IP adapter of FLUX makes of a picture, for which diffusers knows no other number."""
+"""Tokens that IP adapters make of a picture; for that of FLUX diffusers knows no other number."""
+_HEAD = 64
+"""Width of a head in the image projection of Stable Diffusion 3's, of which diffusers knows no other."""
 
 
 def sd3_control(base: Any, seed: int) -> Any:
@@ -32,6 +34,26 @@ def flux_control(base: Any, seed: int) -> Any:
     return FluxControlNetPipeline(
         **base.components, controlnet=_spread(FluxControlNetModel.from_config(config))
     )
+
+
+def sd3_adapter(base: Any, seed: int) -> Any:
+    """Stable Diffusion 3 with an IP adapter, loaded by diffusers' own code from weights in the published layout."""
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+    from diffusers.models.embeddings import IPAdapterTimeImageProjection
+
+    config = base.transformer.config
+    head = config.attention_head_dim
+    width = config.num_attention_heads * head
+    adapter: dict[str, Any] = {}
+    for index in range(len(base.transformer.attn_processors)):
+        processor = SD3IPAdapterJointAttnProcessor2_0(width, width, head, timesteps_emb_dim=TEXT)
+        adapter |= {f"{index}.{name}": weight for name, weight in processor.state_dict().items()}
+    projection = IPAdapterTimeImageProjection(
+        TEXT, width, TEXT, dim_head=_HEAD, heads=1, num_queries=IMAGE_TOKENS, timestep_in_dim=8
+    )
+    weights = {"ip_adapter": adapter, "image_proj": projection.state_dict()}
+    base.load_ip_adapter(weights, weight_name=None, image_encoder_folder=None, low_cpu_mem_usage=False)
+    return base
 
 
 def flux_adapter(base: Any, seed: int) -> Any:
@@ -80,6 +102,7 @@ def cogview4(scheduler: Any, seed: int, autoencoder: Any) -> Any:
 
 VARIANTS: dict[str, tuple[str, Any]] = {
     "sd3-control": ("sd3", sd3_control),
+    "sd3-adapter": ("sd3", sd3_adapter),
     "flux-control": ("flux", flux_control),
     "flux-adapter": ("flux", flux_adapter),
 }
@@ -91,6 +114,9 @@ def variant_call(name: str, images: int) -> dict[str, Any]:
     if name == "flux-adapter":
         pictures = {"ip_adapter_image_embeds": [random(images, 1, TEXT)]}
         return {**pictures, "negative_ip_adapter_image_embeds": [torch.zeros(images, 1, TEXT)]}
+    if name == "sd3-adapter":  # of the pass without the prompt first
+        embeds = random(images, IMAGE_TOKENS, TEXT)
+        return {"ip_adapter_image_embeds": torch.cat([torch.zeros_like(embeds), embeds])}
     return {"control_image": random(images, 3, 16, 16).tanh(), "controlnet_conditioning_scale": 0.7}
 
 

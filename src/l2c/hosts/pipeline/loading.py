@@ -29,33 +29,39 @@ def load_pipeline(
     name: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     lora: str | None = None,
     scheduler: str | None = None,
     quantization: str | None = None,
+    device_map: str | None = None,
     quiet: bool = False,
 ) -> Any:
-    """A diffusers pipeline on a device.
+    """A diffusers pipeline on a device, or on several.
 
     Args:
         name: A folder that `save_pretrained` wrote, a repository on the Hugging Face hub, or `l2c:scenes-sd3`, which
             comes with l2c; `l2c.scenes` has what that one is called with, and prompts for it.
         dtype: Number format of the weights.
-        device: Where to compute.
+        device: Where to compute; by default on the CPU.
         lora: Name or path of a LoRA to load into it.
         scheduler: Class of diffusers' scheduler to drive it by instead of its own, with the settings of that, and
             settings that are to be others: `UniPCMultistepScheduler,flow_shift=3.0`, or `shift=3.0` alone.
         quantization: `int8`: linear maps of its transformers keep their weights in 8 bits, by torchao; `bnb-8bit` and
             `bnb-4bit`: they are loaded in so many by bitsandbytes.
+        device_map: Instead of a device, where diffusers loads the weights at once, without a copy on the CPU: `cuda`,
+            `cpu`, or `balanced`, each component on one of all GPUs.
         quiet: Show no progress bars, neither now nor when it is called.
 
     Raises:
         CheckpointError: If there is no such pipeline or it cannot be loaded.
-        ConfigError: If there is no such scheduler or quantization, or what quantises is not installed.
+        ConfigError: If there is no such scheduler or quantization, what quantises is not installed, or a device map
+            cannot be had here or comes with a device.
     """
     from diffusers import DiffusionPipeline
     from diffusers.quantizers import PipelineQuantizationConfig
 
+    if device_map is not None:
+        _check_device_map(device_map, device)
     named = None if scheduler is None else read_scheduler(scheduler)
     folder = pipeline_folder(name)
     parts = [part for part in TRANSFORMERS if part in _index(folder)] or list(TRANSFORMERS)
@@ -72,12 +78,9 @@ def load_pipeline(
             pipe = DiffusionPipeline.from_pretrained(
                 folder if folder.is_dir() else name,
                 torch_dtype=dtype,
+                device_map=device_map,
+                quantization_config=quantize if isinstance(quantize, PipelineQuantizationConfig) else None,
                 **_left_out(folder),
-                **(
-                    {"quantization_config": quantize}
-                    if isinstance(quantize, PipelineQuantizationConfig)
-                    else {}
-                ),
             )
             if lora is not None:
                 pipe.load_lora_weights(lora)
@@ -89,11 +92,29 @@ def load_pipeline(
         pipe.set_progress_bar_config(disable=True)
     if named is not None:
         pipe.scheduler = make_scheduler(pipe.scheduler, *named)
-    pipe = pipe.to(device)
+    if device_map is None:
+        pipe = pipe.to(device or "cpu")
     if callable(quantize):
         for model in transformers_of(pipe).values():
             quantize(model)
     return pipe
+
+
+def _check_device_map(name: str, device: torch.device | str | None) -> None:
+    """Refuses a device map that clashes with a device, that there is none of, or whose devices are not there."""
+    from diffusers.pipelines.pipeline_utils import SUPPORTED_DEVICE_MAP
+
+    if device is not None:
+        raise ConfigError(
+            f"the device map {name} says where weights are, and so does the device {device}; leave one of the two out"
+        )
+    known("device map", name, dict.fromkeys(("balanced", "cuda", *SUPPORTED_DEVICE_MAP)))
+    if name not in SUPPORTED_DEVICE_MAP or (
+        name == "balanced" and set(SUPPORTED_DEVICE_MAP) == {name, "cpu"}
+    ):
+        raise ConfigError(
+            f"the device map {name} is for GPUs, and there is none here; take cpu, or leave it out"
+        )
 
 
 def read_scheduler(text: str) -> tuple[Any, dict[str, Any]]:

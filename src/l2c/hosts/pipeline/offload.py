@@ -30,7 +30,8 @@ def encoders_offloaded(pipe: Any) -> Iterator[None]:
 
     Encoders and decoders keep their weights off the device, and have them there while they are at work: from a call
     of one until the next call of a transformer. Where the pipeline offloads its models by turns, the transformers stay
-    on the device meanwhile, since the backward pass needs them.
+    on the device meanwhile, since the backward pass needs them. Where a device map has spread it over several
+    devices, all stay where they are.
 
     Raises:
         ConfigError: If the weights of a transformer come and go in groups, which the backward pass would miss.
@@ -55,6 +56,8 @@ def encoders_offloaded(pipe: Any) -> Iterator[None]:
             stack.enter_context(_not_by_turns(pipe, device))
             for model in models.values():
                 model.to(device)
+        if isinstance(getattr(pipe, "hf_device_map", None), dict):
+            encoders = {}
         resting = [_Resting(part, device, back=not offloads) for part in encoders.values()]
         for rest in resting:
             stack.callback(rest.end)

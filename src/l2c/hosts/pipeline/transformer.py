@@ -242,14 +242,16 @@ class CachedTransformer:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            calls += 1
+            calls, kwargs = calls + 1, _with_own_mappings(kwargs)
             if calls == 1:
                 return original(*args, **kwargs)
             with repeat(), self.cache.clock.again(evaluation):
                 return original(*args, **kwargs)
 
         draws = self.model.training  # else nothing is drawn that would have to be drawn again
-        return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
+        return checkpoint(
+            call, *args, use_reentrant=False, preserve_rng_state=draws, **_with_own_mappings(kwargs)
+        )
 
     def _branch(self, sample: tuple[int, tuple[int, ...]] | None, text: Any) -> str:
         """Name of a call: its `cache_context`, then its place among the calls of the evaluation, then its shape."""
@@ -275,6 +277,11 @@ class CachedTransformer:
                 f"{'x'.join(map(str, got))}; it works, but how close the pictures are was not measured there",
                 stacklevel=2,
             )
+
+
+def _with_own_mappings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that stay as they are now: FLUX with an IP adapter changes one mapping between its calls."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
 
 
 class _NamedCall:
