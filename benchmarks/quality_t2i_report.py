@@ -56,7 +56,7 @@ def verdicts(points: Sequence[Point]) -> dict[str, Any]:
     if by_cost := {str(cost): it for cost in COSTS if (it := _against_plain(points, cost))}:
         found["error relative to the best plain solver"] = by_cost
     default = next((point for point in points if point["kind"] == "default"), None)
-    halves = [p for p in points if p["kind"] in ("own", "learned") and abs(p["cost"] - 14) < 0.3]
+    halves = [p for p in points if p["kind"] in ("own", "learned", "solver") and abs(p["cost"] - 14) < 0.3]
     if default is not None and halves:
         found["half of the work of the default"] = {p["name"]: _against_default(p, default) for p in halves}
     seconds = {p["name"]: p["learning_s"] for p in points if p["learning_s"] is not None}
@@ -70,11 +70,13 @@ def verdicts(points: Sequence[Point]) -> dict[str, Any]:
 
 def _against_plain(points: Sequence[Point], cost: int) -> dict[str, Any] | None:
     plain = [p for p in points if p["kind"] == "plain" and p["name"].endswith(f", {cost}")]
-    ours = next((p for p in points if p["name"] == f"learned, {cost}"), None)
+    solver, learned = (
+        next((p for p in points if p["name"] == f"{kind}, {cost}"), None) for kind in ("solver", "learned")
+    )
+    ours = learned or solver  # a search over structures may choose to reuse nothing, too
     if not plain or ours is None:
         return None
     best = min(plain, key=error)
-    solver = next((p for p in points if p["name"] == f"solver, {cost}"), None)
     ratio = _ratio(ours["latents"], best["latents"])
     return {
         "best plain solver": best["name"],
