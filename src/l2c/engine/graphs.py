@@ -124,7 +124,10 @@ def assign_layer_slots(sharing: Sharing) -> dict[tuple[int, int], int]:
 
 
 def weight_table(plan: ReusePlan, num_evaluations: int) -> Tensor:
-    """Weights (evaluations, layers, history) of all forecasts, the history a multiple of 4: rows are aligned."""
+    """Weights (evaluations, layers, history) of all forecasts.
+
+    The history is a multiple of 4, so that rows are of 16 bytes, which compiled code need not copy to align.
+    """
     layers = 1 + max((layer for _, layer in plan), default=0)
     longest = max(map(len, plan.values()), default=1)
     table = torch.zeros(num_evaluations, layers, 4 * math.ceil(max(longest, 1) / 4))

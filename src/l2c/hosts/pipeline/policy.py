@@ -27,6 +27,7 @@ from l2c.cache.values import (
     split_value,
     weigh_values,
 )
+from l2c.engine.graphs import weight_table
 from l2c.hosts.pipeline.resting import Resting
 from l2c.schedule.forecast import ReusePlan, is_copy
 
@@ -168,16 +169,11 @@ class PipelinePolicy(StaticPolicy):
         """Weights of a layer as a tensor; None while they are being learned, when they are tensors themselves."""
         key = (evaluation, device)
         if key not in self._rows:
-            terms = [self.plan.get((evaluation, layer), ()) for layer in range(len(self.cells))]
-            rows = [[weight for _, weight in pairs] for pairs in terms]
-            if any(isinstance(weight, Tensor) for row in rows for weight in row):
+            terms = {(0, at[1]): pairs for at, pairs in self.plan.items() if at[0] == evaluation}
+            if any(isinstance(weight, Tensor) for pairs in terms.values() for _, weight in pairs):
                 return None
-            width = (
-                -(-max(map(len, rows)) // 4) * 4
-            )  # rows of 16 bytes, which compiled code need not copy to align
-            padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
             with torch.inference_mode(False):
-                self._rows[key] = torch.tensor(padded, dtype=torch.float32, device=device).unbind()
+                self._rows[key] = weight_table(terms, 1)[0].to(device).unbind()
         return self._rows[key][layer]
 
     def repeat(self, *, offload: bool = False) -> Callable[[], AbstractContextManager[None]]:
