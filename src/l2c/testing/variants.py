@@ -41,7 +41,8 @@ def sd3_adapter(base: Any, seed: int) -> Any:
     from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
     from diffusers.models.embeddings import IPAdapterTimeImageProjection
 
-    config, adapter = base.transformer.config, {}
+    config = base.transformer.config
+    adapter: dict[str, Any] = {}
     head = config.attention_head_dim
     width = config.num_attention_heads * head
     for index in range(len(base.transformer.attn_processors)):
