@@ -9,9 +9,9 @@ import torch
 
 import l2c
 from l2c.errors import ConfigError
-from l2c.learning.estimate import _Prices, _size, _stage_seconds
+from l2c.learning.estimate import _size
 from l2c.learning.memory import kept_bytes
-from l2c.learning.solver import NUM_STRUCTURES
+from l2c.learning.prices import Prices, Structures, stage_seconds
 from l2c.testing import tiny_call, tiny_dit, tiny_pipeline
 
 QUICK = {"batch_size": 1, "num_examples": 4, "reference_steps": 8, "trials": 3}
@@ -71,9 +71,12 @@ def test_a_learned_solver_is_estimated_for_its_evaluations():
     settings = l2c.LearnSettings(iterations=2, **QUICK)
     estimate = l2c.estimate_learning(tiny_dit(), evaluations=3, settings=settings)
     assert (estimate.num_evaluations, estimate.computed) == (6, 0.5)
+    whole = l2c.estimate_learning(tiny_dit(), evaluations=3, per_computed=1, settings=settings)
+    assert (whole.num_evaluations, whole.computed) == (3, 1.0)
+    assert whole.minutes["searching masks"] < estimate.minutes["searching masks"] / 3
 
 
-def seconds_of(budgets=1, *, free_solver=False, **changed):
+def seconds_of(budgets=1, solver=None, **changed):
     settings = l2c.LearnSettings(
         **{
             "iterations": 10,
@@ -87,9 +90,9 @@ def seconds_of(budgets=1, *, free_solver=False, **changed):
             **changed,
         }
     )
-    prices = _Prices(run_s=0.5, evaluation_s=1, sample_s=3, step_s=10, attach_s=0.25)
+    prices = Prices(run_s=0.5, evaluation_s=1, sample_s=3, step_s=10, attach_s=0.25, path_s=0.75, fit_s=2)
     host = l2c.host_of(tiny_dit(), solver="ddim", steps=6)
-    return list(_stage_seconds(prices, settings, host, budgets, free_solver=free_solver).values())
+    return list(stage_seconds(prices, settings, host, budgets, solver).values())
 
 
 def test_seconds_are_those_of_runs_masks_and_steps():
@@ -102,14 +105,22 @@ def test_seconds_are_those_of_runs_masks_and_steps():
 
 
 def test_a_learned_solver_is_fitted_for_each_mask_and_each_trial_of_noise_levels():
-    known, free = seconds_of(2), seconds_of(2, free_solver=True)
-    assert free[0] == known[0]
-    assert free[1] == NUM_STRUCTURES * known[1]
-    assert free[2] - known[2] == 2 * 5 * 3 * (
-        2 + 32
-    )  # for the first noise levels, the last, and those that are tried
-    untried = seconds_of(2, free_solver=True, level_trials=0)
-    assert untried[2] - known[2] == 2 * 5 * 3 * 2
+    solver = Structures(searched=2, whole=1, starts=1, known=[3, 4])
+    known, free = seconds_of(2), seconds_of(2, solver)
+    assert free[0] - known[0] == 6 * (5 * 0.75 - 5.5)  # all that there are to learn on, made together
+    assert free[1] == 2 * (2 * 3 + 1) * (0.25 + 6 * 2)
+    assert free[2] - known[2] == 2 * (
+        (2 + 32) * 6 * 2 + 2 * (3.5 + 4.5)
+    )  # the first noise levels, and the last
+    assert seconds_of(2, solver, level_trials=0)[2] - known[2] == 2 * (2 * 6 * 2 + 2 * (3.5 + 4.5))
+    assert seconds_of(1, solver, reference_steps=None)[0] == seconds_of(reference_steps=None)[0]
+
+
+def test_where_a_solver_may_begin_at_several_noise_levels_is_tried():
+    one, three = (
+        seconds_of(1, Structures(searched=1, whole=1, starts=starts, known=[])) for starts in (1, 3)
+    )
+    assert three[1] - one[1] == ((3 + 2) + 3) * (0.25 + 6 * 2)
 
 
 def test_what_cannot_be_learned_is_refused():

@@ -178,10 +178,10 @@ def learn(
     def estimate(host: Host) -> LearningEstimate:
         from l2c.learning.estimate import estimate_learning
 
-        share, evaluations = share_of(given, host), given["budget_evals"]
+        how = {"evaluations": given["budget_evals"], "per_computed": given["per_computed"]}
         chosen = cast("LearnSettings", settings)
         return estimate_learning(
-            host, budget=share, num_budgets=asked, evaluations=evaluations, settings=chosen
+            host, budget=share_of(given, host), num_budgets=asked, settings=chosen, **how
         )
 
     def work(target: Any, **how: Any) -> Any:

@@ -17,11 +17,13 @@ from l2c.errors import ConfigError, Told
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.targets import host_of
 from l2c.learning.arguments import checked
+from l2c.learning.least_squares import Paths
 from l2c.learning.mask_search import check_budget
 from l2c.learning.masks import spread
 from l2c.learning.memory import AliveBytes, kept_bytes, weight_bytes
+from l2c.learning.prices import Prices, Structures, stage_seconds
 from l2c.learning.settings import LearnSettings
-from l2c.learning.solver import NUM_STRUCTURES
+from l2c.learning.solver import RATIOS
 from l2c.learning.student import Student
 from l2c.schedule.cost import CostTable
 
@@ -32,6 +34,8 @@ QUICK_S = 10.0
 MOST_ROUNDS = 5
 SHORT_RUNS = (2, 6)
 """Steps of the runs whose difference tells what an evaluation takes, and what a run takes besides."""
+TOGETHER = 4
+"""Pictures of a fit that is timed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def estimate_learning(
     budget: float = 0.5,
     num_budgets: int = 1,
     evaluations: float | None = None,
+    per_computed: float | None = None,
     settings: LearnSettings | None = None,
     **run: Any,
 ) -> LearningEstimate:
@@ -106,6 +111,7 @@ def estimate_learning(
         budget: Share of the MACs; of several budgets their mean.
         num_budgets: How many.
         evaluations: For a learned solver: what a run may cost, in whole evaluations, instead of a budget.
+        per_computed: See `learn`; by default 2, and the search for the best.
         settings: See `learn`.
         run: See `learn`.
 
@@ -121,10 +127,20 @@ def estimate_learning(
     """
     settings = checked(settings, LearnSettings, "learning in the closed loop")
     base = host_of(target, estimate_learning, **run)
-    host = base if evaluations is None else base.solver_starts(round(PER_COMPUTED * evaluations))[0]
+    starts = (
+        [base]
+        if evaluations is None
+        else base.solver_starts(int((per_computed or PER_COMPUTED) * evaluations))
+    )
+    host = starts[0]
     count, costs = len(host.run.timesteps), CostTable.macs(host.table)
     wholes = count * budget if evaluations is None else float(evaluations)
-    mask = _mask(host, wholes / count, costs)
+    everything = evaluations is not None and per_computed == 1
+    mask = (
+        torch.ones(count, len(costs.layers), dtype=torch.bool)
+        if everything
+        else _mask(host, wholes / count, costs)
+    )
     with host.prepared():
         too_much = (
             f"a step of learning takes more memory than {host.device} has; take recompute='evaluations' or 'offload' "
@@ -136,7 +152,13 @@ def estimate_learning(
             )
     if settings.recompute in ("evaluations", "offload"):
         kept = kept_bytes(host, mask, settings.history)
-    seconds = _stage_seconds(prices, settings, base, num_budgets, free_solver=evaluations is not None)
+    solver = None
+    if evaluations is not None:
+        apart = settings.branches and base.has_branches
+        known = [len(one.run.timesteps) for one in base.fewer_steps(int(evaluations)).values()]
+        searches = 0 if everything else 1 + apart if per_computed else len(RATIOS) - 1 + apart
+        solver = Structures(searches, int(everything or not per_computed), len(starts), known)
+    seconds = stage_seconds(prices, settings, base, num_budgets, solver)
     pictures = settings.num_examples + settings.num_validation
     return LearningEstimate(
         type(base.target).__name__,
@@ -165,63 +187,9 @@ def _mask(host: Host, share: float, costs: CostTable) -> Tensor:
     return mask
 
 
-@dataclass(frozen=True)
-class _Prices:
-    """Seconds of what learning is made of, for one picture each.
-
-    Attributes:
-        run_s: Of a run besides its evaluations.
-        evaluation_s: Of an evaluation that computes everything.
-        sample_s: Of a run with the mask.
-        step_s: Of a step of learning.
-        attach_s: Of what a mask takes before it samples, whatever the number of pictures.
-    """
-
-    run_s: float
-    evaluation_s: float
-    sample_s: float
-    step_s: float
-    attach_s: float
-
-    def whole(self, evaluations: int) -> float:
-        """Of a run that computes everything."""
-        return self.run_s + evaluations * self.evaluation_s
-
-
-def _stage_seconds(
-    prices: _Prices, settings: LearnSettings, base: Host, budgets: int, *, free_solver: bool
-) -> dict[str, float]:
-    """Seconds of each stage.
-
-    Args:
-        prices: What each part takes.
-        settings: What decides how many there are.
-        base: What learning is for.
-        budgets: Schedules to learn.
-        free_solver: Whether a solver is learned with them: it is fitted for each mask, by the pictures that judge that.
-    """
-    own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
-    pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
-    others = held_out + (0 if base.batched else 2)  # everything computed, and whether two runs are the same
-    learned = settings.num_examples - held_out
-    judged = min(settings.trial_examples, learned)
-    fitted = min(max(settings.fit_examples, judged), learned) if free_solver and fine is not base else 0
-    searches = NUM_STRUCTURES if free_solver else 1
-    trials = searches * settings.trials * (prices.attach_s + judged * prices.sample_s)
-    rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
-    steps = settings.iterations * settings.batch_size * prices.step_s
-    made = rounds * settings.num_validation + 2 * held_out + (2 + settings.level_trials) * fitted
-    solved = pictures * prices.whole(len(fine.run.timesteps))
-    return {
-        "fine-step solutions": solved + others * prices.whole(own),
-        "searching masks": budgets * trials,
-        "learning": budgets * (steps + made * prices.sample_s),
-    }
-
-
 def _prices(
     base: Host, host: Host, mask: Tensor, settings: LearnSettings, *, free_solver: bool
-) -> tuple[_Prices, int, int | None, Tensor]:
+) -> tuple[Prices, int, int | None, Tensor]:
     """What learning takes, timed in turns; bytes kept by a step, the most bytes in it, and what it made."""
     device = host.device
     few = base.examples(2 * settings.batch_size if base.batched else 1, settings.seed, "timing")
@@ -237,26 +205,40 @@ def _prices(
         }
         return Student(host, mask, settings.history, **how)
 
+    several, others = (one.examples(TOGETHER, settings.seed, "timing") for one in (longer, host))
+
+    def solved() -> tuple[float, Paths | None]:
+        """Seconds of an evaluation of runs that are made together, and what they come through, if they can be."""
+        try:
+            path_s, (_, states) = _timed(device, partial(longer.together, several))
+        except ConfigError:  # it draws one picture at a time
+            return 0.0, None
+        paths = Paths(longer.run.log_snrs, torch.stack(list(states), dim=1).to(device))
+        return path_s / len(several) / evaluations[1], paths
+
     rounds: list[tuple[float, ...]] = []
     kept, peak, learner = 0, None, student()
     while not rounds or (sum(map(sum, rounds)) < QUICK_S and len(rounds) < MOST_ROUNDS):
         took = []
         with torch.no_grad():
             took += [_timed(device, partial(one.sample, few))[0] / len(few) for one in (short, longer)]
+            path_s, paths = solved() if free_solver else (0.0, None)
             attach_s, judge = _timed(device, student)
             with judge.attached():
                 judge.eval()
                 took.append(_timed(device, partial(judge, few))[0] / len(few))
+                fit = partial(judge.fit_solver, others, paths) if paths is not None else None
+                took += [path_s, 0.0 if fit is None else _timed(device, fit)[0] / len(others)]
         with learner.attached():
             if not rounds:
                 kept, peak, made = _kept(host, learner, batch)
             step_s, made = _timed(device, lambda: _step(learner, batch))
         rounds.append((*took, step_s / len(batch), attach_s))
     timed = rounds[1:] or rounds  # the first warms up
-    brief, long, sample_s, step_s, attach_s = (median(column) for column in zip(*timed, strict=True))
+    brief, long, sample_s, path_s, fit_s, step_s, attach_s = map(median, zip(*timed, strict=True))
     more = evaluations[1] - evaluations[0]
     each = max(0.0, (long - brief) / more) if more else brief / evaluations[0]
-    prices = _Prices(max(0.0, brief - evaluations[0] * each), each, sample_s, step_s, attach_s)
+    prices = Prices(max(0.0, brief - evaluations[0] * each), each, sample_s, step_s, attach_s, path_s, fit_s)
     return prices, kept, peak, made.detach()
 
 

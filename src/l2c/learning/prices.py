@@ -1,0 +1,100 @@
+"""What the parts of learning take, and how many of each its stages are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from l2c.hosts.base import Host
+from l2c.learning.masks import ORDERS
+from l2c.learning.settings import LearnSettings
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of what learning is made of, for one picture each.
+
+    Attributes:
+        run_s: Of a run besides its evaluations.
+        evaluation_s: Of an evaluation that computes everything.
+        sample_s: Of a run with the mask.
+        step_s: Of a step of learning.
+        attach_s: Of what a mask takes before it samples, whatever the number of pictures.
+        path_s: Of an evaluation of runs that are made together; 0 where none can be.
+        fit_s: Of a run to which a solver is fitted, likewise.
+    """
+
+    run_s: float
+    evaluation_s: float
+    sample_s: float
+    step_s: float
+    attach_s: float
+    path_s: float = 0.0
+    fit_s: float = 0.0
+
+    def whole(self, evaluations: int) -> float:
+        """Of a run that computes everything."""
+        return self.run_s + evaluations * self.evaluation_s
+
+
+@dataclass(frozen=True)
+class Structures:
+    """What a learned solver is searched among, for each budget.
+
+    Attributes:
+        searched: Structures that a mask is searched for.
+        whole: Those that compute everything, for which there is nothing to search.
+        starts: Noise levels that each may begin with.
+        known: Evaluations of each known solver that it is compared with.
+    """
+
+    searched: int
+    whole: int
+    starts: int
+    known: Sequence[int]
+
+
+def stage_seconds(
+    prices: Prices, settings: LearnSettings, base: Host, budgets: int, solver: Structures | None = None
+) -> dict[str, float]:
+    """Seconds of each stage.
+
+    Args:
+        prices: What each part takes.
+        settings: What decides how many there are.
+        base: What learning is for.
+        budgets: Schedules to learn.
+        solver: Where one is learned with them: it is fitted for each mask, by pictures besides those that judge it, and
+            for each set of noise levels, to solutions with all that they come through, which are made together.
+    """
+    own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
+    pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
+    others = held_out + (0 if base.batched else 2)  # everything computed, and whether two runs are the same
+    learned = settings.num_examples - held_out
+    judged = min(settings.trial_examples, learned)
+    trial_s, trials, fitted = prices.attach_s + judged * prices.sample_s, settings.trials, 0
+    compared_s = begun_s = 0.0
+    if solver is not None:
+        if prices.fit_s and fine is not base:
+            fitted = min(max(settings.fit_examples, 2 * settings.trial_examples), learned)
+            trial_s = prices.attach_s + min(2 * settings.trial_examples, fitted) * prices.fit_s
+            begun_s = (
+                2 + settings.level_trials
+            ) * fitted * prices.fit_s + 2 * settings.num_validation * prices.sample_s
+        trials = solver.searched * trials + solver.whole
+        if solver.starts > 1:
+            orders = sum(order < settings.history for order in ORDERS)
+            begun = solver.searched * (orders + solver.starts - 1) + solver.whole * solver.starts
+            each = fitted * prices.fit_s if fitted else judged * prices.sample_s
+            compared_s = begun * (prices.attach_s + each)
+        begun_s += held_out * sum(map(prices.whole, solver.known))
+    rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
+    steps = settings.iterations * settings.batch_size * prices.step_s
+    made = rounds * settings.num_validation + 2 * held_out
+    count = len(fine.run.timesteps)
+    solved = (pictures - fitted) * prices.whole(count) + fitted * count * prices.path_s
+    return {
+        "fine-step solutions": solved + others * prices.whole(own),
+        "searching masks": budgets * (trials * trial_s + compared_s),
+        "learning": budgets * (steps + begun_s + made * prices.sample_s),
+    }
