@@ -206,7 +206,7 @@ def test_report_and_page_show_it(compared_pipeline, capsys):
     assert len(data.decode_s) == 2
     text, page = comparison_text(data), compare_page(data)
     assert "cannot be run here" in text
-    assert "'no such'; choose one of" in text
+    assert "unknown solver of" in text
     assert f"<h1>tiny:{name}: faster variants, compared</h1>" in page
     assert "guidance 2.5" in page
     assert "error of latents, relative" in page
