@@ -65,7 +65,7 @@ def test_searched_levels_are_closer_and_kept_for_going_on(tmp_path):
     def begun():
         student = loop.student(everything, free_solver=True)
         fit = loop._solver_fit(student)
-        fit.begin(student, "", None)
+        fit.begin(student, "", 1.0, None)
         return student, fit.trial_error(student, seen=True)
 
     student, error = begun()

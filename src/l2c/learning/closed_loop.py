@@ -252,14 +252,14 @@ class ClosedLoop:
             stage: See `Trainer.run`.
         """
         host, student = self.host, self.student(compute, order, start=start, free_solver=free_solver)
+        contract = host.contract(self._model_name)
+        begun = CacheSchedule(compute, host.table, contract)
+        fraction = begun.cost.fraction
         solver_fit = self._solver_fit(student)
         if solver_fit is not None:
             checked = self._references.validation is not None
-            solver_fit.begin(student, stage, self._validate if checked else None)
-        contract = host.contract(self._model_name)
-        begun = CacheSchedule(compute, host.table, contract)
+            solver_fit.begin(student, stage, fraction, self._validate if checked else None)
         before = self.kept_error(f"error before {stage}", student)
-        fraction = begun.cost.fraction
         at_scales = self._at_scales()
         task = StudentTask(
             student,

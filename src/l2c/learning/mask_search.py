@@ -12,8 +12,9 @@ from l2c.errors import ConfigError
 from l2c.learning.branch_masks import spread_apart
 from l2c.learning.masks import ORDERS, search, spread
 from l2c.learning.placement import Placement
-from l2c.learning.session import SEARCHING, Progress
+from l2c.learning.session import SEARCHING
 from l2c.learning.trainer import Trainer
+from l2c.learning.trials import Trials
 from l2c.schedule.cost import BUDGET_TOLERANCE, CostTable
 
 
@@ -123,7 +124,15 @@ def search_mask(
         split = [] if apart is False else spread_apart(others, left, costs, orders[0])
         starts = list(dict.fromkeys([*known, *alike, *split]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
-        judge = _Trials(trainer, lambda it: error_of(mask_of(it), it.order), trials, stage, fraction, until)
+        judge = Trials[Placement](
+            trainer,
+            lambda it: error_of(mask_of(it), it.order),
+            trials,
+            f"{SEARCHING} {stage}".rstrip(),
+            trials_key,
+            fraction,
+            until,
+        )
         seed = trainer.settings.seed
         found = search(starts, judge.error, others, trials, seed, judge.report, orders, fits)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
@@ -132,48 +141,3 @@ def search_mask(
     kept = trainer.kept
     errors = kept[trials_key].tolist()
     return MaskSearchResult(kept[key].bool(), int(kept[order_key]), min(errors), len(errors))
-
-
-class _Trials:
-    """Judges masks by what they make, and remembers in the checkpoint how far it has come.
-
-    A search that goes on takes the same way again, so that errors in the order of trials are all there is to know.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        error_of: Callable[[Placement], float],
-        trials: int,
-        stage: str,
-        fraction: float,
-        until: float,
-    ) -> None:
-        self._trainer, self._error_of = trainer, error_of
-        self._trials, self._fraction, self._until = trials, fraction, until
-        self._name = f"{SEARCHING} {stage}".rstrip()
-        self._key = f"trials {stage}".rstrip()
-        self._known = iter(trainer.kept.get(self._key, _NONE).tolist())
-        self._began_s = trainer.elapsed_s
-
-    def error(self, placement: Placement) -> float:
-        """Error of what a placement makes."""
-        if (recorded := next(self._known, None)) is not None:
-            return float(recorded)
-        trainer, error = self._trainer, self._error_of(placement)
-        trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
-        trainer.save(if_due=True)
-        return error
-
-    def report(self, trial: int, error: float) -> bool:
-        """Reports so many trials and the least error; returns whether the time for searching is over."""
-        trainer, trials = self._trainer, self._trials
-        elapsed_s = trainer.elapsed_s
-        left_s = (elapsed_s - self._began_s) / trial * (trials - trial)
-        trainer.report(
-            Progress(self._name, trial, trials, error**2, error, self._fraction, elapsed_s, left_s)
-        )
-        return trainer.used_up(self._until)
-
-
-_NONE = torch.zeros(0, dtype=torch.float64)

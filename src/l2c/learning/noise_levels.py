@@ -23,7 +23,7 @@ def search_levels(
     log_snrs: Tensor,
     error_of: Callable[[Tensor], float],
     trials: int,
-    late: Callable[[], bool] = lambda: False,
+    report: Callable[[int, float], bool] = lambda _trial, _error: False,
 ) -> tuple[Tensor, float, int]:
     """Moves noise levels to where the error is small. The first one stays, since the initial noise is given.
 
@@ -31,7 +31,7 @@ def search_levels(
         log_snrs: Half log-SNR of every evaluation (N,), rising, to begin at.
         error_of: Error of a run with such levels.
         trials: Levels that are tried, at most, beside those to begin at.
-        late: Whether the time for trials is up.
+        report: Takes the number of trials so far and the least error, and returns whether the time for them is up.
 
     Returns:
         The best half log-SNRs (N,), their error, and how many were tried.
@@ -45,7 +45,7 @@ def search_levels(
             moved = False
             for place, along in list(signs.items()):
                 for sign in (along, -along):
-                    if tried >= trials or late():
+                    if tried >= trials or (tried and report(tried, error)):
                         return best, error, tried
                     near = torch.arange(count, device=best.device, dtype=best.dtype).sub(place).abs() / width
                     trial = best + sign * step * room(best) * (1 - near).clamp_min(0)

@@ -39,9 +39,6 @@ RATIOS = (1.0, 1.5, 2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried; with 1, nothing is reused."""
 APART = 2.5
 """Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
-NUM_STRUCTURES = len(RATIOS)
-"""For which a mask is searched."""
-
 CURVE_EVALUATIONS = (12.0, 10.0, 8.0, 6.0, 4.0)
 """In whole evaluations, what a family of learned solvers is for where it is to be along the curve of costs."""
 

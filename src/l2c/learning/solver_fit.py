@@ -14,6 +14,7 @@ from l2c.learning.references import References
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
 from l2c.learning.trainer import Trainer
+from l2c.learning.trials import Trials
 
 UNTIL = 0.7
 """Share of a time limit after which no more noise levels are tried."""
@@ -56,17 +57,20 @@ class SolverFit:
         judged = slice(fitted if fitted < len(run) else 0, None)
         return errors(made[judged], run.target[judged], self._unit).mean().item()
 
-    def begin(self, student: Student, stage: str, validate: Callable[[Student], float] | None) -> None:
+    def begin(
+        self, student: Student, stage: str, fraction: float, validate: Callable[[Student], float] | None
+    ) -> None:
         """Gives a student the noise levels and weights to begin with.
 
         Args:
             student: Whose solver is free.
             stage: Tells it from others in the checkpoint.
+            fraction: Share of the work that it computes, for people.
             validate: Error of pictures that nothing is fitted to: if they were closer with the weights and levels to
                 begin with, as may be with very few pictures, those stay.
         """
         given = student.log_snrs
-        self._search(student, stage)
+        self._search(student, stage, fraction)
         if validate is None:
             return
         assert student.corrections is not None
@@ -78,7 +82,7 @@ class SolverFit:
                 student.begin_at(levels)
                 student.corrections.copy_(fitted)
 
-    def _search(self, student: Student, stage: str) -> None:
+    def _search(self, student: Student, stage: str, fraction: float) -> None:
         """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""
         kept, fitting, key = self._trainer.kept, self._fitting, f"noise levels {stage}".rstrip()
 
@@ -89,10 +93,11 @@ class SolverFit:
             return self._trainer.processes.mean(torch.tensor(found, device=log_snrs.device)).item()
 
         if key not in kept:
-            trials = self._settings.level_trials
-            levels, error, tried = search_levels(
-                student.log_snrs, error_of, trials, lambda: self._trainer.used_up(UNTIL)
+            count = self._settings.level_trials
+            trials = Trials[Tensor](
+                self._trainer, error_of, count, f"trying {key}", f"trials of {key}", fraction, UNTIL
             )
+            levels, error, tried = search_levels(student.log_snrs, trials.error, count, trials.report)
             logger.info("%d sets of noise levels tried, error %.4f", tried, error)
             kept[key] = levels.cpu()
             self._trainer.save(if_due=True)
