@@ -90,9 +90,10 @@ def test_defaults_of_learning_are_the_librarys(command):
     in_python_only = {
         "trial_examples",
         "fit_examples",
+        "level_trials",
         "validate_every",
         "patience",
-    }  # `--effort` decides the last two
+    }  # `--effort` decides all but the first
     of_masks = {"trials", "branches", "tail"} if command is repair.repair else set()
     assert set(given) >= {*vars(closed)} - in_python_only - of_masks
     assert given["save_every"] == session.save_every_s

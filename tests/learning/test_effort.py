@@ -7,7 +7,7 @@ import pytest
 import l2c
 from l2c.errors import ConfigError
 from l2c.learning.effort import effort_settings
-from l2c.learning.estimate import _Prices, _stage_seconds
+from l2c.learning.prices import Prices, stage_seconds
 from l2c.testing import tiny_dit
 
 
@@ -16,12 +16,9 @@ def test_efforts_are_settings_that_rise():
         l2c.LearnSettings(**effort_settings(name)) for name in ("quick", "default", "best")
     )
     assert default == l2c.LearnSettings()
-    prices = _Prices(run_s=0, evaluation_s=1, sample_s=8, step_s=28, attach_s=0)
+    prices = Prices(run_s=0, evaluation_s=1, sample_s=8, step_s=28, attach_s=0)
     host = l2c.host_of(tiny_dit(), solver="ddim", steps=16)
-    work = [
-        sum(_stage_seconds(prices, settings, host, 1, free_solver=False).values())
-        for settings in (quick, default, best)
-    ]
+    work = [sum(stage_seconds(prices, settings, host, 1).values()) for settings in (quick, default, best)]
     assert work[0] < 0.7 * work[1]
     assert work[2] > 3 * work[1]
 

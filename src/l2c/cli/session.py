@@ -53,7 +53,7 @@ class LearningOptions:
         "--examples",
     )
     reference_steps: int | None = option(
-        "N", "Evaluations of that sampling in fine steps, 40 if not given.", CLOSED
+        "N", "Evaluations of that sampling in fine steps, 60 if not given.", CLOSED
     )
     tail: float | None = option(
         "POWER",
