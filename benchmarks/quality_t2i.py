@@ -259,13 +259,19 @@ class Benchmark:
         print(report.line(point), flush=True)
 
     @torch.no_grad()
-    def sample(self, steps: int, scheduler: Any = None, schedule: CacheSchedule | None = None) -> Tensor:
-        """Latents (B, 4, 16, 16) of all prompts, by the pipeline's own call."""
+    def sample(
+        self,
+        steps: int,
+        scheduler: Any = None,
+        schedule: CacheSchedule | None = None,
+        count: int | None = None,
+    ) -> Tensor:
+        """Latents (B, 4, 16, 16) of all prompts, or the first ones, by the pipeline's own call."""
         own, made = self.pipe.scheduler, []
         self.pipe.scheduler = own if scheduler is None else scheduler
         try:
             with nullcontext() if schedule is None else l2c.enable_cache(self.pipe, schedule):
-                for rows in torch.arange(len(self.prompts)).split(16):
+                for rows in torch.arange(len(self.prompts))[:count].split(16):
                     noise = [torch.Generator().manual_seed(self.seeds[row]) for row in rows.tolist()]
                     call = {**CALL, "num_inference_steps": steps, "output_type": "latent", "generator": noise}
                     made.append(
@@ -311,18 +317,19 @@ class Benchmark:
 
     def draw(self, variants: Sequence[Variant], path: Path) -> None:
         """A sheet of the first pictures: the fine run, the default, and what is compared at the least cost."""
-        costs = [round(v.cost) for v in variants if v.kind == "learned"]
-        shown: dict[str, Tensor] = {"fine steps": self.solution, f"{STEPS} steps": self.sample(STEPS)}
-        for variant in variants:
-            if variant.kind == "own":
-                shown[variant.name] = self.sample(variant.steps, None, variant.schedule)
+        count = report.SHOWN
+        costs = [round(v.cost) for v in variants if v.kind in ("learned", "solver")]
+        shown: dict[str, Tensor] = {
+            "fine steps": self.solution,
+            f"{STEPS} steps": self.sample(STEPS, count=count),
+        }
+        names = {v.name for v in variants if v.kind == "own"} | {f"solver, {STEPS // 2}"}
         for cost in sorted({*costs} & {8, 4}, reverse=True) or costs[:1]:
-            best = min(
-                (p for p in self.points if p["kind"] == "plain" and p["cost"] <= cost), key=report.error
-            )
-            names = (best["name"], f"solver, {cost}", f"learned, {cost}")
-            for variant in (v for v in variants if v.name in names):
-                shown[variant.name] = self.sample(variant.steps, variant.scheduler, variant.schedule)
+            known = [p for p in self.points if p["kind"] == "plain" and p["name"].endswith(f", {cost}")]
+            names |= {min(known, key=report.error)["name"]} if known else set()
+            names |= {f"solver, {cost}", f"learned, {cost}"}
+        for variant in sorted((v for v in variants if v.name in names), key=lambda it: -it.cost):
+            shown[variant.name] = self.sample(variant.steps, variant.scheduler, variant.schedule, count)
         pictures = {name: self.decode(latents[: report.SHOWN]) for name, latents in shown.items()}
         report.sheet(pictures, self.prompts, path)
 
