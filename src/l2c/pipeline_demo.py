@@ -36,10 +36,10 @@ LEARNING = LearnSettings(
     iterations=8,
     batch_size=4,
     num_examples=24,
-    reference_steps=60,
+    reference_steps=40,
     trials=3,
     trial_examples=8,
-    level_trials=8,
+    level_trials=0,
     tail=0,
 )
 """As much learning as a demonstration has time for."""
