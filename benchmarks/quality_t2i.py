@@ -326,11 +326,12 @@ class Benchmark:
         names = {v.name for v in variants if v.kind == "own"} | {f"solver, {STEPS // 2}"}
         for cost in sorted({*costs} & {8, 4}, reverse=True) or costs[:1]:
             known = [p for p in self.points if p["kind"] == "plain" and p["name"].endswith(f", {cost}")]
-            names |= {min(known, key=report.error)["name"]} if known else set()
             names |= {f"solver, {cost}", f"learned, {cost}"}
+            if known:
+                names.add(min(known, key=report.error)["name"])
         for variant in sorted((v for v in variants if v.name in names), key=lambda it: -it.cost):
             shown[variant.name] = self.sample(variant.steps, variant.scheduler, variant.schedule, count)
-        pictures = {name: self.decode(latents[: report.SHOWN]) for name, latents in shown.items()}
+        pictures = {name: self.decode(latents[:count]) for name, latents in shown.items()}
         report.sheet(pictures, self.prompts, path)
 
 

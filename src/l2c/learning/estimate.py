@@ -23,7 +23,7 @@ from l2c.learning.masks import spread
 from l2c.learning.memory import AliveBytes, kept_bytes, weight_bytes
 from l2c.learning.prices import Prices, Structures, stage_seconds
 from l2c.learning.settings import LearnSettings
-from l2c.learning.solver import RATIOS
+from l2c.learning.solver import structures_of
 from l2c.learning.student import Student
 from l2c.schedule.cost import CostTable
 
@@ -154,10 +154,10 @@ def estimate_learning(
         kept = kept_bytes(host, mask, settings.history)
     solver = None
     if evaluations is not None:
-        apart = settings.branches and base.has_branches
+        kinds = structures_of(base, settings, per_computed)
+        whole = kinds.count((1.0, False))
         known = [len(one.run.timesteps) for one in base.fewer_steps(int(evaluations)).values()]
-        searches = 0 if everything else 1 + apart if per_computed else len(RATIOS) - 1 + apart
-        solver = Structures(searches, int(everything or not per_computed), len(starts), known)
+        solver = Structures(len(kinds) - whole, whole, len(starts), known)
     seconds = stage_seconds(prices, settings, base, num_budgets, solver)
     pictures = settings.num_examples + settings.num_validation
     return LearningEstimate(

@@ -39,6 +39,7 @@ RATIOS = (1.0, 1.5, 2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried; with 1, nothing is reused."""
 APART = 2.5
 """Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
+
 CURVE_EVALUATIONS = (12.0, 10.0, 8.0, 6.0, 4.0)
 """In whole evaluations, what a family of learned solvers is for where it is to be along the curve of costs."""
 
@@ -66,9 +67,7 @@ def learn_with_solver(
         if not 2 <= evaluations < float("inf"):
             raise ConfigError(f"a run costs at least 2 whole evaluations, got {evaluations:g}")
     check_value("per_computed", per_computed, Annotated[Real, Field(ge=1)] | None)
-    kinds = [(float(per_computed), False)] if per_computed else [(ratio, False) for ratio in RATIOS]
-    if settings.branches and host.has_branches and per_computed != 1:
-        kinds.append((APART, True))
+    kinds = structures_of(host, settings, per_computed)
     tried = {
         evaluations: [(host.solver_starts(int(evaluations * ratio)), ratio, apart) for ratio, apart in kinds]
         for evaluations in budgets
@@ -91,6 +90,16 @@ def learn_with_solver(
         return _learn_one(own, evaluations, tried[evaluations], f"at {stage}" if stage else "")
 
     return learn_each(trainer, budgets, learn_one)
+
+
+def structures_of(
+    host: Host, settings: LearnSettings, per_computed: float | None
+) -> list[tuple[float, bool]]:
+    """The structures that are tried: evaluations for each computed one, and whether passes of guidance are apart."""
+    kinds = [(float(per_computed), False)] if per_computed else [(ratio, False) for ratio in RATIOS]
+    if settings.branches and host.has_branches and per_computed != 1:
+        kinds.append((APART, True))
+    return kinds
 
 
 def _learn_one(
