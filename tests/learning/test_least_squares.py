@@ -16,6 +16,7 @@ from l2c.learning.least_squares import Paths, StepFit
 from l2c.learning.references import solve
 from l2c.learning.solver import learn_with_solver
 from l2c.learning.trainer import Trainer
+from l2c.schedule.scales import weigh_terms
 from l2c.testing import tiny_call, tiny_dit, tiny_pipeline
 
 CALL = tiny_call("sd3")
@@ -52,8 +53,8 @@ def test_a_step_that_can_be_exact_is(pair):
     fit = StepFit(fine, LEVELS, torch.zeros(6, 6))
     sigma = 1 / (1 + math.exp(LEVELS[1]))
     row = fit(0, [noise, noise - pictures])
-    assert row.tolist() == pytest.approx([1.0, sigma - 1.0], abs=5e-3)
-    assert fit.table[1, :2].tolist() == pytest.approx(row.tolist())
+    assert row[0].tolist() == pytest.approx([1.0, sigma - 1.0], abs=5e-3)
+    assert fit.table[1, :2].tolist() == pytest.approx(row[0].tolist())
     assert not fit.table[2:].any()
 
 
@@ -64,7 +65,24 @@ def test_lost_pictures_do_not_decide(pair):
     predictions[0] *= -1  # of a picture that goes elsewhere
     row = StepFit(fine, LEVELS, torch.zeros(6, 6))(0, [noise, predictions])
     sigma = 1 / (1 + math.exp(LEVELS[1]))
-    assert row.tolist() == pytest.approx([1.0, sigma - 1.0], abs=0.02)
+    assert row[0].tolist() == pytest.approx([1.0, sigma - 1.0], abs=0.02)
+
+
+def test_coarse_and_fine_are_weighed_apart():
+    generator = torch.Generator().manual_seed(2)
+    checkered = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2) * 2.0 - 1
+    flat, grid = torch.randn(2, 6, 3, 1, 1, generator=generator)
+    pictures, noise = (flat + grid * checkered).clone(), torch.zeros(6, 3, 8, 8)
+    fine = path_of(pictures, noise, torch.linspace(-6, 6, 60).tolist())
+    predictions = 2 * flat + 0.5 * grid * checkered  # each scale with an error of its own
+    alike = StepFit(fine, LEVELS, torch.zeros(6, 6))(0, [noise, predictions])
+    fit = StepFit(fine, LEVELS, torch.zeros(6, 12))
+    apart = fit(0, [noise, predictions])
+    assert torch.allclose(fit.table[1].view(2, 6)[:, :2].float(), apart)
+    alpha = 1 - 1 / (1 + math.exp(LEVELS[1]))
+    assert apart[:, 1].tolist() == pytest.approx([2 * alpha, alpha / 2 - 2 * alpha], rel=0.01)
+    far, near = ((weigh_terms([noise, predictions], row) - alpha * pictures).norm() for row in (alike, apart))
+    assert near < 0.05 * far
 
 
 def settings() -> l2c.LearnSettings:

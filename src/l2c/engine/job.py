@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         timesteps: What the network is given at every evaluation.
-        solver: Table (N + 1, N + 1) of the solver's weights; see `l2c.sampling.linear.LinearSolver`.
+        solver: Table (N + 1, scales (N + 1)) of the solver's weights; see `l2c.sampling.linear.LinearSolver`.
         forecasts: What is reused from where; empty computes everything.
         null_class: Label for no class, of guided runs; None without guidance.
         split: Whether the two halves of guidance are calls of their own.

@@ -16,6 +16,7 @@ from l2c.engine.job import Job
 from l2c.engine.policy import PairPolicy, PlanPolicy, TrialPolicy
 from l2c.engine.programs import Constants, Program
 from l2c.schedule.forecast import is_copy
+from l2c.schedule.scales import low_pass
 
 logger = logging.getLogger(__name__)
 
@@ -262,8 +263,10 @@ class PreparedJob:
         return job.combine(cond, cond - difference, self._scale)
 
     def _mix(self, weights: Tensor) -> Tensor:
-        """Linear combination (B, C, H, W) of the noise and the predictions so far."""
-        return (weights @ self._terms.flatten(1)).view(self._terms.shape[1:])
+        """Linear combination (B, C, H, W) of the noise and the predictions so far, scale by scale."""
+        tables = weights.view(-1, len(self._terms))
+        mixed = (tables @ self._terms.flatten(1)).view(len(tables), *self._terms.shape[1:])
+        return sum((low_pass(part, scale) for scale, part in enumerate(mixed[1:], start=1)), mixed[0])
 
 
 def _history_length(job: Job) -> int:

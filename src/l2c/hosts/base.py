@@ -38,7 +38,7 @@ class SolverTable:
 
     Attributes:
         log_snrs: Half log-SNR of every evaluation (N,).
-        weights: Table of `l2c.sampling.linear.LinearSolver` (N + 1, N + 1).
+        weights: Table of `l2c.sampling.linear.LinearSolver` (N + 1, scales (N + 1)).
         fit: What gives the weights of a step in place of the table's, where they are found on the way; see there.
     """
 

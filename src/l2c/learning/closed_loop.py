@@ -24,6 +24,7 @@ from l2c.learning.student import Student
 from l2c.learning.task import rate_at
 from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.draw import draw
+from l2c.schedule.scales import scales_of
 from l2c.schedule.schedule import CacheSchedule
 
 LEAST_ERROR = 1e-4
@@ -219,6 +220,7 @@ class ClosedLoop:
             order=order,
             start=start,
             free_solver=free_solver,
+            scales=scales_of(self._references.target.shape, settings.scales) if free_solver else 1,
             bf16=settings.bf16,
             recompute=settings.recompute,
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l2c.schedule.scales import bands, of_bands
+
 RIDGE = 1e-4
 """What keeps a weight near where it begins, relative to the square of what it weighs."""
 ROUNDS = 6
@@ -72,7 +74,8 @@ class StepFit:
     Args:
         paths: Solutions of the first pictures of the run, to which it is fitted; the others only go on with it.
         log_snrs: Half log-SNR of every evaluation (N,), rising.
-        table: Weights to begin with and to stay near (N + 1, N + 1).
+        table: Weights to begin with and to stay near (N + 1, N + 1), or as many such tables side by side as there are
+            scales to weigh apart; see `l2c.schedule.scales`.
 
     Attributes:
         table: The weights, those that have been found so far in their places.
@@ -80,23 +83,26 @@ class StepFit:
 
     def __init__(self, paths: Paths, log_snrs: Sequence[float], table: Tensor) -> None:
         self.table = table.detach().double().cpu().clone()
+        self._scales = self.table.shape[1] // len(self.table)
         self._paths, self._log_snrs = paths, [*log_snrs, None]
-        self._products = torch.zeros(0)  # of terms with each other, of each picture (B, terms, terms)
+        self._products = torch.zeros(
+            0
+        )  # of bands of terms with each other, of each picture (B, bands, bands)
         self._scale = paths.at(None).double().flatten(1).norm(dim=1).cpu()
 
     def __call__(self, evaluation: int, terms: Sequence[Tensor]) -> Tensor:
-        """Weights (evaluation + 2,) of a step.
+        """Weights (scales, evaluation + 2) of a step.
 
         Args:
             evaluation: From which it is.
             terms: Initial noise and all predictions so far, (B, ...) each.
         """
-        terms = [term[: len(self._paths.states)] for term in terms]
-        count = len(terms)
         target = self._paths.at(self._log_snrs[evaluation + 1]).to(terms[0]).double().flatten(1)
-        self._extend(terms)
-        towards = torch.stack([(term.double().flatten(1) * target).sum(1) for term in terms], dim=1).cpu()
-        start = self.table[evaluation + 1, :count]
+        count, parts = len(terms), [self._bands(term) for term in terms]
+        self._extend(parts)
+        towards = torch.stack([part @ target[:, :, None] for part in parts], dim=1)[..., 0].flatten(1).cpu()
+        own = self.table[evaluation + 1].view(self._scales, -1)[:, :count]
+        start = own.cumsum(0).T.flatten()  # of bands, term by term
         rest = towards - self._products @ start
         length = target.square().sum(1).cpu()
         weights, found = self._scale**-2, start
@@ -107,19 +113,25 @@ class StepFit:
             left = length - 2 * towards @ found + (self._products @ found) @ found
             distance = left.clamp_min(0).sqrt() / self._scale
             weights = self._scale**-2 / (distance + NEAR) ** 2
-        self.table[evaluation + 1, :count] = found
-        return found.to(terms[0])
+        own.copy_(of_bands(found.view(count, self._scales).T))
+        return own.to(terms[0])
 
-    def _extend(self, terms: Sequence[Tensor]) -> None:
-        """Adds the products of the terms that are new."""
-        count, known = len(terms), self._products.shape[-1]
-        grown = torch.zeros(len(terms[0]), count, count, dtype=torch.float64)
+    def _bands(self, term: Tensor) -> Tensor:
+        """Bands of a term (B, scales, values), of the pictures that it is fitted to."""
+        parts = bands(term[: len(self._paths.states)].float(), self._scales)
+        return torch.stack([part.flatten(1) for part in parts], dim=1).double()
+
+    def _extend(self, parts: Sequence[Tensor]) -> None:
+        """Adds the products of the bands of terms that are new."""
+        known, size = self._products.shape[-1], len(parts) * self._scales
+        grown = torch.zeros(len(parts[0]), size, size, dtype=torch.float64)
         if known:
             grown[:, :known, :known] = self._products
-        for index in range(known, count):
-            new = terms[index].double().flatten(1)
-            products = [(new * term.double().flatten(1)).sum(1) for term in terms[: index + 1]]
-            column = torch.stack(products, dim=1).cpu()
-            grown[:, index, : index + 1] = column
-            grown[:, : index + 1, index] = column
+        for index in range(known // self._scales, len(parts)):
+            first = index * self._scales
+            products = torch.cat(
+                [parts[index] @ part.transpose(1, 2) for part in parts[: index + 1]], dim=2
+            ).cpu()
+            grown[:, first : first + self._scales, : products.shape[2]] = products
+            grown[:, : products.shape[2], first : first + self._scales] = products.transpose(1, 2)
         self._products = grown

@@ -10,6 +10,7 @@ from pydantic import Field
 from l2c.documents import MOST_EVALUATIONS, Count, LearningRate, Real, Whole
 from l2c.errors import ConfigError
 from l2c.learning.task import TaskSettings
+from l2c.schedule.scales import MOST_SCALES
 
 HELD_OUT_SHARE = 0.25
 
@@ -34,6 +35,8 @@ class LearnSettings(TaskSettings):
         trial_examples: Pictures that each of them is judged by; a learned solver is fitted to as many others first.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
         level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew.
+        scales: Of detail, at most, that a learned solver weighs apart, where its samples are maps and not tokens; 1
+            weighs coarse and fine alike.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
@@ -53,6 +56,7 @@ class LearnSettings(TaskSettings):
     trial_examples: Count = 12
     fit_examples: Count = 24
     level_trials: Annotated[Whole, Field(ge=0)] = 32
+    scales: Annotated[Count, Field(le=MOST_SCALES)] = MOST_SCALES
     branches: bool = True
     recompute: Literal[False, True, "evaluations", "offload"] = False
 

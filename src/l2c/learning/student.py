@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.hosts.native import learned_run
@@ -44,6 +45,7 @@ class Student(nn.Module):
         order: Of the polynomial; `history - 1` if not given.
         start: Weights (evaluations, layers, history) that forecasts begin with instead.
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
+        scales: Of detail, which a free solver weighs apart; see `l2c.schedule.scales`.
         bf16: Run the network in bfloat16 in training mode; in evaluation mode, it runs in its own precision.
         recompute: Keep only the inputs of computed layers for the backward pass; `evaluations`: only those of whole
             calls of the network, and the values that are reused; `offload`: those in CPU memory.
@@ -52,7 +54,8 @@ class Student(nn.Module):
         forecasts: Their weights.
         shifts: With a free solver, how far each noise level is moved (evaluations,), in distances to its nearer
             neighbour. The first stays where it is, since the initial noise is given.
-        corrections: With a free solver, what is added to its table of weights (evaluations + 1, evaluations + 1).
+        corrections: With a free solver, what is added to its table of weights (evaluations + 1, scales times
+            evaluations + 1).
 
     Raises:
         ScheduleError: If a layer is reused before it was ever computed.
@@ -67,6 +70,7 @@ class Student(nn.Module):
         order: int | None = None,
         start: Tensor | None = None,
         free_solver: bool = False,
+        scales: int = 1,
         bf16: bool = False,
         recompute: bool | str = False,
     ) -> None:
@@ -80,8 +84,9 @@ class Student(nn.Module):
         self._log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64, device=device)
         self._room = room(self._log_snrs)
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None
+        self._scales = scales
         self.corrections = (
-            nn.Parameter(torch.zeros(count + 1, count + 1, device=device)) if free_solver else None
+            nn.Parameter(torch.zeros(count + 1, scales * (count + 1), device=device)) if free_solver else None
         )
         self._handle: Handle | None = None
         self._context = context_of(host.models)
@@ -172,10 +177,11 @@ class Student(nn.Module):
             return None
         moved = self.shifts.clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
         log_snrs = self._log_snrs + self._room * moved
-        weights = self._host.multistep_table(log_snrs).float()
-        free = torch.ones_like(weights).tril()
+        start = self._host.multistep_table(log_snrs).float()
+        free = torch.ones_like(start).tril()
         free[0] = 0  # the initial noise is the first input
-        return SolverTable(log_snrs, weights + free * self.corrections)
+        weights = F.pad(start, (0, (self._scales - 1) * len(start)))
+        return SolverTable(log_snrs, weights + free.repeat(1, self._scales) * self.corrections)
 
 
 def _shared(plan: ReusePlan, context: ContextGroup) -> ReusePlan:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from l2c.engine.engine import MODES, Engine
@@ -17,7 +18,7 @@ from l2c.engine.programs import has_program
 from l2c.errors import known
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.guidance import Guidance
-from l2c.sampling.linear import LinearSolver, solver_table
+from l2c.sampling.linear import solver_table
 from l2c.sampling.lock import model_lock
 from l2c.sampling.noise_schedule import ForwardProcess
 from l2c.sampling.solvers import make_solver
@@ -151,5 +152,5 @@ def release_engines(model: nn.Module) -> None:
 @lru_cache(maxsize=32)
 def _table(run: Run, noise_schedule: ForwardProcess) -> Tensor:
     if run.weights is not None:
-        return solver_table(LinearSolver.of_run(run))
+        return torch.tensor(run.weights)
     return solver_table(make_solver(run.solver, run.steps, run.spacing, noise_schedule))

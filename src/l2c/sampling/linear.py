@@ -17,21 +17,28 @@ from l2c.sampling.noise_schedule import alphas_sigmas as alphas_sigmas
 from l2c.sampling.noise_schedule import data_prediction
 from l2c.sampling.solvers import Solver
 from l2c.schedule.contract import Run
+from l2c.schedule.scales import MOST_SCALES, scales_in, weigh_terms
 
 LEARNED = "learned"
 """Name of solvers whose table was learned."""
 
 
 RowFit = Callable[[int, Sequence[Tensor]], Tensor]
-"""(evaluation, initial noise and predictions so far) -> weights on them, which make the next network input."""
+"""(evaluation, initial noise and predictions so far) -> weights (scales, terms) that make the next network input."""
 
 
-def weigh_terms(terms: Sequence[Tensor], row: Tensor) -> Tensor:
-    """The combination of terms (B, ...) with the first of the weights of a row."""
-    total = terms[0] * row[0]
-    for index, term in enumerate(terms[1:], start=1):
-        total = total + term * row[index]
-    return total
+def check_table(rows: Sequence[Sequence[float]] | Tensor, evaluations: int) -> None:
+    """Checks the size of the table of a `LinearSolver`.
+
+    Raises:
+        ConfigError: If it is not one of so many evaluations.
+    """
+    if not scales_in(rows, evaluations):
+        size, widths = evaluations + 1, sorted({len(row) for row in rows})
+        raise ConfigError(
+            f"a learned solver of {evaluations} evaluations has a table of {size} x {size} weights, or up to "
+            f"{MOST_SCALES} such tables side by side, got {len(rows)} rows of {' or '.join(map(str, widths)) or 0}"
+        )
 
 
 class LinearSolver:
@@ -41,7 +48,9 @@ class LinearSolver:
         run: Where it evaluates.
         weights: Lower triangular (N + 1, N + 1) for N evaluations. Row i has the weights, first on the initial noise,
             then on the predictions at evaluations 0 to i - 1, that give the network input at evaluation i; the
-            last row gives the sample. They may be tensors with a graph.
+            last row gives the sample. They may be tensors with a graph. Beside it there may be more such tables,
+            (N + 1, scales (N + 1)), for what each further scale lets pass of noise and predictions
+            (`l2c.schedule.scales.low_pass`).
         fit: What gives the weights of a step instead, where they are found on the way.
 
     Source: Non-stationary solvers, arXiv 2403.01329, section 3.
@@ -50,10 +59,7 @@ class LinearSolver:
     init_scale = 1.0
 
     def __init__(self, run: Run, weights: Tensor, fit: RowFit | None = None) -> None:
-        size = len(run.timesteps) + 1
-        if tuple(weights.shape) != (size, size):
-            got = " x ".join(map(str, weights.shape))
-            raise ConfigError(f"{size - 1} evaluations have a table of {size} x {size} weights, got {got}")
+        check_table(weights, len(run.timesteps))
         self.run = run
         self.weights = weights
         self._fit = fit
@@ -79,8 +85,9 @@ class LinearSolver:
         if evaluation == 0:
             self._terms = [x]
         self._terms.append(prediction)
-        row = self.weights[evaluation + 1] if self._fit is None else self._fit(evaluation, self._terms)
-        return weigh_terms(self._terms, row)
+        if self._fit is not None:
+            return weigh_terms(self._terms, self._fit(evaluation, self._terms))
+        return weigh_terms(self._terms, self.weights[evaluation + 1].view(-1, len(self.weights)))
 
 
 def solver_table(solver: Solver) -> Tensor:

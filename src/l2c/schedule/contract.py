@@ -11,6 +11,7 @@ from pydantic import Field
 
 from l2c.documents import MOST_EVALUATIONS, MOST_LAYERS, Count, Finite
 from l2c.errors import ContractError
+from l2c.schedule.scales import scales_in
 
 FINGERPRINT_TOLERANCE = 0.1
 """What eight bits move a number of a fingerprint by; other checkpoints move it by about 1."""
@@ -34,8 +35,8 @@ class Run:
         timesteps: Training timestep of every model evaluation, 0 to 999, in order.
         log_snrs: Half log-SNR log(alpha / sigma) of every evaluation.
         guidance: Guidance scale; 1 is without guidance. None: any.
-        weights: Of a solver that was learned with the schedule, the table of `l2c.sampling.linear.LinearSolver`;
-            None for one that has a name.
+        weights: Of a solver that was learned with the schedule, the table of `l2c.sampling.linear.LinearSolver`, or
+            several side by side; None for one that has a name.
         call: What else a pipeline was called with that changes the run, by name: further guidance scales, `eta`. Empty
             if that is not known.
         guidance_range: Lowest and highest guidance scale that the schedule was learned for, where it is not one only.
@@ -56,6 +57,11 @@ class Run:
         return (
             replace(self, timesteps=self.timesteps[first:], log_snrs=self.log_snrs[first:]) if first else self
         )
+
+    @property
+    def scales(self) -> int:
+        """Scales of detail that a learned solver weighs apart; 1 for every other solver."""
+        return 1 if self.weights is None else scales_in(self.weights, len(self.timesteps))
 
     @property
     def by_scheduler(self) -> bool:

@@ -20,7 +20,7 @@ from l2c.schedule.header import FamilyHeader
 from l2c.schedule.schedule import CacheSchedule
 
 FORMAT = "l2c.schedule-family"
-VERSION = 2
+VERSION = 3
 """Of what is read; a family is written in the version that its schedules need."""
 
 

@@ -27,8 +27,9 @@ from l2c.schedule.interchange import interchange
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
-VERSION = 2
-"""Of what is read; version 2 is written where the passes of guidance have rows of their own, or for a range of it."""
+VERSION = 3
+"""Of what is read; version 2 is written where the passes of guidance have rows of their own, or for a range of it, and
+version 3 where a solver weighs coarse and fine detail apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,10 @@ class CacheSchedule:
     @property
     def version(self) -> int:
         """Of the file format that it needs; older programs read what has no axis of branches and no range."""
-        return VERSION if self.has_branches or self.contract.run.guidance_range is not None else 1
+        run = self.contract.run
+        if run.scales > 1:
+            return 3
+        return 2 if self.has_branches or run.guidance_range is not None else 1
 
     def guidance_note(self, run: Run) -> str | None:
         """See `Contract.guidance_note`; with the errors that were measured at several scales, where they were."""

@@ -13,11 +13,13 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
+from torch.nn import functional as F
 
 from l2c.errors import ConfigError, check_finite
-from l2c.sampling.linear import LEARNED, RowFit, multistep_table, weigh_terms
+from l2c.sampling.linear import LEARNED, RowFit, check_table, multistep_table
 from l2c.sampling.noise_schedule import alphas_sigmas
 from l2c.schedule.contract import Run
+from l2c.schedule.scales import weigh_terms
 from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         log_snrs: Half log-SNR of every evaluation, rising.
-        weights: Lower triangular table (N + 1, N + 1), see `l2c.sampling.linear.LinearSolver`.
+        weights: Lower triangular table (N + 1, N + 1), or several side by side; see
+            `l2c.sampling.linear.LinearSolver`.
         prediction_type: What the network predicts: `epsilon`, `v_prediction`, `sample` or `flow_prediction`.
         mu: Of a scheduler with dynamic shifting, the shift at which the levels were learned. Another resolution moves
             them in log-SNR, and the weights of the solver with them.
@@ -91,13 +94,12 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         max_image_seq_len: int = 4096,
         time_shift_type: str = "exponential",
     ) -> None:
-        size = len(log_snrs) + 1
-        if size < 2 or len(weights) != size or any(len(row) != size for row in weights):
+        if not log_snrs:
             raise ConfigError(
-                f"a learned solver of {size - 1} evaluations has a table of {size} x {size} weights, "
-                f"got {len(weights)} rows; "
-                "load one with LearnedScheduler.from_pretrained, or learn one with l2c.learn(..., solver='auto')"
+                "a learned solver has a table of weights, and none was given; load one with "
+                "LearnedScheduler.from_pretrained, or learn one with l2c.learn(..., solver='auto')"
             )
+        check_table(weights, len(log_snrs))
         self._own_levels = torch.tensor([float(level) for level in log_snrs], dtype=torch.float64)
         self._own_table = torch.tensor([[float(w) for w in row] for row in weights], dtype=torch.float64)
         check_finite(
@@ -119,7 +121,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return alphas
 
     def use(self, levels: Tensor, table: Tensor, fit: RowFit | None = None) -> None:
-        """Takes other levels (N,) and another table (N + 1, N + 1), which may have a graph; learning does that.
+        """Takes other levels (N,) and another table, which may have a graph; learning does that.
 
         With `fit`, that gives the weights of each step instead, as a run gets there.
         """
@@ -194,7 +196,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             moved = torch.cat([self._levels[:1], moved[1:]])  # a flow begins at pure noise at any shift
         kind = self.config.prediction_type
         base, other = (multistep_table(it, kind, flow=self.flow) for it in (self._levels, moved))
-        return moved, self._table + (other - base)
+        more = self._table.shape[1] - base.shape[1]  # coarser scales, which are corrections altogether
+        return moved, self._table + F.pad(other - base, (0, more))
 
     def timesteps_of(self, levels: Tensor) -> Tensor:
         """Training timesteps (N,) of half log-SNRs (N,), unrounded and differentiable in them."""
@@ -240,8 +243,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._begin_from(self._step_index, sample)
         self._terms.append(model_output.float())
         place = len(self._terms) - 2
-        row = self._run_table[place + 1] if self._fit is None else self._fit(place, self._terms)
-        total = weigh_terms(self._terms, row)
+        table = self._run_table
+        own = table[place + 1].view(-1, len(table))
+        total = weigh_terms(self._terms, own if self._fit is None else self._fit(place, self._terms))
         self._step_index += 1
         if self._step_index == len(self.timesteps):
             self._terms = []
