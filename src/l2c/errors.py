@@ -9,6 +9,7 @@
     │   └── ContractError  a sound schedule, but not made for this model or this run
     ├── CacheStateError    enabled twice, not enabled, or called outside a run
     ├── ConfigError        an argument is unknown or out of range (also a ValueError)
+    │   └── OneByOneError  pictures cannot be made in one go
     ├── OutputError        a result cannot be written
     └── NumericsError      a value that must be finite is not
 
@@ -54,6 +55,10 @@ class CacheStateError(L2CError):
 
 class ConfigError(L2CError, ValueError):
     """An argument is unknown or out of range."""
+
+
+class OneByOneError(ConfigError):
+    """Pictures cannot be made in one go, but one after another."""
 
 
 class OutputError(L2CError):

@@ -166,7 +166,7 @@ class Host(Protocol):
             evaluation, and what the last step makes.
 
         Raises:
-            ConfigError: If they cannot be run in one go.
+            OneByOneError: If they cannot be run in one go.
         """
         ...
 
