@@ -160,6 +160,8 @@ def estimate_learning(
         solver = Structures(len(kinds) - whole, whole, len(starts), known)
     seconds = stage_seconds(prices, settings, base, num_budgets, solver)
     pictures = settings.num_examples + settings.num_validation
+    if prices.path_s and (fine := base.reference(settings.reference_steps)) is not base:
+        pictures += settings.num_fitted * len(fine.run.timesteps)  # what these come through is kept, too
     return LearningEstimate(
         type(base.target).__name__,
         len(host.table),

@@ -72,8 +72,7 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: 
     _check_repeats(host, examples)
     size = round_size(trainer, host)
     fine = host.reference(settings.reference_steps)
-    count = min(max(settings.fit_examples, 2 * settings.trial_examples), len(examples) - held_out)
-    fitting = None
+    count, fitting = settings.num_fitted, None
     if fit_solver and fine is not host:
         fitting = _with_paths(trainer, host, fine, examples.rows(slice(held_out, held_out + count)))
     known = 0 if fitting is None else count
