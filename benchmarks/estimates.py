@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,21 +40,27 @@ class Target:
         load: Loads it.
         run: How it is sampled, for a number of examples.
         solver: What is asked of a learned solver.
+        mask: What is asked of a mask besides its budget.
     """
 
     load: Callable[[], Any]
     run: Callable[[int], dict[str, Any]]
     solver: dict[str, Any]
+    mask: dict[str, Any] = field(default_factory=dict)
 
 
 def model(name: str) -> Target:
-    """A model that comes with l2c; its solver is learned for its own run."""
-    return Target(lambda: l2c.load_model(name), lambda _: {"steps": 12}, {"evaluations": 6, "per_computed": 2})
+    """A model that comes with l2c."""
+    return Target(
+        lambda: l2c.load_model(name), lambda _: {}, {"evaluations": 6, "per_computed": 2}, {"steps": 12}
+    )
 
 
 def tiny(name: str) -> Target:
     """A pipeline with the code of a family, whose weights are few and random."""
-    call = {key: value for key, value in tiny_call(name, 12).items() if key not in ("generator", "output_type")}
+    call = {
+        key: value for key, value in tiny_call(name, 12).items() if key not in ("generator", "output_type")
+    }
     return Target(lambda: tiny_pipeline(name), lambda _: call, {"evaluations": 6})
 
 
@@ -136,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.targets:
             target, ways = TARGETS[name], {}
             if both or options.budget is not None:
-                ways["budget"] = {"budget": options.budget or 0.5}
+                ways["budget"] = {"budget": options.budget or 0.5, **target.mask}
             if both or options.solver is not None:
                 ways["solver"] = {"solver": "auto", **target.solver}
             for way, what in ways.items():
