@@ -149,8 +149,10 @@ def check_new(what: str, name: str, names: Iterable[str]) -> None:
     """Refuses to register what is there.
 
     Raises:
-        ConfigError: If the name is taken.
+        ConfigError: If the name is taken, or is none.
     """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"the name of a {what} must be text, got {name!r}")
     if name in names:
         raise ConfigError(f"there is a {what} '{name}' already; give the new one another name")
 
