@@ -11,7 +11,8 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -29,12 +30,23 @@ MOST_EVALUATIONS, MOST_LAYERS, MOST_CELLS = 4_000, 10_000, 500_000
 
 def _whole(value: object) -> object:
     """Takes whole numbers of other libraries as such, and nothing that would have to be cut."""
-    return value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else value
+    if hasattr(value, "__index__") and not isinstance(value, bool):
+        with suppress(TypeError, ValueError):  # of a tensor of other numbers, or of several
+            return value.__index__()
+    return value
 
 
 def _real(value: object) -> object:
     """Takes numbers of other libraries as such; text is none."""
-    return float(value) if hasattr(value, "__float__") and not isinstance(value, (bool, int)) else value
+    if hasattr(value, "__float__") and not isinstance(value, (bool, int)):
+        with suppress(TypeError, ValueError, RuntimeError):
+            return float(value)
+    return value
+
+
+def _listed(value: object) -> object:
+    """Takes ranges, tuples and arrays as lists; text is none."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def one_of(*names: str) -> AfterValidator:
@@ -53,6 +65,8 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
 Count = Annotated[Whole, Field(ge=1, le=2**31)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], BeforeValidator(_listed), Field(min_length=1)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
 Fraction = Annotated[Real, Field(gt=0, le=1)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Positive = Annotated[Real, Field(gt=0)]
@@ -240,6 +254,21 @@ def check_value(name: str, value: object, wanted: Any) -> Any:
         return _adapter_of(wanted).validate_python(value, strict=True)
     except ValidationError as problem:
         raise ConfigError(explain(problem, name)) from problem
+
+
+def check_path(name: str, value: object) -> Path:
+    """A name or a path, as a path.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name} must be a name or a path, got {reprlib.repr(value)}")
+    return Path(value)
 
 
 def explain(problem: ValidationError, name: str = "") -> str:

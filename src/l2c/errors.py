@@ -9,6 +9,7 @@
     │   └── ContractError  a sound schedule, but not made for this model or this run
     ├── CacheStateError    enabled twice, not enabled, or called outside a run
     ├── ConfigError        an argument is unknown or out of range (also a ValueError)
+    │   └── OneByOneError  pictures cannot be made in one go
     ├── OutputError        a result cannot be written
     └── NumericsError      a value that must be finite is not
 
@@ -54,6 +55,10 @@ class CacheStateError(L2CError):
 
 class ConfigError(L2CError, ValueError):
     """An argument is unknown or out of range."""
+
+
+class OneByOneError(ConfigError):
+    """Pictures cannot be made in one go, but one after another."""
 
 
 class OutputError(L2CError):
@@ -144,8 +149,10 @@ def check_new(what: str, name: str, names: Iterable[str]) -> None:
     """Refuses to register what is there.
 
     Raises:
-        ConfigError: If the name is taken.
+        ConfigError: If the name is taken, or is none.
     """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"the name of a {what} must be text, got {name!r}")
     if name in names:
         raise ConfigError(f"there is a {what} '{name}' already; give the new one another name")
 

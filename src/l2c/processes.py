@@ -25,14 +25,23 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def own_device(name: str) -> str:
+def own_device(name: str, device_map: str | None = None) -> str:
     """The device of this process, which is one of its own where several were started together.
 
+    Args:
+        name: The one that was asked for, or `auto`.
+        device_map: What spreads a pipeline over devices instead, if it is.
+
     Raises:
-        ConfigError: If there is no such device, or it cannot be that of several processes.
+        ConfigError: If there is no such device, it cannot be that of several processes, or they are given a map.
     """
     if num_processes() == 1:
         return resolve_device(name)
+    if device_map is not None:
+        raise ConfigError(
+            f"the device map {device_map} is for one process, and {num_processes()} were started together, each with a "
+            "device of its own; leave --device-map out, or start one"
+        )
     from accelerate import PartialState
 
     kind = resolve_device(name.partition(":")[0])

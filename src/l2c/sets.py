@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 
 from l2c.bench.timing import synchronize
 from l2c.cache.cached_model import enable_cache
-from l2c.documents import Count, Seed, check_same, check_value, read_document
+from l2c.documents import Count, Seeds, check_path, check_same, check_value, read_document
 from l2c.errors import ConfigError, check_finite
 from l2c.files import atomic_write, check_kind, output_folder
 from l2c.layers import find_layers
@@ -100,12 +99,12 @@ def sample_set(
         NumericsError: If pictures are not finite; names the first evaluation where they are not.
         OutputError: If a file cannot be written; pictures that are finished stay.
     """
-    denoiser = Denoiser.of(model)
+    denoiser, folder = Denoiser.of(model), check_path("the folder", folder)
     sampler = resolve_sampler(denoiser, schedule, **run)
     if schedule is not None:
         schedule.contract.check_run(sampler.run)
     check_value("batch_size", batch_size, Count)
-    seeds = check_value("seeds", list(seeds), Annotated[list[Seed], Field(min_length=1)])
+    seeds = check_value("seeds", seeds, Seeds)
     mode = resolve_engine(engine, denoiser)
     lasting = npz or resume or num_processes() > 1
     if decoder is not None and not denoiser.latent:

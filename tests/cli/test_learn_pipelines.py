@@ -320,6 +320,15 @@ def test_two_processes_learn_what_one_does(start, folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"1.safetensors", "2.safetensors"}
 
 
+def test_several_processes_have_a_device_each_and_take_no_map(invoke, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ("learn", folder / "pipe", "--prompts", folder / "prompts.txt", *CALL, *QUICK)
+    refused = invoke(*command, "--device-map", "cpu", "-o", tmp_path / "out.safetensors")
+    assert refused.code == 2
+    assert "the device map cpu is for one process, and 2 were started together" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_embedded_pipeline_needs_no_prompts_and_no_call(invoke, scenes_pipeline, tmp_path):
     out = tmp_path / "four.safetensors"
     auto = ("--solver", "auto", "--budget-evals", "2", "--per-computed", "2")

@@ -168,6 +168,20 @@ def test_another_picture_size_under_dynamic_shifting_is_told_and_not_refused(sol
     assert any(told in str(warning.message) for warning in warned)
 
 
+@pytest.mark.parametrize("learning", [{"budget": 0.6}, {"solver": "auto", "evaluations": 3}])
+def test_several_picture_sizes_at_once_are_refused(learning):
+    pipe, options = tiny_pipeline("pixart"), call("pixart")
+    prompt = options.pop("prompt")
+    conditions = [{"prompt": prompt, "height": side, "width": side} for side in (16, 32)]
+    sizes = "of one size, got latents of 4x8x8 and of 4x16x16; do so for each size by itself"
+    options = {key: value for key, value in options.items() if key not in conditions[0]}
+    with pytest.raises(l2c.ConfigError, match=sizes):
+        l2c.learn(pipe, conditions=conditions, settings=QUICK, **learning, **options)
+    schedule = l2c.methods.interval(pipe, conditions=conditions, **options)
+    with pytest.raises(l2c.ConfigError, match=sizes):
+        l2c.check(pipe, schedule, seeds=[0, 1], conditions=conditions, **options)
+
+
 def notes_of(pipe, schedule, **options):
     with l2c.enable_cache(pipe, schedule), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

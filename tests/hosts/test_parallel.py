@@ -84,6 +84,14 @@ def _context_with_solver(rank, folder):
     learn(pipe, **options).save(folder / f"{rank}.safetensors")
 
 
+def _two_groups(rank, folder):
+    pipe = tiny_pipeline(NAME)
+    split_by_context(pipe, data=2)
+    learn(pipe).save(folder / f"{rank}.safetensors")
+    schedule = CacheSchedule.load(folder / "alone.safetensors")
+    repair(pipe, schedule).save(folder / f"repaired-{rank}.safetensors")
+
+
 def _sharded(rank, folder):
     pipe = tiny_pipeline(NAME)
     schedule = learn_alone_then_share(pipe)
@@ -173,8 +181,8 @@ def together(fork_server, function, folder, count=2):
             process.join()
 
 
-def both(folder, kind=""):
-    return [CacheSchedule.load(folder / f"{kind}{rank}.safetensors") for rank in range(2)]
+def all_of(folder, kind="", count=2):
+    return [CacheSchedule.load(folder / f"{kind}{rank}.safetensors") for rank in range(count)]
 
 
 def assert_alike(schedule, other, atol=0.0):
@@ -189,13 +197,13 @@ def test_two_processes_that_share_a_sequence_learn_what_one_does(fork_server, tm
     alone = learn(pipe)
     alone.save(tmp_path / "alone.safetensors")
     together(fork_server, _context, tmp_path)
-    assert_alike(*both(tmp_path))
-    repaired = both(tmp_path, "repaired-")
+    assert_alike(*all_of(tmp_path))
+    repaired = all_of(tmp_path, "repaired-")
     assert_alike(*repaired)
     assert_alike(repaired[0], repair(pipe, alone), atol=1e-5)
     assert not torch.equal(repaired[0].predictor.coefficients, alone.predictor.coefficients)
     layers = repaired[0].layers
-    assert both(tmp_path)[0].layers.layer_macs == layers.layer_macs
+    assert all_of(tmp_path)[0].layers.layer_macs == layers.layer_macs
     bare = pipe(**tiny_words()).images
     torch.testing.assert_close(torch.load(tmp_path / "bare-0.pt"), bare, atol=1e-4, rtol=1e-4)
     with l2c.enable_cache(pipe, alone):
@@ -207,7 +215,7 @@ def test_two_processes_that_share_a_sequence_learn_what_one_does(fork_server, tm
 @pytest.mark.slow
 def test_a_solver_is_learned_by_two_processes_that_share_a_sequence_as_by_one(fork_server, tmp_path):
     together(fork_server, _context_with_solver, tmp_path)
-    first, second = both(tmp_path)
+    first, second = all_of(tmp_path)
     assert first.contract.run == second.contract.run
     alone = learn(tiny_pipeline(NAME), budget=None, solver="auto", evaluations=3, per_computed=1)
     ours, theirs = first.contract.run, alone.contract.run
@@ -216,9 +224,22 @@ def test_a_solver_is_learned_by_two_processes_that_share_a_sequence_as_by_one(fo
 
 
 @pytest.mark.slow
+def test_two_groups_of_two_processes_learn_what_one_process_does(fork_server, tmp_path):
+    pipe = tiny_pipeline(NAME)
+    alone = learn(pipe)
+    alone.save(tmp_path / "alone.safetensors")
+    together(fork_server, _two_groups, tmp_path, count=4)
+    for kind in ("", "repaired-"):
+        first, *others = all_of(tmp_path, kind, count=4)
+        for other in others:
+            assert_alike(first, other)
+    assert_alike(first, repair(pipe, alone), atol=1e-5)
+
+
+@pytest.mark.slow
 def test_sharded_weights_are_enabled_and_learned_through(fork_server, tmp_path):
     together(fork_server, _sharded, tmp_path)
-    first, second = both(tmp_path)
+    first, second = all_of(tmp_path)
     assert_alike(first, second)
     pipe = tiny_pipeline(NAME)
     assert_alike(first, learn(pipe), atol=1e-3)

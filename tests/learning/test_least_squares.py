@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 
 import l2c
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, NumericsError
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import joined
 from l2c.learning.closed_loop import ClosedLoop
@@ -120,17 +121,47 @@ def test_pipelines_make_the_same_pictures_together_and_one_by_one():
     assert torch.allclose(states[-1], made, atol=1e-4)
 
 
-def test_a_pipeline_that_draws_one_picture_at_a_time_learns_without(monkeypatch, caplog):
+def host_that_fails_with(error: Exception):
+    """A pipeline that raises an error where it is called for several pictures."""
     host = host_of_embeddings(2)
 
-    def refuse(*_args, **_kwargs):
-        raise ConfigError("one picture at a time")
+    class Failing(type(host.target)):
+        @functools.wraps(type(host.target).__call__)
+        def __call__(self, *args, **kwargs):
+            if isinstance(kwargs.get("generator"), list):
+                raise error
+            return super().__call__(*args, **kwargs)
 
-    monkeypatch.setattr(type(host), "together", refuse)
+    host.target.__class__ = Failing
+    return host
+
+
+def test_a_pipeline_that_draws_one_picture_at_a_time_learns_without(caplog):
+    host = host_that_fails_with(ValueError("one generator, please"))
     with caplog.at_level("INFO"), host.prepared():
         family = learn_with_solver(host, [4.0], 1, settings(), None, "", None)
     assert next(iter(family)).contract.run.weights is not None
-    assert "one picture at a time" in caplog.text
+    assert "their steps cannot be fitted: Failing does not draw several pictures in one call" in caplog.text
+    assert "(one generator, please)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ConfigError("something else"), ConfigError, "^something else$"),
+        (NumericsError("something else"), NumericsError, "^something else$"),
+        (
+            torch.OutOfMemoryError("out of memory"),
+            ConfigError,
+            "the 6 pictures .* take more memory than cpu has; take fewer fit_examples",
+        ),
+    ],
+)
+def test_what_else_goes_wrong_while_paths_are_made_is_told(error, kind, said):
+    host = host_that_fails_with(error)
+    trainer = Trainer("schedule and solver", host, settings())
+    with host.prepared(), pytest.raises(kind, match=said):
+        solve(trainer, host, settings(), fit_solver=True)
 
 
 def test_conditions_of_several_pictures_for_one_call():

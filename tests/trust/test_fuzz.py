@@ -3,10 +3,19 @@
 `python benchmarks/fuzz.py --mutations N` does the same for as long as is wanted.
 """
 
+import contextlib
+import inspect
+
 import pytest
+import torch
 
 import l2c
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, L2CError
+from l2c.evaluation import registry as metric_registry
+from l2c.layers import registry as layer_registry
+from l2c.methods import registry as method_registry
+from l2c.sampling import solvers
+from l2c.schedule import forecast
 from l2c.testing import tiny_dit
 
 
@@ -39,6 +48,9 @@ def test_the_same_seed_makes_the_same_mutations(load_benchmark):
         ({"guidance_channels": 100}, "guidance_channels must be at most 3, got 100"),
         ({"guidance_mode": 3}, "guidance mode must be text, got 3"),
         ({"batch_size": 0.5}, "batch_size must be a whole number, got 0.5"),
+        ({"batch_size": torch.ones(2)}, "batch_size must be a whole number, got tensor"),
+        ({"guidance": torch.ones(2)}, "guidance scale must be a number, got tensor"),
+        ({"seeds": 1}, "seeds must be a list, got 1"),
     ],
 )
 def test_arguments_of_another_type_are_sentences(arguments, message):
@@ -62,6 +74,41 @@ def test_arguments_of_another_type_are_sentences(arguments, message):
 def test_settings_of_another_type_are_sentences(arguments, message):
     with pytest.raises(ConfigError, match=message):
         l2c.LearnSettings(**arguments)
+
+
+def public_functions():
+    """All that is not a class, but for plain arithmetic on tensors."""
+    named = {name: getattr(l2c, name) for name in l2c.__all__ if name != "data_prediction"}
+    named |= {f"methods.{name}": method.make for name, method in l2c.methods.all_methods().items()}
+    return [pytest.param(one, id=name) for name, one in named.items() if inspect.isfunction(one)]
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """What is registered here is forgotten."""
+    for module, name in (
+        (layer_registry, "_ADAPTERS"),
+        (method_registry, "_REGISTERED"),
+        (metric_registry, "_METRICS"),
+        (forecast, "_PREDICTORS"),
+        (solvers, "_SOLVERS"),
+    ):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+
+
+@pytest.mark.parametrize("function", public_functions())
+def test_what_a_public_function_needs_is_a_sentence_if_it_is_of_another_type(function, registries, tmp_path):
+    model = tiny_dit()
+    right = {"model": model, "target": model, "schedule": l2c.methods.interval(model, steps=4)}
+    right |= {"labels": [1], "seeds": [1], "folder": tmp_path / "made"}
+    needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    needed = [one for one in needed if one.kind is not one.VAR_KEYWORD]
+    for wrong in (None, 3, 0.5, [], {}, object(), torch.zeros(2)):
+        for tried in needed:
+            given = {one.name: right.get(one.name, 1) for one in needed} | {tried.name: wrong}
+            first = [given.pop(one.name) for one in needed if one.kind is one.POSITIONAL_ONLY]
+            with contextlib.suppress(L2CError):
+                function(*first, **given)
 
 
 def test_numbers_of_other_libraries_are_numbers():

@@ -166,7 +166,7 @@ def load(given: Mapping[str, Any], *, tf32: bool = False) -> Any:
     from l2c.hosts.loading import load_target
     from l2c.processes import own_device
 
-    device = own_device(given["device"])
+    device = own_device(given["device"], given["device_map"])
     dtype = resolve_dtype(given["dtype"], device if tf32 else None)
     more = {name: given[name] for name in ("lora", "scheduler", "quantization", "device_map")}
     where = None if more["device_map"] and given["device"] == "auto" else device

@@ -54,10 +54,10 @@ def check_pairs(images: Tensor, targets: Tensor) -> None:
     Raises:
         ConfigError: If the shapes differ.
     """
-    if images.shape != targets.shape or images.ndim < 2:
+    ours, theirs = (tuple(one.shape) if isinstance(one, Tensor) else one for one in (images, targets))
+    if not isinstance(ours, tuple) or ours != theirs or len(ours) < 2:
         raise ConfigError(
-            f"paired metrics compare equally shaped images (B, C, H, W), got {tuple(images.shape)} "
-            f"and {tuple(targets.shape)}"
+            f"paired metrics compare equally shaped images (B, C, H, W), got {ours!r} and {theirs!r}"
         )
 
 

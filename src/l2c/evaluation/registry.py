@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l2c.documents import Names, check_value
 from l2c.errors import ConfigError, check_as_many, check_new, known
 from l2c.evaluation.metrics import adherence, check_pairs, psnr, rmse, ssim
 
@@ -128,7 +129,7 @@ def score_pairs(
     """
     check_pairs(images, targets)
     scores: dict[str, list[float]] = {}
-    for metric in map(find_metric, names):
+    for metric in map(find_metric, check_value("names", names, Names)):
         options = {"unit": unit} if metric.of_latents else {}
         values: list[float] = []
         if metric.of_prompts:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.cache.policy import ReusePolicy
+from l2c.errors import ConfigError
 from l2c.layers import LayerTable
 from l2c.sampling.linear import RowFit
 from l2c.schedule.contract import Contract, Run
@@ -166,7 +167,7 @@ class Host(Protocol):
             evaluation, and what the last step makes.
 
         Raises:
-            ConfigError: If they cannot be run in one go.
+            OneByOneError: If they cannot be run in one go.
         """
         ...
 
@@ -254,6 +255,22 @@ class Host(Protocol):
             ConfigError: If there is no such engine for it, or no such batch.
         """
         ...
+
+
+def of_one_size(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures or latents (B, ...) that were made one part after another.
+
+    Raises:
+        ConfigError: If they are of several sizes.
+    """
+    sizes = {tuple(part.shape[1:]): None for part in pictures}
+    if len(sizes) > 1:
+        first, second, *_ = ("x".join(map(str, size)) for size in sizes)
+        raise ConfigError(
+            "pictures are learned and checked together if they are of one size, got latents of "
+            f"{first} and of {second}; do so for each size by itself"
+        )
+    return torch.cat(list(pictures))
 
 
 def errors(made: Tensor, target: Tensor, unit: str) -> Tensor:

@@ -165,7 +165,7 @@ def summary(target: Any) -> RunSummary:
 def _cache_of(target: Any) -> CachedModel | PipelineCache:
     """The handle of the cache that is enabled on a model or pipeline."""
     target = unwrapped(target)
-    cache: CachedModel | PipelineCache | None = vars(target).get(HANDLE)
+    cache: CachedModel | PipelineCache | None = getattr(target, "__dict__", {}).get(HANDLE)
     if cache is None and isinstance(target, nn.Module):
         cache = active_cache(target)
     if cache is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2c.documents import check_path
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.loading import ASSET_PREFIX, PIPELINE_FILE, load_pipeline
@@ -68,7 +69,7 @@ def is_pipeline(name: str | Path) -> bool:
     >>> is_pipeline("dit-mini-cifar10"), is_pipeline("someone/pixart"), is_pipeline("l2c:scenes-sd3")
     (False, True, True)
     """
-    path = Path(name).expanduser()
+    path = check_path("a model or pipeline", name).expanduser()
     if path.is_dir():
         return (path / PIPELINE_FILE).is_file()
     if str(name).startswith(ASSET_PREFIX):

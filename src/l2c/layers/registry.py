@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from l2c.documents import check_value
 from l2c.errors import ConfigError
 from l2c.layers.base import ATTENTION, CROSS_ATTENTION, MLP, Layer, LayerTable
 
@@ -24,8 +25,9 @@ def register_adapter(name: str) -> Callable[[Adapter], Adapter]:
         name: Top-level package and name of the class: `diffusers.DiTTransformer2DModel`.
 
     Raises:
-        ConfigError: If the class already has an adapter.
+        ConfigError: If the class already has an adapter, or that is no name.
     """
+    check_value("the name of a class", name, str)
 
     def register(adapter: Adapter) -> Adapter:
         if name in _ADAPTERS:

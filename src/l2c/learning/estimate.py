@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError, Told
+from l2c.errors import ConfigError, OneByOneError, Told
 from l2c.hosts.base import Examples, Host
 from l2c.hosts.targets import host_of
 from l2c.learning.arguments import checked
@@ -160,6 +160,8 @@ def estimate_learning(
         solver = Structures(len(kinds) - whole, whole, len(starts), known)
     seconds = stage_seconds(prices, settings, base, num_budgets, solver)
     pictures = settings.num_examples + settings.num_validation
+    if prices.path_s and (fine := base.reference(settings.reference_steps)) is not base:
+        pictures += settings.num_fitted * len(fine.run.timesteps)  # what these come through is kept, too
     return LearningEstimate(
         type(base.target).__name__,
         len(host.table),
@@ -211,7 +213,7 @@ def _prices(
         """Seconds of an evaluation of runs that are made together, and what they come through, if they can be."""
         try:
             path_s, (_, states) = _timed(device, partial(longer.together, several))
-        except ConfigError:  # it draws one picture at a time
+        except OneByOneError:
             return 0.0, None
         paths = Paths(longer.run.log_snrs, torch.stack(list(states), dim=1).to(device))
         return path_s / len(several) / evaluations[1], paths

@@ -76,7 +76,7 @@ def stage_seconds(
     compared_s = begun_s = 0.0
     if solver is not None:
         if prices.fit_s and fine is not base:
-            fitted = min(max(settings.fit_examples, 2 * settings.trial_examples), learned)
+            fitted = settings.num_fitted
             trial_s = prices.attach_s + min(2 * settings.trial_examples, fitted) * prices.fit_s
             begun_s = (
                 2 + settings.level_trials

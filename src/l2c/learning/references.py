@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, OneByOneError, Told
 from l2c.hosts.base import Examples, Host, errors
 from l2c.learning.least_squares import Paths
 from l2c.learning.settings import LearnSettings
@@ -72,8 +72,7 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: 
     _check_repeats(host, examples)
     size = round_size(trainer, host)
     fine = host.reference(settings.reference_steps)
-    count = min(max(settings.fit_examples, 2 * settings.trial_examples), len(examples) - held_out)
-    fitting = None
+    count, fitting = settings.num_fitted, None
     if fit_solver and fine is not host:
         fitting = _with_paths(trainer, host, fine, examples.rows(slice(held_out, held_out + count)))
     known = 0 if fitting is None else count
@@ -91,14 +90,23 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: 
 
 
 def _with_paths(trainer: Trainer, host: Host, fine: Host, examples: Examples) -> References | None:
-    """Solutions with their paths, made in one go; None where a pipeline draws one picture at a time."""
+    """Solutions with their paths, made in one go; None where a pipeline draws one picture at a time.
+
+    Raises:
+        ConfigError: If they do not fit into memory.
+    """
 
     def states_of(some: Examples) -> Tensor:
         return torch.stack(list(fine.together(some)[1]), dim=1)
 
+    too_much = (
+        f"the {len(examples)} pictures that a solver is fitted to, run in one call, take more memory than "
+        f"{host.device} has; take fewer fit_examples and trial_examples, or fewer pixels"
+    )
     try:
-        states = trainer.compute("paths to solutions", states_of, examples, len(examples))
-    except ConfigError as error:
+        with Told(ConfigError, too_much, torch.OutOfMemoryError):
+            states = trainer.compute("paths to solutions", states_of, examples, len(examples))
+    except OneByOneError as error:
         logger.info("solvers begin at a known one, since their steps cannot be fitted: %s", error)
         return None
     paths = Paths(fine.run.log_snrs, states.to(host.device))

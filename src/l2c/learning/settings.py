@@ -78,6 +78,12 @@ class LearnSettings(TaskSettings):
         return int(self.num_examples * HELD_OUT_SHARE)
 
     @property
+    def num_fitted(self) -> int:
+        """Pictures that steps of a learned solver are fitted to, of those that are learned on."""
+        wanted = max(self.fit_examples, 2 * self.trial_examples)
+        return min(wanted, self.num_examples - self.num_held_out)
+
+    @property
     def num_validation(self) -> int:
         """Further pictures, by which the best state is kept."""
         return max(1, self.num_examples // 8) if self.validate_every else 0

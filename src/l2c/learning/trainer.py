@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from l2c.errors import CheckpointError, ConfigError, NumericsError, Told
-from l2c.hosts.base import Examples, Host
+from l2c.hosts.base import Examples, Host, of_one_size
 from l2c.hosts.parallel import context_of
 from l2c.learning.best import BestState, copy_of, parameters_of, put, put_vector, vector_of
 from l2c.learning.checkpoint import Checkpoint
@@ -239,7 +239,7 @@ class Trainer:
 
         Raises:
             NumericsError: If one of them is not finite.
-            ConfigError: If the time is up before they are done.
+            ConfigError: If the time is up before they are done, or they are of several sizes.
         """
         pictures = self.kept.get(name)
         first = 0 if pictures is None else len(pictures)
@@ -250,7 +250,7 @@ class Trainer:
                     raise NumericsError(
                         f"the {name} are zeros, or not finite; check the weights for NaN, or use float32"
                     )
-                pictures = part.cpu() if pictures is None else torch.cat([pictures, part.cpu()])
+                pictures = of_one_size([*([] if pictures is None else [pictures]), part.cpu()])
                 self.kept[name] = pictures
                 self.save(if_due=True)
                 done = len(pictures)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.documents import existing
+from l2c.documents import check_path, existing
 from l2c.errors import CheckpointError, ScheduleError, Told, check_finite
 from l2c.layers import find_layers
 from l2c.models.checkpoints import read_pickle
@@ -61,7 +61,7 @@ def import_router(
         ScheduleError: If the file is missing, damaged or not a router, or does not fit the model.
         ConfigError: If the threshold or the name of the model is not valid.
     """
-    path = Path(path)
+    path = check_path("a router", path)
     content = _load(path)
     args = content.get("args")
     rows = _rows(path, content.get("routers", content))

@@ -40,9 +40,9 @@ def register_method(method: Method) -> None:
     """Adds a method, which `find_method` and comparisons then know by its name.
 
     Raises:
-        ConfigError: If there is a method of that name.
+        ConfigError: If there is a method of that name, or it is no method.
     """
-    check_new("method", method.name, all_methods())
+    check_new("method", getattr(method, "name", ""), all_methods())
     _REGISTERED[method.name] = method
 
 

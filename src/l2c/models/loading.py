@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from l2c.documents import existing, read_document
+from l2c.documents import check_path, existing, read_document
 from l2c.errors import CheckpointError, ConfigError, Told
 from l2c.files import atomic_write
 from l2c.models.checkpoints import (
@@ -84,7 +84,7 @@ def load_model(
     >>> load_model("dit-mini-cifar10").config.depth
     12
     """
-    path = Path(source).expanduser()
+    path = check_path("a model", source).expanduser()
     overrides = {} if num_heads is None else {"num_heads": num_heads}
     if path.is_dir():
         return _load_folder(path, dtype=dtype, device=device, num_heads=num_heads)

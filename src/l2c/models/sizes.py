@@ -12,6 +12,7 @@ import difflib
 import torch
 from torch import nn
 
+from l2c.documents import check_value
 from l2c.errors import ConfigError
 from l2c.models.config import ModelConfig
 from l2c.models.dit import DiT, DiTConfig
@@ -117,7 +118,7 @@ def resolve_name(name: str) -> str:
     >>> resolve_name("DiT-XL/2")
     'dit-xl-2-256'
     """
-    plain = name.lower().replace("/", "-")
+    plain = check_value("the model's name", name, str).lower().replace("/", "-")
     for candidate in (plain, f"{plain}-256"):
         if candidate in SIZES:
             return candidate

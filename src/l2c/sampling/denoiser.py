@@ -36,8 +36,10 @@ class Denoiser:
         """Reads everything from the model's configuration.
 
         Raises:
-            ConfigError: If there is no layer adapter for the model's class, or it does not take class labels.
+            ConfigError: If it is no model, there is no layer adapter for its class, or it does not take class labels.
         """
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"this needs a model, got {type(model).__name__}; load one with l2c.load_model")
         table = find_layers(model)
         if not table.sized:
             raise ConfigError(

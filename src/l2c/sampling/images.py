@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from l2c.cache.cached_model import CachedModel, active_cache, enable_cache
-from l2c.documents import MOST_EVALUATIONS, Count, Seed, check_value
+from l2c.documents import MOST_EVALUATIONS, Count, Seeds, check_value
 from l2c.errors import CacheStateError, ConfigError, ContractError, check_as_many
 from l2c.sampling.compiled import log_engine, resolve_engine
 from l2c.sampling.denoiser import Denoiser
@@ -112,7 +112,7 @@ def sample(
     count = len(label_tensor)
     if noise is None:
         seeds = range(count) if seeds is None else seeds
-        seeds = check_value("seeds", list(seeds), list[Seed])
+        seeds = check_value("seeds", seeds, Seeds)
         check_as_many("seeds", seeds, "labels", label_tensor)
         noise = seeded_noise(seeds, denoiser.sample_shape)
     elif tuple(noise.shape) != (count, *denoiser.sample_shape):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import l2c
+from l2c.documents import check_path
 from l2c.errors import ConfigError, ScheduleError
 from l2c.schedule import family, hub
 from l2c.schedule.family import ScheduleFamily
@@ -26,7 +27,7 @@ def open_schedule(
     """
     if isinstance(source, CacheSchedule | ScheduleFamily):
         return source
-    path = Path(source)
+    path = check_path("a schedule", source)
     if path.suffix in ROUTER_SUFFIXES:
         return l2c.import_router(path, model=model)
     if path.is_dir() or _is_repository(path):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2c.digest import digest
 from l2c.documents import read_file
-from l2c.errors import ConfigError, Told
+from l2c.errors import ConfigError, OneByOneError, Told
 from l2c.hosts.pipeline.modular import arguments_of
 
 Condition = Mapping[str, Any]
@@ -145,7 +145,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
     {'prompt': ['a cat', 'a dog']}
 
     Raises:
-        ConfigError: If one of their values cannot be given for each picture.
+        OneByOneError: If one of their values cannot be given for each picture.
     """
     made: dict[str, Any] = {}
     for name in {name: None for condition in conditions for name in condition}:
@@ -160,7 +160,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
         elif all(plain(value) == plain(first) and isinstance(value, (float, bool)) for value in values):
             made[name] = first
         else:
-            raise ConfigError(f"pictures with a {name} of their own are not run in one call")
+            raise OneByOneError(f"pictures with a {name} of their own are not run in one call")
     return made
 
 

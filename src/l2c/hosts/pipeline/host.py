@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2c.cache.policy import ReusePolicy, compute_once
 from l2c.digest import digest
 from l2c.errors import ConfigError
-from l2c.hosts.base import Examples, Handle, Host, SolverTable
+from l2c.hosts.base import Examples, Handle, Host, SolverTable, of_one_size
 from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.conditions import (
     Condition,
@@ -225,7 +225,7 @@ class PipelineHost:
                 self._trajectory.sample(condition, seed, bf16=bf16).float()
                 for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
             ]
-        return torch.cat(made)
+        return of_one_size(made)
 
     @torch.no_grad()
     def together(

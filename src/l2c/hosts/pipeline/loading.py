@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from l2c.documents import check_path
 from l2c.errors import CheckpointError, ConfigError, Told, check_installed, known
 from l2c.hosts.pipeline.components import TRANSFORMERS, transformers_of
 from l2c.scenes.pipeline import EMBEDDED
@@ -191,7 +192,7 @@ def pipeline_folder(name: str | Path) -> Path:
         CheckpointError: If no such pipeline comes with l2c, or it is missing.
     """
     if not str(name).startswith(ASSET_PREFIX):
-        return Path(name).expanduser()
+        return check_path("a pipeline", name).expanduser()
     known("pipeline of l2c", str(name), EMBEDDED, error=CheckpointError)
     folder = ASSETS / str(name).removeprefix(ASSET_PREFIX)
     if not (folder / PIPELINE_FILE).is_file():

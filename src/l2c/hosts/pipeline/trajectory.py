@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2c.cache.patch import MethodPatch
-from l2c.errors import ConfigError, Told
+from l2c.errors import ConfigError, L2CError, OneByOneError, first_line
 from l2c.hosts.pipeline.dry_run import takes_latent_output
 from l2c.hosts.pipeline.modular import ModularRun, is_modular
 from l2c.hosts.pipeline.offload import execution_device
@@ -72,7 +72,7 @@ class PipelineTrajectory:
             bf16: Let matrix products be in bfloat16.
 
         Raises:
-            ConfigError: If the pipeline does not take that.
+            OneByOneError: If the pipeline does not take that.
         """
         states: list[Tensor] = []
 
@@ -81,12 +81,18 @@ class PipelineTrajectory:
             states[-1:] = [sample, made[0]]
             return made
 
-        alone = f"{type(self.pipe).__name__} does not draw several pictures in one call ({{said}})"
-        with ExitStack() as stack, Told(ConfigError, alone, Exception):  # foreign code, whatever it raises
-            stack.callback(MethodPatch(self.pipe.scheduler, "step", step).remove)
+        patch, rows = MethodPatch(self.pipe.scheduler, "step", step), torch.arange(len(seeds))
+        try:
             made = self._run(condition, seeds, bf16).float()
-            rows = torch.arange(len(seeds))
             return made[rows], [state[rows].float() for state in states]
+        except (L2CError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of foreign code, whatever it is
+            raise OneByOneError(
+                f"{type(self.pipe).__name__} does not draw several pictures in one call ({first_line(error)})"
+            ) from error
+        finally:
+            patch.remove()
 
     def _run(self, arguments: Mapping[str, Any], seeds: Sequence[int], bf16: bool) -> Tensor:
         inner = type(self.pipe).__call__
