@@ -108,7 +108,7 @@ def test_a_learned_solver_is_fitted_for_each_mask_and_each_trial_of_noise_levels
     solver = Structures(searched=2, whole=1, starts=1, known=[3, 4])
     known, free = seconds_of(2), seconds_of(2, solver)
     assert free[0] - known[0] == 6 * (5 * 0.75 - 5.5)  # all that there are to learn on, made together
-    assert free[1] == 2 * (2 * 3 + 1) * (0.25 + 6 * 2)
+    assert free[1] == 2 * (2 * 1 + 1 + 2) * (0.25 + 6 * 2)  # a look at each, and the rest for the best
     assert free[2] - known[2] == 2 * (
         (2 + 32) * 6 * 2 + 2 * (3.5 + 4.5)
     )  # the first noise levels, and the last

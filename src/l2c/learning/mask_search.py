@@ -89,6 +89,8 @@ def search_mask(
 ) -> MaskSearchResult:
     """The mask that a search finds for a budget, or the checkpoint has.
 
+    A search with more trials goes on where one of the same stage with fewer ended.
+
     Args:
         trainer: Its seed, checkpoint and time limit are the search's, too.
         error_of: Error of what a mask makes, with forecasts that follow a polynomial of an order.
@@ -103,7 +105,8 @@ def search_mask(
         until: Share of the time limit after which no more masks are judged.
         apart: Whether the passes of guidance have rows of their own; None tries both.
     """
-    key, order_key, trials_key = (f"{what} {stage}".rstrip() for what in ("mask", "order", "trials"))
+    key, order_key = (f"{what} {stage}".rstrip() + f" after {trials}" for what in ("mask", "order"))
+    trials_key = f"trials {stage}".rstrip()
     if key not in trainer.kept:
         orders = [order for order in ORDERS if order < history]
         whole = torch.zeros(evaluations, dtype=torch.bool)

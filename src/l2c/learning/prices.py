@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from l2c.hosts.base import Host
 from l2c.learning.masks import ORDERS
 from l2c.learning.settings import LearnSettings
+from l2c.learning.solver import first_look
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def stage_seconds(
             begun_s = (
                 2 + settings.level_trials
             ) * fitted * prices.fit_s + 2 * settings.num_validation * prices.sample_s
-        trials = solver.searched * trials + solver.whole
+        looks = solver.searched * first_look(trials)
+        trials = looks + solver.whole + (trials - first_look(trials) if solver.searched else 0)
         if solver.starts > 1:
             orders = sum(order < settings.history for order in ORDERS)
             begun = solver.searched * (orders + solver.starts - 1) + solver.whole * solver.starts

@@ -31,7 +31,8 @@ class LearnSettings(TaskSettings):
             and 0, the geometric mean, those that come close.
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
-        trials: Masks that are tried for a budget, at most.
+        trials: Masks that are tried for a budget, at most. With a learned solver a third of them is tried for every
+            number of evaluations, and the rest for the one that is best then.
         trial_examples: Pictures that each of them is judged by; a learned solver is fitted to as many others first.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
         level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew.

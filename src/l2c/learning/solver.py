@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated
 
@@ -37,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 RATIOS = (1.0, 1.5, 2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried; with 1, nothing is reused."""
+LOOK_UNTIL, SEARCH_UNTIL = 0.3, 0.5
+"""Shares of a time limit after which masks of every structure, and of the best one, are no longer tried."""
 APART = 2.5
 """Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
 
@@ -115,17 +116,17 @@ def _learn_one(
         stage: Tells it from other budgets.
     """
     host, costs = own.host, CostTable.macs(own.host.table)
-    budget = evaluations * costs.full
+    budget, trials = evaluations * costs.full, own.settings.trials
     structures: list[_Structure] = []
     for index, (starts, ratio, apart) in enumerate(tried):
         loop = _from_best_start(
             own, starts, _every(ratio, len(starts[0].run.timesteps), budget, costs), budget, stage
         )
-        until = 0.5 * (index + 1) / len(tried)
-        name = _name(loop, apart=apart)
-        found = _search(loop, ratio, budget, costs, until, f"of {name} {stage}".rstrip(), apart=apart)
-        structures.append(_Structure(name, loop, found))
+        one = _Structure(loop, ratio, budget, costs, stage, apart)
+        one.search(first_look(trials), until=LOOK_UNTIL * (index + 1) / len(tried))
+        structures.append(one)
     best = min(structures, key=lambda structure: structure.found.error)
+    best.search(trials, until=SEARCH_UNTIL)
     loop, found = best.loop, best.found
     schedule, outcome = loop.fit(
         found.compute,
@@ -146,11 +147,9 @@ def _learn_one(
     return schedule, outcome.interrupted
 
 
-@dataclass(frozen=True)
-class _Structure:
-    name: str
-    loop: ClosedLoop
-    found: MaskSearchResult
+def first_look(trials: int) -> int:
+    """Masks that are tried for every structure, of so many for the best one."""
+    return math.ceil(trials / 3)
 
 
 def _from_best_start(
@@ -177,37 +176,53 @@ def _from_best_start(
     return loops[int(kept[key].argmin())]
 
 
-def _name(loop: ClosedLoop, *, apart: bool) -> str:
-    return f"{len(loop.host.run.timesteps)} evaluations{', passes apart' if apart else ''}"
+class _Structure:
+    """A number of evaluations, with the mask that has been found for it so far.
 
+    Args:
+        loop: Learning on a host with so many evaluations.
+        ratio: How many there are for each that is computed.
+        budget: What a run may cost, in the unit of the costs.
+        costs: Cost of every layer.
+        stage: Tells it from other budgets.
+        apart: Whether passes of guidance have rows of their own.
+    """
 
-def _search(
-    loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, until: float, stage: str, *, apart: bool
-) -> MaskSearchResult:
-    """A mask for a structure, or that with everything if nothing is reused; for the rest see `search_mask`."""
-    steps = len(loop.host.run.timesteps)
+    found: MaskSearchResult
 
-    def error_of(mask: Tensor, order: int) -> float:
-        return loop.trial_error(loop.student(mask, order, free_solver=True))
+    def __init__(
+        self, loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, stage: str, apart: bool
+    ) -> None:
+        self.loop, self._budget, self._costs, self._apart = loop, budget, costs, apart
+        self._steps = len(loop.host.run.timesteps)
+        self.name = f"{self._steps} evaluations{', passes apart' if apart else ''}"
+        self._stage = f"of {self.name} {stage}".rstrip()
+        self._start = _every(ratio, self._steps, budget, costs)
 
-    start = _every(ratio, steps, budget, costs)
-    compute = start.mask(steps, budget, costs)
-    if compute.all() and not apart:
-        return MaskSearchResult(compute, start.order, error_of(compute, start.order), trials=0)
-    return search_mask(
-        loop.trainer,
-        error_of,
-        steps,
-        budget,
-        costs,
-        loop.settings.trials,
-        history=loop.settings.history,
-        stage=stage,
-        always=loop.host.segments[1:],
-        first=[] if apart or len(loop.host.segments) > 1 else [start],
-        until=until,
-        apart=apart,
-    )
+    def search(self, trials: int, until: float) -> None:
+        """Searches a mask, with so many trials in all and up to a share of the time limit."""
+        compute, loop = self._start.mask(self._steps, self._budget, self._costs), self.loop
+        if compute.all() and not self._apart:  # nothing is reused
+            error = self._error_of(compute, self._start.order)
+            self.found = MaskSearchResult(compute, self._start.order, error, trials=0)
+            return
+        self.found = search_mask(
+            loop.trainer,
+            self._error_of,
+            self._steps,
+            self._budget,
+            self._costs,
+            trials,
+            history=loop.settings.history,
+            stage=self._stage,
+            always=loop.host.segments[1:],
+            first=[] if self._apart or len(loop.host.segments) > 1 else [self._start],
+            until=until,
+            apart=self._apart,
+        )
+
+    def _error_of(self, mask: Tensor, order: int) -> float:
+        return self.loop.trial_error(self.loop.student(mask, order, free_solver=True))
 
 
 def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placement:

@@ -40,22 +40,28 @@ class Trials(Generic[Tried]):
     ) -> None:
         self._trainer, self._error_of, self._count = trainer, error_of, count
         self._name, self._key, self._fraction, self._until = name, key, fraction, until
-        self._known = iter(trainer.kept.get(key, _NONE).tolist())
-        self._began_s = trainer.elapsed_s
+        self._known: list[float] = trainer.kept.get(key, _NONE).tolist()
+        self._made, self._began_s = 0, trainer.elapsed_s
 
     def error(self, tried: Tried) -> float:
         """Error of what is tried."""
-        if (recorded := next(self._known, None)) is not None:
-            return float(recorded)
+        self._made += 1
+        if self._made <= len(self._known):
+            return self._known[self._made - 1]
         trainer, error = self._trainer, self._error_of(tried)
         trainer.kept[self._key] = torch.cat([trainer.kept.get(self._key, _NONE), _NONE.new_tensor([error])])
         trainer.save(if_due=True)
         return error
 
     def report(self, trial: int, error: float) -> bool:
-        """Reports so many trials and the least error; returns whether the time for searching is over."""
-        trainer, elapsed_s = self._trainer, self._trainer.elapsed_s
-        left_s = (elapsed_s - self._began_s) / trial * (self._count - trial)
+        """Reports so many trials and the least error; returns whether the time for searching is over.
+
+        What the checkpoint has takes no time, so that a search never stops short of where it was.
+        """
+        trainer, elapsed_s, fresh = self._trainer, self._trainer.elapsed_s, self._made - len(self._known)
+        if fresh < 0:
+            return False
+        left_s = (elapsed_s - self._began_s) / max(fresh, 1) * (self._count - trial)
         trainer.report(
             Progress(self._name, trial, self._count, error**2, error, self._fraction, elapsed_s, left_s)
         )
