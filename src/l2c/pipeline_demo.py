@@ -33,16 +33,16 @@ FULL, HALF = "everything computed", "half of the work"
 SHEET = "pictures.png"
 
 LEARNING = LearnSettings(
-    iterations=8,
+    iterations=4,
     batch_size=4,
-    num_examples=24,
-    reference_steps=40,
+    num_examples=32,
+    reference_steps=60,
     trials=3,
     trial_examples=8,
-    level_trials=0,
+    level_trials=24,
     tail=0,
 )
-"""As much learning as a demonstration has time for."""
+"""As much learning as a demonstration has time for; on slow machines, the limit ends the search of noise levels."""
 
 
 @dataclass(frozen=True)

@@ -69,17 +69,20 @@ class SolverFit:
             validate: Error of pictures that nothing is fitted to: if they were closer with the weights and levels to
                 begin with, as may be with very few pictures, those stay.
         """
-        given = student.log_snrs
+        given, kept, key = student.log_snrs, self._trainer.kept, f"fit is kept {stage}".rstrip()
         self._search(student, stage, fraction)
         if validate is None:
             return
         assert student.corrections is not None
         levels, fitted = student.log_snrs, student.corrections.detach().clone()
         with student.attached(), torch.no_grad():
-            error = validate(student)
-            student.begin_at(given)
-            if error <= validate(student):
-                student.begin_at(levels)
+            if key not in kept:
+                error = validate(student)
+                student.begin_at(given)
+                kept[key] = torch.tensor(error <= validate(student))
+                self._trainer.save(if_due=True)
+            student.begin_at(levels if kept[key] else given)
+            if kept[key]:
                 student.corrections.copy_(fitted)
 
     def _search(self, student: Student, stage: str, fraction: float) -> None:

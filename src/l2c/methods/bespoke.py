@@ -20,7 +20,7 @@ def bespoke(
     Every network input is a sum of the initial noise and all predictions so far, with weights of its own for each
     evaluation, learned by gradients through the whole run together with the noise levels. What is made small is the
     logarithm of each picture's error, which is the publication's, up to a factor. It is `l2c.learn(solver="auto",
-    per_computed=1)` with `tail=0`, as a baseline with a name: a solver without a cache.
+    per_computed=1)` with `tail=0` and `scales=1`, as a baseline with a name: a solver without a cache.
 
     What differs: the solver begins at the levels of DPM-Solver++(2M), with weights that least squares fit to solutions,
     and not at Euler's or the midpoint method; and learning is short.
@@ -43,7 +43,7 @@ def bespoke(
     settings, run = split_settings(options)
     host = host_of(target, bespoke, **run)
     wanted = fewer_evaluations(host, evaluations, budget)
-    schedule = learned(host, evaluations=wanted, per_computed=1, **{"tail": 0.0, **settings})
+    schedule = learned(host, evaluations=wanted, per_computed=1, **{"tail": 0.0, "scales": 1, **settings})
     return replace(schedule, provenance={**schedule.provenance, "method": "bespoke"})
 
 
