@@ -185,10 +185,10 @@ class ClosedLoop:
             return float(found.clamp_min(LEAST_ERROR).log().mean().exp())
         return float((found**self.settings.tail).mean() ** (1 / self.settings.tail))
 
-    def trial_error(self, student: Student, *, seen: bool = False) -> float:
+    def trial_error(self, student: Student, *, unseen: bool = False) -> float:
         """Mean error of the pictures that masks are judged by; for a free solver see `SolverFit.trial_error`."""
         fit = self._solver_fit(student)
-        return self.error(student, self.trial) if fit is None else fit.trial_error(student, seen=seen)
+        return self.error(student, self.trial) if fit is None else fit.trial_error(student, unseen=unseen)
 
     def _solver_fit(self, student: Student) -> SolverFit | None:
         """What fits a student's solver; None if it has none of its own, or no paths are known."""

@@ -8,7 +8,7 @@ from typing import Any
 from l2c.errors import known
 
 EFFORTS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {"iterations": 12, "num_examples": 16, "trials": 12, "level_trials": 12},
+    "quick": {"iterations": 12, "num_examples": 16, "trials": 12, "level_trials": 8},
     "default": {},
     "best": {
         "iterations": 160,

@@ -65,8 +65,8 @@ def stage_seconds(
         settings: What decides how many there are.
         base: What learning is for.
         budgets: Schedules to learn.
-        solver: Where one is learned with them: it is fitted for each mask, by pictures besides those that judge it, and
-            for each set of noise levels, to solutions with all that they come through, which are made together.
+        solver: Where one is learned with them: it is fitted for each mask and each set of noise levels, to solutions
+            with all that they come through, which are made together.
     """
     own, fine = len(base.run.timesteps), base.reference(settings.reference_steps)
     pictures, held_out = settings.num_examples + settings.num_validation, settings.num_held_out
@@ -78,17 +78,18 @@ def stage_seconds(
     if solver is not None:
         if prices.fit_s and fine is not base:
             fitted = settings.num_fitted
-            trial_s = prices.attach_s + min(2 * settings.trial_examples, fitted) * prices.fit_s
+            trial_s = prices.attach_s + judged * prices.fit_s
             begun_s = (
                 2 + settings.level_trials
             ) * fitted * prices.fit_s + 2 * settings.num_validation * prices.sample_s
-        looks = solver.searched * first_look(trials)
-        trials = looks + solver.whole + (trials - first_look(trials) if solver.searched else 0)
+        compared_s = (solver.searched + solver.whole) * trial_s
+        if fitted:  # by as many pictures again
+            compared_s += (solver.searched + solver.whole) * judged * prices.fit_s
+        trials = solver.searched * first_look(trials) + (trials - first_look(trials)) * bool(solver.searched)
         if solver.starts > 1:
             orders = sum(order < settings.history for order in ORDERS)
             begun = solver.searched * (orders + solver.starts - 1) + solver.whole * solver.starts
-            each = fitted * prices.fit_s if fitted else judged * prices.sample_s
-            compared_s = begun * (prices.attach_s + each)
+            compared_s += begun * trial_s
         begun_s += held_out * sum(map(prices.whole, solver.known))
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
     steps = settings.iterations * settings.batch_size * prices.step_s

@@ -33,7 +33,8 @@ class LearnSettings(TaskSettings):
             itself makes with everything computed, which is also taken where no fine solution can be had.
         trials: Masks that are tried for a budget, at most. With a learned solver a third of them is tried for every
             number of evaluations, and the rest for the one that is best then.
-        trial_examples: Pictures that each of them is judged by; a learned solver is fitted to as many others first.
+        trial_examples: Pictures that each of them is judged by. A learned solver is fitted to them first; where numbers
+            of evaluations are compared, as many others judge.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
         level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew.
         scales: Of detail, at most, that a learned solver weighs apart, where its samples are maps and not tokens; 1
@@ -56,7 +57,7 @@ class LearnSettings(TaskSettings):
     trials: Count = 32
     trial_examples: Count = 12
     fit_examples: Count = 24
-    level_trials: Annotated[Whole, Field(ge=0)] = 32
+    level_trials: Annotated[Whole, Field(ge=0)] = 16
     scales: Annotated[Count, Field(le=MOST_SCALES)] = MOST_SCALES
     branches: bool = True
     recompute: Literal[False, True, "evaluations", "offload"] = False

@@ -124,8 +124,9 @@ def _learn_one(
         )
         one = _Structure(loop, ratio, budget, costs, stage, apart)
         one.search(first_look(trials), until=LOOK_UNTIL * (index + 1) / len(tried))
+        one.judge()
         structures.append(one)
-    best = min(structures, key=lambda structure: structure.found.error)
+    best = min(structures, key=lambda structure: structure.error)
     best.search(trials, until=SEARCH_UNTIL)
     loop, found = best.loop, best.found
     schedule, outcome = loop.fit(
@@ -135,7 +136,7 @@ def _learn_one(
             "budget": evaluations,
             "budget_unit": "whole evaluations",
             "structure": best.name,
-            "structures_before_learning": {one.name: round(one.found.error, 5) for one in structures},
+            "structures_before_learning": {one.name: round(one.error, 5) for one in structures},
             "masks_tried": sum(one.found.trials for one in structures),
             "polynomial_order": found.order,
             "fewer_steps": _fewer_steps(loop, host, int(evaluations), stage),
@@ -164,7 +165,7 @@ def _from_best_start(
     mask[list(own.host.segments[1:])] = True
 
     def error_of(loop: ClosedLoop, order: int) -> float:
-        return loop.trial_error(loop.student(mask, order, free_solver=True), seen=True)
+        return loop.trial_error(loop.student(mask, order, free_solver=True))
 
     key = f"starts of {steps} evaluations {stage}".rstrip()
     if key not in kept:
@@ -186,9 +187,14 @@ class _Structure:
         costs: Cost of every layer.
         stage: Tells it from other budgets.
         apart: Whether passes of guidance have rows of their own.
+
+    Attributes:
+        found: The mask.
+        error: That it was compared with others by.
     """
 
     found: MaskSearchResult
+    error: float
 
     def __init__(
         self, loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, stage: str, apart: bool
@@ -203,8 +209,7 @@ class _Structure:
         """Searches a mask, with so many trials in all and up to a share of the time limit."""
         compute, loop = self._start.mask(self._steps, self._budget, self._costs), self.loop
         if compute.all() and not self._apart:  # nothing is reused
-            error = self._error_of(compute, self._start.order)
-            self.found = MaskSearchResult(compute, self._start.order, error, trials=0)
+            self.found = MaskSearchResult(compute, self._start.order, math.nan, trials=0)
             return
         self.found = search_mask(
             loop.trainer,
@@ -221,8 +226,16 @@ class _Structure:
             apart=self._apart,
         )
 
-    def _error_of(self, mask: Tensor, order: int) -> float:
-        return self.loop.trial_error(self.loop.student(mask, order, free_solver=True))
+    def judge(self) -> None:
+        """Judges what has been found by pictures that its solver is not fitted to."""
+        kept, key = self.loop.trainer.kept, f"error {self._stage}"
+        if key not in kept:
+            kept[key] = torch.tensor(self._error_of(self.found.compute, self.found.order, unseen=True))
+            self.loop.trainer.save(if_due=True)
+        self.error = kept[key].item()
+
+    def _error_of(self, mask: Tensor, order: int, *, unseen: bool = False) -> float:
+        return self.loop.trial_error(self.loop.student(mask, order, free_solver=True), unseen=unseen)
 
 
 def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placement:

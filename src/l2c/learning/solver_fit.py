@@ -44,15 +44,15 @@ class SolverFit:
         self._trainer, self._unit, self._settings, self._mean = trainer, unit, settings, mean
         self._fitting = fitting
 
-    def trial_error(self, student: Student, *, seen: bool = False) -> float:
-        """Mean error of the pictures that masks are judged by.
+    def trial_error(self, student: Student, *, unseen: bool = False) -> float:
+        """Mean error of the pictures that masks are judged by, to which the solver is fitted first.
 
-        The solver is fitted to as many others first: a fit is closer to what it is fitted to. If `seen`, it is
-        fitted to all that there are and judged by them, which tells more of students with as many weights.
+        That tells students with as many weights apart. A fit with more weights is closer to what it is fitted to: with
+        `unseen`, as many other pictures judge, of the same run.
         """
-        fitting = self._fitting
-        run = fitting if seen else fitting.rows(slice(0, 2 * self._settings.trial_examples))
-        fitted = len(run) if seen else (len(run) + 1) // 2
+        count = self._settings.trial_examples
+        run = self._fitting.rows(slice(0, 2 * count if unseen else count))
+        fitted = (len(run) + 1) // 2 if unseen else len(run)
         made = self._fit(student, run, fitted)
         judged = slice(fitted if fitted < len(run) else 0, None)
         return errors(made[judged], run.target[judged], self._unit).mean().item()
