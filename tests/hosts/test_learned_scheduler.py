@@ -14,6 +14,8 @@ import l2c
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from
 from l2c.hosts.pipeline.runs import describe_run
+from l2c.sampling.linear import LinearSolver
+from l2c.schedule.contract import Run
 from l2c.testing import tiny_call, tiny_pipeline, tiny_run
 
 STEPS = 8
@@ -35,12 +37,14 @@ def like(scheduler):
     return learned_from(scheduler, describe_run(scheduler).log_snrs)
 
 
-def learned(kind="epsilon"):
+def learned(kind="epsilon", scales=1):
     """A learned scheduler whose weights are of no known solver."""
     made = like(known(kind))
-    change = 0.05 * torch.randn(STEPS + 1, STEPS + 1, generator=torch.Generator().manual_seed(1)).tril()
-    change[0] = 0
-    weights = (torch.tensor(made.config.weights) + change).tolist()
+    generator = torch.Generator().manual_seed(1)
+    change = 0.05 * torch.randn(scales, STEPS + 1, STEPS + 1, generator=generator).tril()
+    change[:, 0] = 0
+    change[0] += torch.tensor(made.config.weights)
+    weights = change.transpose(0, 1).flatten(1).tolist()
     return LearnedScheduler.from_config(made.config, weights=weights)
 
 
@@ -87,9 +91,9 @@ def test_levels_of_known_solvers_have_their_timesteps():
         torch.testing.assert_close(made.sigmas, other.sigmas, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_scheduler_samples_the_same(kind, tmp_path):
-    made = learned(kind)
+@pytest.mark.parametrize(("kind", "scales"), [*((kind, 1) for kind in KINDS), ("epsilon", 3)])
+def test_a_saved_scheduler_samples_the_same(kind, scales, tmp_path):
+    made = learned(kind, scales)
     made.save_pretrained(tmp_path)
     again = LearnedScheduler.from_pretrained(tmp_path)
     assert settings(again) == settings(made)
@@ -97,6 +101,19 @@ def test_a_saved_scheduler_samples_the_same(kind, tmp_path):
     assert not torch.allclose(sample(made), sample(like(known(kind))), atol=1e-3)
     written = json.loads((tmp_path / "scheduler_config.json").read_text())
     assert written["_class_name"] == "LearnedScheduler"
+
+
+def test_scales_are_those_of_our_sampler():
+    made, x = learned(scales=3), noise()
+    weights = tuple(tuple(row) for row in made.config.weights)
+    levels = tuple(made.config.log_snrs)
+    run = Run("learned", STEPS, "learned", levels, levels, weights=weights)
+    ours = LinearSolver.of_run(run)
+    plain, expected = learned(), x
+    for index in range(STEPS):
+        expected = ours.step(index, expected, 0.5 * torch.tanh(expected) + 0.02 * index)
+    assert torch.equal(sample(made, x), expected)
+    assert not torch.allclose(sample(plain, x), expected, atol=1e-2)
 
 
 def test_its_configuration_comes_back_whole():
@@ -280,14 +297,15 @@ def test_another_resolution_shifts_the_levels_as_it_shifts_those_of_the_pipeline
     assert not torch.allclose(moved, sample(made, mu=0.6), atol=1e-3)
 
 
-def test_what_was_learned_stays_at_another_resolution():
+@pytest.mark.parametrize("scales", [1, 2])
+def test_what_was_learned_stays_at_another_resolution(scales):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.6)
     plain = learned_from(scheduler, describe_run(scheduler).log_snrs, mu=0.6)
-    weights = torch.tensor(plain.config.weights)
-    weights[2, 1] += 0.25
+    weights = torch.nn.functional.pad(torch.tensor(plain.config.weights), (0, 5 * (scales - 1)))
+    weights[2, 1 + 5 * (scales - 1)] += 0.25
     made = LearnedScheduler.from_config(plain.config, weights=weights.tolist())
-    x, ones = torch.zeros(1, 1), torch.ones(1, 1)
+    x, ones = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)  # as it is, and as what passes a scale
     for mu in (0.6, 1.1):
         after = []
         for one in (plain, made):

@@ -1,14 +1,18 @@
 import itertools
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch.nn import functional as F
 
 import l2c
 from l2c.errors import ConfigError, ContractError
 from l2c.layers import find_layers
 from l2c.sampling import FlowSchedule, NoiseSchedule, make_solver
+from l2c.sampling.compiled import engine_of, release_engines
 from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
 from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.schedule.contract import Contract, Run
@@ -110,11 +114,13 @@ def model():
     return tiny_dit()
 
 
-def learned_schedule(model, steps=5):
+def learned_schedule(model, steps=5, scales=1):
     """A schedule with a solver of its own: that of order two at unusual noise levels, and a little off."""
     log_snrs = torch.linspace(SCHEDULE.log_snr(999), 3.0, steps, dtype=torch.float64)
     weights = multistep_table(log_snrs).float()
     weights[1:] += 0.01 * torch.randn(steps, steps + 1).tril()
+    coarser = [0.1 * torch.randn(steps + 1, steps + 1).tril() for _ in range(scales - 1)]
+    weights = torch.cat([weights, *(F.pad(one[1:], (0, 0, 1, 0)) for one in coarser)], dim=1)
     run = Run(
         LEARNED,
         steps,
@@ -144,6 +150,32 @@ def test_sampling_takes_the_solver_of_the_schedule(model):
         torch.testing.assert_close(x, by_hand, atol=1e-4, rtol=1e-4)
     end = (weights[-1, :, None, None, None, None] * terms).sum(0)
     torch.testing.assert_close(sampled, end.clamp(-1, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_scales_are_sampled_alike_by_every_engine_and_from_a_file(model, tmp_path):
+    """Pictures of 4 by 4 pixels have two scales."""
+    schedule, path = learned_schedule(model, scales=2), tmp_path / "s.safetensors"
+    schedule.save(path)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["l2c.cache-schedule"])["version"] == 3
+    assert CacheSchedule.load(path).contract.run.scales == 2
+    eager = l2c.sample(model, [1, 2], schedule=path, engine="eager")
+    alike = replace(
+        schedule,
+        contract=replace(
+            schedule.contract,
+            run=replace(
+                schedule.contract.run,
+                weights=tuple(row[:6] for row in schedule.contract.run.weights),
+            ),
+        ),
+    )
+    assert alike.version == 1
+    assert not torch.allclose(l2c.sample(model, [1, 2], schedule=alike), eager, atol=1e-2)
+    engine_of(model, "compile").pieces.compiled = False
+    compiled = l2c.sample(model, [1, 2], schedule=schedule, engine="compile")
+    torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
+    release_engines(model)
 
 
 def test_a_saved_schedule_samples_the_same(model, tmp_path):

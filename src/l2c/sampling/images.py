@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -20,6 +21,8 @@ from l2c.sampling.guidance import Guidance
 from l2c.sampling.lock import model_lock
 from l2c.sampling.memory import store_bytes
 from l2c.sampling.sampler import Observer, Sampler, seeded_noise
+from l2c.schedule.family import ScheduleFamily
+from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ def sample(
     solver: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    schedule: CacheSchedule | None = None,
+    schedule: CacheSchedule | ScheduleFamily | str | Path | None = None,
     *,
     spacing: str | None = None,
     guidance_mode: str = "batch",
@@ -82,8 +85,8 @@ def sample(
             the schedule, and without one `ddim`, 50, `linspace` and 1.5.
         steps: Number of model evaluations.
         guidance: Classifier-free guidance scale; 1 is without.
-        schedule: What to compute and what to reuse; None computes everything, or what the cache says that
-            `enable_cache` has enabled.
+        schedule: What to compute and what to reuse, or where that is, as for `load_schedule`; None computes everything,
+            or what the cache says that `enable_cache` has enabled.
         spacing: Spacing of the evaluations: `linspace`, `trailing`, `karras` or `logsnr`.
         guidance_mode: `batch` or `split`, see `Guidance`.
         guidance_channels: Guide only the first channels, see `Guidance`.
@@ -108,6 +111,7 @@ def sample(
         torch.Size([2, 3, 32, 32])
     """
     denoiser = Denoiser.of(model)
+    schedule = None if schedule is None else load_schedule(schedule)
     label_tensor = check_labels(labels, denoiser.num_classes, denoiser.has_null_class)
     count = len(label_tensor)
     if noise is None:
