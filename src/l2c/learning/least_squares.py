@@ -79,11 +79,15 @@ class StepFit:
 
     Attributes:
         table: The weights, those that have been found so far in their places.
+        steps: What learning goes on in instead of the weights, whose terms are nearly alike: for each row (N + 1, weights,
+            weights), columns of changes that each move the next samples by as much as their solutions are large, each
+            in a direction of its own.
     """
 
     def __init__(self, paths: Paths, log_snrs: Sequence[float], table: Tensor) -> None:
         self.table = table.detach().double().cpu().clone()
         self._scales = self.table.shape[1] // len(self.table)
+        self.steps = self.table.new_zeros(*self.table.shape, self.table.shape[1])
         self._paths, self._log_snrs = paths, [*log_snrs, None]
         self._products = torch.zeros(
             0
@@ -107,13 +111,17 @@ class StepFit:
         length = target.square().sum(1).cpu()
         weights, found = self._scale**-2, start
         for _ in range(ROUNDS):
-            square = torch.einsum("b,bij->ij", weights, self._products)
-            held = RIDGE * square.diagonal().clamp_min(1e-12).diag()
-            found = start + torch.linalg.solve(square + held, weights @ rest)
+            square = torch.einsum("b,bij->ij", weights, self._products) / (weights * self._scale**2).sum()
+            square += RIDGE * square.diagonal().clamp_min(1e-12).diag()
+            found = start + torch.linalg.solve(square, weights @ rest / (weights * self._scale**2).sum())
             left = length - 2 * towards @ found + (self._products @ found) @ found
             distance = left.clamp_min(0).sqrt() / self._scale
             weights = self._scale**-2 / (distance + NEAR) ** 2
         own.copy_(of_bands(found.view(count, self._scales).T))
+        root = torch.linalg.cholesky_ex(square).L
+        steps = torch.linalg.solve_triangular(root.T, torch.eye(len(root), dtype=root.dtype), upper=True)
+        places = self.steps[evaluation + 1].view(self._scales, len(self.table), -1)
+        places[:, :count, : len(root)] = of_bands(steps.view(count, self._scales, -1).transpose(0, 1))
         return own.to(terms[0])
 
     def _bands(self, term: Tensor) -> Tensor:

@@ -73,8 +73,7 @@ class SolverFit:
         self._search(student, stage, fraction)
         if validate is None:
             return
-        assert student.corrections is not None
-        levels, fitted = student.log_snrs, student.corrections.detach().clone()
+        levels, fitted = student.log_snrs, student.fitted
         with student.attached(), torch.no_grad():
             if key not in kept:
                 error = validate(student)
@@ -83,7 +82,7 @@ class SolverFit:
                 self._trainer.save(if_due=True)
             student.begin_at(levels if kept[key] else given)
             if kept[key]:
-                student.corrections.copy_(fitted)
+                student.fitted = fitted
 
     def _search(self, student: Student, stage: str, fraction: float) -> None:
         """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""
@@ -110,10 +109,10 @@ class SolverFit:
 
     def _fit(self, student: Student, run: References, fitted: int) -> Tensor:
         """Fits to the first pictures of a run, and returns what is made of all."""
-        assert student.corrections is not None
         assert run.paths is not None
         with student.attached():
             made = student.fit_solver(run.examples, run.paths.rows(slice(0, fitted)))
-        with torch.no_grad():
-            student.corrections.copy_(self._trainer.processes.mean(student.corrections))
+        assert student.fitted is not None
+        table, steps = student.fitted
+        student.fitted = self._trainer.processes.mean(table), self._trainer.processes.mean(steps)
         return made

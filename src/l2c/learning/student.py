@@ -27,8 +27,10 @@ from l2c.schedule.schedule import CacheSchedule
 
 LARGEST_SHIFT = 0.45
 """Of a noise level, in distances to the nearer neighbour: so they never pass each other."""
-SHIFT_RATE, TABLE_RATE = 5.0, 0.25
+SHIFT_RATE, TABLE_RATE = 0.5, 0.1
 """Learning rates of noise levels and of solver weights, relative to that of the coefficients."""
+PLAIN_STEP = 2.5
+"""Of a weight, where no fit has found steps."""
 
 
 class Student(nn.Module):
@@ -54,8 +56,10 @@ class Student(nn.Module):
         forecasts: Their weights.
         shifts: With a free solver, how far each noise level is moved (evaluations,), in distances to its nearer
             neighbour. The first stays where it is, since the initial noise is given.
-        corrections: With a free solver, what is added to its table of weights (evaluations + 1, scales times
-            evaluations + 1).
+        corrections: With a free solver, how far each row of its table goes along the columns of its steps
+            (evaluations + 1, scales (evaluations + 1)).
+        fitted: With a free solver, what a fit has added to its table (evaluations + 1, scales (evaluations + 1)), and
+            the steps that it goes on in; see `StepFit`.
 
     Raises:
         ScheduleError: If a layer is reused before it was ever computed.
@@ -84,10 +88,9 @@ class Student(nn.Module):
         self._log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64, device=device)
         self._room = room(self._log_snrs)
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None
-        self._scales = scales
-        self.corrections = (
-            nn.Parameter(torch.zeros(count + 1, scales * (count + 1), device=device)) if free_solver else None
-        )
+        self._scales, size = scales, scales * (count + 1)
+        self.corrections = nn.Parameter(torch.zeros(count + 1, size, device=device)) if free_solver else None
+        self.fitted = self._not_fitted() if free_solver else None
         self._handle: Handle | None = None
         self._context = context_of(host.models)
 
@@ -140,12 +143,13 @@ class Student(nn.Module):
         solver = self._solver()
         assert solver is not None
         self._handle.use(self.forecasts.plan(solver.log_snrs))
-        base = solver.weights - self.corrections
+        base = self._start_of(solver.log_snrs)
         fit = StepFit(paths, solver.log_snrs.tolist(), base)
         made, _ = self._host.together(
             examples, bf16=self._bf16 and self.training, solver=replace(solver, fit=fit)
         )
-        self.corrections.copy_(fit.table.to(base) - base)
+        self.fitted = fit.table.to(base) - base, fit.steps.to(base)
+        self.corrections.zero_()
         return made
 
     @property
@@ -159,6 +163,7 @@ class Student(nn.Module):
         assert self.shifts is not None, "its solver is free"
         assert self.corrections is not None
         self._log_snrs, self._room = log_snrs, room(log_snrs)
+        self.fitted = self._not_fitted()
         self.shifts.zero_()
         self.corrections.zero_()
 
@@ -175,13 +180,25 @@ class Student(nn.Module):
         """The solver as it is, with a graph; None for that of the host."""
         if self.shifts is None or self.corrections is None:
             return None
+        assert self.fitted is not None
         moved = self.shifts.clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
         log_snrs = self._log_snrs + self._room * moved
-        start = self._host.multistep_table(log_snrs).float()
-        free = torch.ones_like(start).tril()
+        known, steps = self.fitted
+        added = known + (steps @ self.corrections[:, :, None])[..., 0]
+        free = torch.ones(len(added), len(added), device=added.device).tril()
         free[0] = 0  # the initial noise is the first input
-        weights = F.pad(start, (0, (self._scales - 1) * len(start)))
-        return SolverTable(log_snrs, weights + free.repeat(1, self._scales) * self.corrections)
+        return SolverTable(log_snrs, self._start_of(log_snrs) + free.repeat(1, self._scales) * added)
+
+    def _start_of(self, log_snrs: Tensor) -> Tensor:
+        """The table that a free solver has before anything is fitted or learned."""
+        start = self._host.multistep_table(log_snrs).float()
+        return F.pad(start, (0, (self._scales - 1) * len(start)))
+
+    def _not_fitted(self) -> tuple[Tensor, Tensor]:
+        assert self.corrections is not None
+        size = self.corrections.shape[1]
+        steps = PLAIN_STEP * torch.eye(size, device=self.corrections.device)
+        return torch.zeros_like(self.corrections), steps.expand(len(self.corrections), size, size)
 
 
 def _shared(plan: ReusePlan, context: ContextGroup) -> ReusePlan:
