@@ -86,6 +86,30 @@ def test_coarse_and_fine_are_weighed_apart():
     assert near < 0.05 * far
 
 
+@pytest.mark.parametrize("scales", [1, 2])
+def test_steps_move_samples_alike_and_apart(pair, scales):
+    pictures, noise = (
+        part[:1].expand(4, -1, -1, -1) for part in pair
+    )  # all alike, so that all count the same
+    fine = path_of(pictures, noise, torch.linspace(-6, 6, 60).tolist())
+    fit = StepFit(fine, LEVELS, torch.zeros(6, 6 * scales))
+    terms = [noise, noise - 1.01 * pictures]
+    fit(0, terms)
+    fit(1, [*terms, 0.999 * terms[1] + 0.01])  # nearly like the one before
+    count = 3 * scales
+    columns = fit.steps[2].view(scales, 6, -1)[..., :count]
+    features = [*terms, 0.999 * terms[1] + 0.01]
+    moved = torch.stack(
+        [weigh_terms(features, columns[:, :, index].float())[0].flatten() for index in range(count)]
+    )
+    squares = moved @ moved.T / pictures[0].square().sum()
+    lengths = squares.diagonal()
+    assert (squares - lengths.diag()).abs().max() < 0.01
+    assert (lengths[:2] - 1).abs().max() < 0.01
+    assert (lengths > 0).all() and (lengths < 1.01).all()  # noqa: PT018 (what holds weights keeps some short)
+    assert not fit.steps[2].view(scales, 6, -1)[:, 3:].any()
+
+
 def settings() -> l2c.LearnSettings:
     return l2c.LearnSettings(iterations=1, batch_size=2, num_examples=8, reference_steps=20, trials=2)
 

@@ -79,9 +79,9 @@ class StepFit:
 
     Attributes:
         table: The weights, those that have been found so far in their places.
-        steps: What learning goes on in instead of the weights, whose terms are nearly alike: for each row (N + 1, weights,
-            weights), columns of changes that each move the next samples by as much as their solutions are large, each
-            in a direction of its own.
+        steps: What learning goes on in instead of the weights, whose terms are nearly alike: for each row
+            (N + 1, weights, weights), columns of changes that each move the next samples by as much as their solutions
+            are large, or less, each in a direction of its own.
     """
 
     def __init__(self, paths: Paths, log_snrs: Sequence[float], table: Tensor) -> None:
