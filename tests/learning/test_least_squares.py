@@ -104,9 +104,10 @@ def test_steps_move_samples_alike_and_apart(pair, scales):
     )
     squares = moved @ moved.T / pictures[0].square().sum()
     lengths = squares.diagonal()
-    assert (squares - lengths.diag()).abs().max() < 0.01
+    assert (squares - lengths.diag()).abs().max() < 0.03
     assert (lengths[:2] - 1).abs().max() < 0.01
-    assert (lengths > 0).all() and (lengths < 1.01).all()  # noqa: PT018 (what holds weights keeps some short)
+    assert lengths.min() > 0  # what holds weights keeps some short
+    assert lengths.max() < 1.01
     assert not fit.steps[2].view(scales, 6, -1)[:, 3:].any()
 
 
