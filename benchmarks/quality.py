@@ -164,6 +164,8 @@ class Benchmark:
             "cost": variant.cost,
             "error": errors.mean().item(),
             "standard_error": (errors.std() / len(errors) ** 0.5).item(),
+            "p95": errors.quantile(0.95).item(),
+            "worst": errors.max().item(),
         }
         self._read()
         self.points.append(point)
