@@ -117,8 +117,19 @@ class SeededConditions:
         return ", ".join([*said, f"seed {self.seeds[row]}"])
 
 
-def repeated(condition: Condition, count: int) -> Condition:
-    """A condition for so many pictures in one call.
+def of_pictures(call: Mapping[str, Any]) -> Condition:
+    """What of a call is for one picture, as a condition is: prompts, labels, and embeddings of prompts.
+
+    >>> of_pictures({"prompt_2": "a cat", "num_images_per_prompt": 1, "height": 64})
+    {'prompt_2': 'a cat'}
+    """
+    kinds = (str, list, Tensor)
+    named = {name: value for name, value in call.items() if "prompt" in name or name == "class_labels"}
+    return {name: value for name, value in named.items() if isinstance(value, kinds)}
+
+
+def repeated(condition: Condition, count: int, call: Mapping[str, Any]) -> Condition:
+    """A condition for so many pictures in one call, with what the call has for one picture.
 
     Raises:
         ConfigError: If it has no prompt or label that could be repeated.
@@ -130,24 +141,27 @@ def repeated(condition: Condition, count: int) -> Condition:
         return value * count if isinstance(value, list) else [value] * count
 
     kinds = (str, list, tuple, Tensor)
-    made = {name: times(value) if isinstance(value, kinds) else value for name, value in condition.items()}
-    if count > 1 and not any(isinstance(value, kinds) for value in condition.values()):
+    own = {**of_pictures(call), **condition}
+    made = {name: times(value) if isinstance(value, kinds) else value for name, value in own.items()}
+    if count > 1 and not any(isinstance(value, kinds) for value in own.values()):
         raise ConfigError(
             f"a batch of {count} repeats a prompt or label, and none is given by prompt=, prompts= or conditions="
         )
     return made
 
 
-def joined(conditions: Sequence[Condition]) -> Condition:
-    """Conditions of several pictures for one call.
+def joined(conditions: Sequence[Condition], call: Mapping[str, Any]) -> Condition:
+    """Conditions of several pictures for one call, with what the call has for one picture.
 
-    >>> joined([{"prompt": "a cat"}, {"prompt": "a dog"}])
-    {'prompt': ['a cat', 'a dog']}
+    >>> joined([{"prompt": "a cat"}, {"prompt": "a dog"}], {"prompt_2": "a photo", "height": 64})
+    {'prompt_2': ['a photo', 'a photo'], 'prompt': ['a cat', 'a dog']}
 
     Raises:
         OneByOneError: If one of their values cannot be given for each picture.
     """
     made: dict[str, Any] = {}
+    own = of_pictures(call)
+    conditions = [{**own, **condition} for condition in conditions]
     for name in {name: None for condition in conditions for name in condition}:
         values: list[Any] = [condition.get(name) for condition in conditions]
         first = values[0]
@@ -157,7 +171,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
             made[name] = values
         elif all(isinstance(value, list) for value in values):
             made[name] = [part for value in values for part in value]
-        elif all(plain(value) == plain(first) and isinstance(value, (float, bool)) for value in values):
+        elif all(plain(value) == plain(first) and isinstance(value, float | bool | None) for value in values):
             made[name] = first
         else:
             raise OneByOneError(f"pictures with a {name} of their own are not run in one call")

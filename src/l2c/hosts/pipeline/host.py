@@ -221,10 +221,8 @@ class PipelineHost:
         """See `Host.sample`; one example after another."""
         assert isinstance(examples, SeededConditions)
         with self._driven(solver):
-            made: list[Tensor] = [
-                self._trajectory.sample(condition, seed, bf16=bf16).float()
-                for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
-            ]
+            given = zip(examples.conditions, examples.seeds, strict=True)
+            made = [self._trajectory.sample(one, seed, bf16=bf16).float() for one, seed in given]
         return of_one_size(made)
 
     @torch.no_grad()
@@ -234,7 +232,8 @@ class PipelineHost:
         """See `Host.together`."""
         assert isinstance(examples, SeededConditions)
         with self._driven(solver):
-            return self._trajectory.together(joined(examples.conditions), examples.seeds, bf16=bf16)
+            every = joined(examples.conditions, self.call)
+            return self._trajectory.together(every, examples.seeds, bf16=bf16)
 
     @contextmanager
     def attach(
@@ -339,7 +338,7 @@ class PipelineHost:
     ) -> Callable[[], object]:
         """See `Host.ready`."""
         self.resolve_engine(engine)
-        batch = repeated(self.conditions[0], batch_size)
+        batch = repeated(self.conditions[0], batch_size, self.call)
 
         @torch.no_grad()
         def sample() -> object:
