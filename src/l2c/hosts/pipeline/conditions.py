@@ -16,6 +16,7 @@ from l2c.digest import digest
 from l2c.documents import read_file
 from l2c.errors import ConfigError, OneByOneError, Told
 from l2c.hosts.pipeline.modular import arguments_of
+from l2c.schedule.sizes import size_name
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -79,15 +80,26 @@ def read_picture(path: str | Path) -> Any:
 def choose(conditions: Sequence[Condition], count: int, held_out: int = 0) -> tuple[Condition, ...]:
     """Conditions of so many runs: those of the held-out ones first, which no other run has, then the rest in turn.
 
-    At most half of the conditions are kept for held-out runs; with a single one, all runs have it.
+    At most half of the conditions are kept for held-out runs; with a single one, all runs have it. Where they ask for
+    several sizes of pictures, sizes take turns, too.
 
     >>> [condition["prompt"] for condition in choose([{"prompt": p} for p in "abcd"], 5, held_out=2)]
     ['a', 'b', 'c', 'd', 'c']
     """
-    unseen = min(held_out, len(conditions) // 2)
-    judged, learned = conditions[: unseen or None], conditions[unseen:]
-    chosen = [judged[i % len(judged)] for i in range(held_out)]
-    return (*chosen, *(learned[i % len(learned)] for i in range(count - held_out)))
+    groups: dict[str, list[Condition]] = {}
+    for condition in conditions:
+        groups.setdefault(size_name(condition), []).append(condition)
+    judged, learned = [], []
+    for group in groups.values():
+        unseen = min(-(-held_out // len(groups)), len(group) // 2)
+        judged.append(group[: unseen or None])
+        learned.append(group[unseen:])
+
+    def in_turn(parts: Sequence[Sequence[Condition]], number: int) -> list[Condition]:
+        turns = [divmod(place, len(parts)) for place in range(number)]
+        return [parts[size][turn % len(parts[size])] for turn, size in turns]
+
+    return (*in_turn(judged, held_out), *in_turn(learned, count - held_out))
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,11 @@ class SeededConditions:
         return SeededConditions(
             tuple(self.conditions[i] for i in places), tuple(self.seeds[i] for i in places)
         )
+
+    @property
+    def sizes(self) -> Sequence[str]:
+        """See `Examples.sizes`."""
+        return [size_name(condition) for condition in self.conditions]
 
     def describe(self, row: int) -> str:
         """See `Examples.describe`."""
