@@ -98,3 +98,22 @@ def test_weights_that_require_gradients_get_none_and_require_them_afterwards(pix
     assert all(weight.grad is None for weight in pixart.transformer.parameters())
     still = {name for name, weight in pixart.transformer.named_parameters() if not weight.requires_grad}
     assert still == {"proj_out.weight", "proj_out.bias"}
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "qwen", "wan"])
+def test_a_prompt_given_as_embeddings_in_the_call_is_run_for_several_pictures_at_once(name):
+    """Without that no solver is fitted, and learning one begins at a known one."""
+    host = l2c.host_of(tiny_pipeline(name), **call_of(name))
+    examples = host.seeded([0, 1, 2])
+    together, states = host.together(examples)
+    torch.testing.assert_close(together, host.sample(examples), atol=1e-3, rtol=1e-3)
+    assert len(states) == len(host.run.timesteps) + 1
+    assert host.ready(None, batch_size=2)().shape[0] == 2
+
+
+def test_a_solver_for_a_prompt_given_as_embeddings_in_the_call_begins_fitted(caplog):
+    few = replace(FEW, num_examples=6, reference_steps=8, trials=2, level_trials=2, fit_examples=3)
+    with caplog.at_level("INFO", logger="l2c"):
+        l2c.learn(tiny_pipeline("sd3"), solver="auto", evaluations=3, settings=few, **call_of("sd3"))
+    assert "sets of noise levels tried" in caplog.text
+    assert "cannot be fitted" not in caplog.text

@@ -193,13 +193,13 @@ def test_what_else_goes_wrong_while_paths_are_made_is_told(error, kind, said):
 def test_conditions_of_several_pictures_for_one_call():
     rows = torch.arange(4.0).view(2, 2)
     pair = [{"prompt": "a", "rows": rows[:1], "flag": True}, {"prompt": "b", "rows": rows[1:], "flag": True}]
-    made = joined(pair)
+    made = joined(pair, {})
     assert made["prompt"] == ["a", "b"]
     assert torch.equal(made["rows"], rows)
     assert made["flag"] is True
     with pytest.raises(ConfigError, match="flag of their own"):
-        joined([pair[0], {**pair[1], "flag": False}])
+        joined([pair[0], {**pair[1], "flag": False}], {})
     with pytest.raises(ConfigError, match="rows of their own"):
-        joined([pair[0], {**pair[1], "rows": rows[:, :1]}])
+        joined([pair[0], {**pair[1], "rows": rows[:, :1]}], {})
     with pytest.raises(ConfigError, match="more of their own"):
-        joined([pair[0], {**pair[1], "more": "x"}])
+        joined([pair[0], {**pair[1], "more": "x"}], {})

@@ -120,6 +120,63 @@ def test_cache_dit_computes_at_the_evaluations_of_the_schedule():
     assert len(calls) == 2
 
 
+def learned_alike(schedule, differs=0.0):
+    """The schedule with weights that no predictor has: alike for all layers, or nearly."""
+    draws = torch.Generator().manual_seed(0)
+    evaluations, layers = schedule.compute.shape
+    weights = 0.5 + torch.rand(evaluations, 1, 2, generator=draws) - torch.tensor([0.0, 1.0])
+    weights = weights + differs * torch.rand(evaluations, layers, 2, generator=draws)
+    return replace(schedule, predictor=Predictor("linear", coefficients=weights))
+
+
+@pytest.mark.parametrize("forecast", ["copy", "taylor", "learned"])
+def test_cache_dit_makes_the_pictures_of_our_own_cache_where_it_can_hold_the_schedule(forecast):
+    """It keeps what blocks add after their gates, so that these stay; and it computes the first block always."""
+    cache_dit = pytest.importorskip("cache_dit", reason="cache-dit is not installed")
+    from l2c.testing import tiny_call, tiny_pipeline
+
+    pipe = tiny_pipeline("sd3")
+    with torch.no_grad():
+        for block in pipe.transformer.transformer_blocks:
+            for norm in (block.norm1, block.norm1_context):
+                norm.linear.weight.zero_()
+    schedule = l2c.methods.interval(pipe, every=3, **tiny_call("sd3"))
+    compute = schedule.compute.clone()
+    compute[:2] = True
+    for place, layer in enumerate(schedule.layers.layers):
+        if ".0." in layer.name:
+            compute[:, place] = True
+    schedule = replace(schedule, compute=compute)
+    if forecast == "taylor":
+        schedule = replace(schedule, predictor=Predictor("taylor", 1))
+    if forecast == "learned":
+        schedule = learned_alike(schedule)
+    bare = pipe(**tiny_call("sd3"))[0]
+    with l2c.enable_cache(pipe, schedule):
+        ours = pipe(**tiny_call("sd3"))[0]
+    config = cache_dit.DBCacheConfig(**schedule.to_cache_dit())
+    assert config.Fn_compute_blocks == 1
+    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=schedule.to_cache_dit_calibrator())
+    try:
+        theirs = pipe(**tiny_call("sd3"))[0]
+    finally:
+        cache_dit.disable_cache(pipe)
+    scale = (ours - bare).abs().max()
+    assert scale > 1e-3  # reuse is seen
+    assert (theirs - ours).abs().max() < 1e-3 * scale
+
+
+def test_what_cache_dit_loses_of_learned_forecasts_is_told():
+    pytest.importorskip("cache_dit", reason="cache-dit is not installed")
+    model = l2c.testing.tiny_dit()
+    schedule = learned_alike(l2c.methods.interval(model, every=2, steps=4, solver="ddim"), differs=0.1)
+    with pytest.warns(UserWarning, match=r"differ by up to 0\.\d+ in their weights, .* given their mean"):
+        config = schedule.to_cache_dit_calibrator()
+    sums = config.to_kwargs()["sums"]
+    means = schedule.predictor.coefficients.mean(1)
+    assert dict(sums[3]) == pytest.approx({2: float(means[3, 0]), 0: float(means[3, 1])}, abs=1e-6)
+
+
 def test_what_cache_dit_cannot_do_is_a_sentence():
     model = l2c.testing.tiny_dit()
     schedule = l2c.methods.interval(model, every=2, steps=4, solver="ddim")

@@ -13,6 +13,7 @@ from l2c.errors import ConfigError, known
 from l2c.hosts.pipeline.conditions import read_prompts
 from l2c.methods.learned import find_schedule
 from l2c.scenes.pipeline import EMBEDDED, scene_prompts
+from l2c.schedule.sizes import size_name
 
 NUM_PROMPTS = 64
 """Prompts for a pipeline that comes with the package where none are given."""
@@ -66,6 +67,11 @@ class PipelineChoice:
             raise ConfigError(
                 "a pipeline is called with either prompts or conditions, and methods learn on the latter where there "
                 "are some; leave prompts and learning_prompts out, or the conditions"
+            )
+        if len({size_name(condition) for condition in self.conditions}) > 1:
+            raise ConfigError(
+                "pictures of one size are compared, and these conditions are of several; give height and width in "
+                "call, and make a comparison for each"
             )
         if not (self.prompts or self.conditions or self.pipeline.startswith(TINY)):
             raise ConfigError(

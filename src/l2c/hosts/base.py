@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from l2c.cache.policy import ReusePolicy
 from l2c.errors import ConfigError
@@ -30,6 +31,11 @@ class Examples(Protocol):
 
     def describe(self, row: int) -> str:
         """What one of them is, for people."""
+        ...
+
+    @property
+    def sizes(self) -> Sequence[str]:
+        """What tells the size of each picture from others; all alike where there is one size."""
         ...
 
 
@@ -171,6 +177,10 @@ class Host(Protocol):
         """
         ...
 
+    def means_by_size(self, examples: Examples, values: Tensor) -> dict[str, float]:
+        """Means of values (B,) of examples by the size of their pictures, as far as that has a name."""
+        ...
+
     def attach(
         self,
         policy: CacheSchedule | ReusePolicy,
@@ -268,9 +278,24 @@ def of_one_size(pictures: Sequence[Tensor]) -> Tensor:
         first, second, *_ = ("x".join(map(str, size)) for size in sizes)
         raise ConfigError(
             "pictures are learned and checked together if they are of one size, got latents of "
-            f"{first} and of {second}; do so for each size by itself"
+            f"{first} and of {second}; give height and width in the conditions, or do so for each size by itself"
         )
     return torch.cat(list(pictures))
+
+
+def filled_up(pictures: Tensor, elements: int) -> Tensor:
+    """Pictures or latents (B, ...), flattened and with zeros behind them (B, elements).
+
+    Raises:
+        ConfigError: If they have more elements.
+    """
+    flat = pictures.flatten(1)
+    if flat.shape[1] > elements:
+        raise ConfigError(
+            f"a picture of {flat.shape[1]} elements was made where {elements} were expected; learn for each size by "
+            "itself"
+        )
+    return F.pad(flat, (0, elements - flat.shape[1]))
 
 
 def errors(made: Tensor, target: Tensor, unit: str) -> Tensor:
@@ -278,9 +303,12 @@ def errors(made: Tensor, target: Tensor, unit: str) -> Tensor:
 
     Args:
         made: Pictures or latents (B, ...).
-        target: What they come close to, of the same shape.
+        target: What they come close to, of the same shape; or one of both is `filled_up`.
         unit: `absolute`, or `relative` to the root mean square of each target.
     """
+    if made.shape != target.shape:
+        most = max(made[0].numel(), target[0].numel())
+        made, target = filled_up(made, most), filled_up(target, most)
     distances: Tensor = torch.linalg.vector_norm((made - target).flatten(1), dim=1)
     scale: Tensor | float = target[0].numel() ** 0.5
     if unit == "relative":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from l2c.hosts.targets import host_for
 from l2c.layers import find_layers
 from l2c.schedule.open import load_schedule
 from l2c.schedule.schedule import CacheSchedule
+from l2c.schedule.sizes import measured_errors
 
 LIMIT = 1.5
 """Times the error when learned that is still accepted."""
@@ -32,6 +33,7 @@ class Drift:
         limit: Times the recorded error that is accepted.
         runs: Over how many runs it was measured.
         fraction: Share of the multiply-accumulates that is computed; None if the schedule has no sizes.
+        by_size: Mean errors by the size of the pictures, as far as that has a name.
     """
 
     error: float
@@ -41,6 +43,7 @@ class Drift:
     limit: float
     runs: int
     fraction: float | None
+    by_size: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -53,8 +56,15 @@ class Drift:
         return None if self.ratio is None else self.ratio <= self.limit
 
     def record(self, schedule: CacheSchedule) -> CacheSchedule:
-        """The schedule with this error as what later checks are compared with."""
-        figures = {"error": round(self.error, 6), "unit": self.unit, "runs": self.runs}
+        """The schedule with this error as what later checks are compared with.
+
+        Errors by size are what runs of these sizes are told; those of other sizes that were recorded stay.
+        """
+        before = (schedule.provenance.get("drift") or {}).get("by_size") or {}
+        by_size = {**before, **{size: round(error, 6) for size, error in self.by_size.items()}}
+        figures: dict[str, Any] = {"error": round(self.error, 6), "unit": self.unit, "runs": self.runs}
+        if by_size:
+            figures["by_size"] = by_size
         return replace(schedule, provenance={**schedule.provenance, "drift": figures})
 
     def to_json(self) -> dict[str, Any]:
@@ -122,19 +132,30 @@ def check(
         raise NumericsError(
             "the target makes nothing but zeros, or values that are not finite; nothing compares"
         )
+    by_size = host.means_by_size(examples, each)
     return Drift(
         error=each.mean().item(),
         unit=host.unit,
         worst=each.max().item(),
-        recorded=recorded_error(chosen),
+        recorded=recorded_error(chosen, by_size),
         limit=limit,
         runs=len(seeds),
         fraction=chosen.cost.fraction if chosen.layers.sized else None,
+        by_size=by_size,
     )
 
 
-def recorded_error(schedule: CacheSchedule) -> float | None:
-    """The error that was recorded with a schedule, by a check or when it was learned; None if there is none."""
+def recorded_error(schedule: CacheSchedule, sizes: Iterable[str] = ()) -> float | None:
+    """The error that was recorded with a schedule, by a check or when it was learned; None if there is none.
+
+    Args:
+        schedule: The schedule.
+        sizes: Sizes of the pictures that it is compared with, see `l2c.schedule.sizes`: where errors of these and of
+            others were recorded, theirs count.
+    """
+    asked, measured = set(sizes), measured_errors(schedule.provenance)
+    if asked and asked < set(measured):
+        return sum(measured[size] for size in asked) / len(asked)
     drift = schedule.provenance.get("drift")
     found = drift.get("error") if isinstance(drift, dict) else schedule.provenance.get("held_out_error")
     return float(found) if isinstance(found, (int, float)) else None

@@ -31,6 +31,11 @@ class LabelledNoise:
         scale = "" if self.scales is None else f", guidance {float(self.scales[row]):.3g}"
         return f"label {int(self.labels[row])}, example {row}{scale}"
 
+    @property
+    def sizes(self) -> Sequence[str]:
+        """See `Examples.sizes`."""
+        return [""] * len(self)
+
     def at_scale(self, scale: float) -> LabelledNoise:
         """The same with one guidance scale."""
         return replace(self, scales=torch.full(self.labels.shape, scale, device=self.labels.device))

@@ -213,6 +213,10 @@ class ModelHost:
             examples.noise, examples.labels, observer, solver=own, bf16=bf16, scales=examples.scales
         )
 
+    def means_by_size(self, examples: Examples, values: Tensor) -> dict[str, float]:
+        """See `Host.means_by_size`; they have one size, which has no name."""
+        return {}
+
     @torch.no_grad()
     def together(
         self, examples: Examples, *, bf16: bool = False, solver: SolverTable | None = None

@@ -220,7 +220,9 @@ class ClosedLoop:
             order=order,
             start=start,
             free_solver=free_solver,
-            scales=scales_of(self._references.target.shape, settings.scales) if free_solver else 1,
+            scales=scales_of((self._references.fitting or self._references).target.shape, settings.scales)
+            if free_solver
+            else 1,
             bf16=settings.bf16,
             recompute=settings.recompute,
         )
@@ -282,7 +284,7 @@ class ClosedLoop:
                 for scale, references in at_scales.items()
             }
             student.train()
-        error = each.mean().item()
+        error, means = each.mean().item(), host.means_by_size(self._held_out.examples, each)
         if round(error, 4) > round(before, 4):
             logger.warning(
                 "learning took the error of pictures that it did not see from %.4f to %.4f; "
@@ -291,6 +293,7 @@ class ClosedLoop:
                 error,
             )
         run, predictor = student.result()
+        by_size = {size: round(mean, 5) for size, mean in means.items()}
         figures = {
             "predictor": "linear, learned end to end on the final picture",
             "settings": asdict(self.settings),
@@ -302,6 +305,7 @@ class ClosedLoop:
             "held_out_error_worst": round(each.max().item(), 5),
             "held_out_worst": self._held_out.examples.describe(int(each.argmax())),
             **({"held_out_error_by_guidance": by_scale} if by_scale else {}),
+            **({"held_out_error_by_size": by_size} if len(by_size) > 1 else {}),
             "error_unit": host.unit,
             "interrupted": outcome.interrupted,
             "time_was_up": outcome.time_was_up,

@@ -22,6 +22,7 @@ from l2c.learning.mask_search import check_budget
 from l2c.learning.masks import spread
 from l2c.learning.memory import AliveBytes, kept_bytes, weight_bytes
 from l2c.learning.prices import Prices, Structures, stage_seconds
+from l2c.learning.references import of_first_size
 from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import structures_of
 from l2c.learning.student import Student
@@ -207,7 +208,8 @@ def _prices(
         }
         return Student(host, mask, settings.history, **how)
 
-    several, others = (one.examples(TOGETHER, settings.seed, "timing") for one in (longer, host))
+    drawn = [one.examples(TOGETHER, settings.seed, "timing") for one in (longer, host)]
+    several, others = (some.rows(of_first_size(some, range(len(some)))) for some in drawn)
 
     def solved() -> tuple[float, Paths | None]:
         """Seconds of an evaluation of runs that are made together, and what they come through, if they can be."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c.errors import ConfigError, OneByOneError, Told
-from l2c.hosts.base import Examples, Host, errors
+from l2c.hosts.base import Examples, Host, errors, filled_up
 from l2c.learning.least_squares import Paths
 from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
@@ -60,7 +60,7 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: 
         host: What they are solved for.
         settings: How many, and how.
         fit_solver: Whether steps of a solver are fitted, for which the first of those to learn on have their paths,
-            where these can be had.
+            where these can be had. Of several sizes of pictures these are of one.
 
     Raises:
         NumericsError: If one of them is not finite.
@@ -74,12 +74,18 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: 
     fine = host.reference(settings.reference_steps)
     count, fitting = settings.num_fitted, None
     if fit_solver and fine is not host:
+        alike = of_first_size(examples, range(held_out, len(examples)))[:count]
+        unlike = [row for row in range(held_out, len(examples)) if row not in alike]
+        examples, count = examples.rows([*range(held_out), *alike, *unlike]), len(alike)
         fitting = _with_paths(trainer, host, fine, examples.rows(slice(held_out, held_out + count)))
     known = 0 if fitting is None else count
     rest = examples.rows([*range(held_out), *range(held_out + known, len(examples))])
     target = trainer.compute("fine-step solutions", fine.sample, rest, size).to(host.device)
     if fitting is not None:
-        target = torch.cat([target[:held_out], fitting.target, target[held_out:]])
+        fitted = fitting.target
+        if fitted.shape[1:] != target.shape[1:]:  # of one size among several
+            fitted = filled_up(fitted, target[0].numel())
+        target = torch.cat([target[:held_out], fitted, target[held_out:]])
     validation = None
     if settings.num_validation:
         others = host.examples(held_out + settings.num_validation, *key, "validation", held_out=held_out)
@@ -128,6 +134,12 @@ def _check_repeats(host: Host, examples: Examples) -> None:
             f"two runs of {type(host.target).__name__} from the same noise differ by {error:.1%} under "
             f"{host.run.solver}, so that no schedule can be learned for it; set one that draws no noise of its own"
         )
+
+
+def of_first_size(examples: Examples, rows: Sequence[int]) -> list[int]:
+    """Those of some rows whose pictures have the size of the first of them."""
+    sizes = examples.sizes
+    return [row for row in rows if sizes[row] == sizes[rows[0]]]
 
 
 def round_size(trainer: Trainer, host: Host) -> int:

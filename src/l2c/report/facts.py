@@ -33,6 +33,8 @@ def schedule_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     }
     if isinstance(sizes := provenance.get("resolution"), Mapping) and sizes:
         found["resolution"] = ", ".join(f"{key.replace('_', ' ')} {size}" for key, size in sizes.items())
+    if isinstance(errors := provenance.get("held_out_error_by_size"), Mapping):
+        found["error by size"] = "; ".join(f"{size}: {error:.4f}" for size, error in errors.items())
     found["reuse"] = f"{forecast}: a reused layer {_FORECASTS.get(forecast.partition('-')[0], 'is forecast')}"
     if len(summary["branches"]) > 1:
         runs = sum(row["unconditional"] is not None for row in summary["rows"])

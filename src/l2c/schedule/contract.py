@@ -17,6 +17,8 @@ FINGERPRINT_TOLERANCE = 0.1
 """What eight bits move a number of a fingerprint by; other checkpoints move it by about 1."""
 TIMESTEP_TOLERANCE = 0.02
 LOG_SNR_TOLERANCE = 0.02
+LAST_TOLERANCE = 1e-3
+"""Of a last noise level in half log-SNR that stays where it is while all others are shifted."""
 LARGEST_LOG_SNR = 7.0
 """Half log-SNRs are kept within this: a flow begins at pure noise, where they are infinite."""
 
@@ -155,22 +157,35 @@ class Contract:
         """How far all noise levels of a flow's run are shifted in half log-SNR; None if they are not all alike.
 
         Dynamic shifting moves them so with the resolution. Levels at the ends, where log-SNRs are kept within bounds,
-        do not count.
+        do not count. Where a scheduler stretches the shifted levels to a last one that stays, as that of Qwen-Image,
+        this moves all log(1 / z - 1 / z_last) alike, with signals z, and the move of the first level is told.
         """
         same = self.run.by_scheduler and len(run.log_snrs) == len(self.run.log_snrs)
         if not same or self.prediction_type != "flow_prediction":
             return None
-        moved = [
-            b - a
+        levels = [
+            (a, b)
             for a, b in zip(self.run.log_snrs, run.log_snrs, strict=True)
             if max(abs(a), abs(b)) < LARGEST_LOG_SNR
         ]
+        moved = [b - a for a, b in levels]
+        if len(moved) > 2 and abs(moved[-1]) <= LAST_TOLERANCE < abs(moved[0]):
+            last_a, last_b = (math.exp(-level) for level in levels[-1])
+            apart = [(math.exp(-a) - last_a, math.exp(-b) - last_b) for a, b in levels[:-1]]
+            if min(map(min, apart)) <= 0:
+                return None
+            moved = [moved[0] + math.log(a / b) - math.log(apart[0][0] / apart[0][1]) for a, b in apart]
         if not moved or not max(moved) - min(moved) <= LOG_SNR_TOLERANCE:
             return None
         return moved[0]
 
-    def notes(self, run: Run) -> Iterator[str]:
-        """What to tell whoever samples in another way than the schedule was learned for, where that is possible."""
+    def notes(self, run: Run, *, shifted: bool = True) -> Iterator[str]:
+        """What to tell whoever samples in another way than the schedule was learned for, where that is possible.
+
+        Args:
+            run: The run.
+            shifted: Whether to tell of shifted noise levels, for which the size of pictures is the usual reason.
+        """
         if note := self.guidance_note(run):
             yield note
         now = dict(run.call)
@@ -180,7 +195,7 @@ class Contract:
                     f"the schedule was made with {name}={_text(value)} and the run uses {_text(now[name])}; it works, "
                     "but how close the pictures are was not measured there: l2c.check tells"
                 )
-        if abs(shift := self.shift(run) or 0.0) > LOG_SNR_TOLERANCE:
+        if shifted and abs(shift := self.shift(run) or 0.0) > LOG_SNR_TOLERANCE:
             yield (
                 f"the noise levels of the run are shifted by {shift:.2f} in half log-SNR, as by another resolution; it "
                 "works, but how close the pictures are was not measured there: l2c.check tells"

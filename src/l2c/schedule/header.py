@@ -29,6 +29,7 @@ class Drift(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     error: Cost
+    by_size: dict[str, Cost]
 
 
 class Settings(TypedDict, total=False):
@@ -48,6 +49,7 @@ class Provenance(TypedDict, total=False):
     held_out_error_of_everything: Cost
     held_out_error_p95: Cost
     held_out_error_by_guidance: dict[str, Cost]
+    held_out_error_by_size: dict[str, Cost]
     held_out_error_worst: Cost
     held_out_worst: str
     error_unit: str
@@ -56,6 +58,7 @@ class Provenance(TypedDict, total=False):
     resolution: dict[str, int]
     drift: Drift
     settings: Settings
+    sizes: list[str]
     call: dict[str, Any]
     mu: Finite | None
     threshold: Finite

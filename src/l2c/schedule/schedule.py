@@ -17,7 +17,7 @@ from l2c.errors import ConfigError, ContractError, ScheduleError, Told
 from l2c.layers import LayerTable
 from l2c.schedule import hub
 from l2c.schedule.branches import check_branches, has_branches, without_derived
-from l2c.schedule.cache_dit import cache_dit_settings
+from l2c.schedule.cache_dit import cache_dit_settings, calibrator_config, sums_of
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.cost import Cost, CostTable
 from l2c.schedule.file import ANEW, read_tensors, write_tensors
@@ -270,22 +270,24 @@ class CacheSchedule:
         return interchange(self)
 
     def to_cache_dit(self) -> dict[str, Any]:
-        """The schedule as settings of cache-dit, for a mask whose evaluations compute all layers or none.
+        """The schedule as settings of cache-dit, for evaluations that compute all layers, or none but first blocks.
 
-        `cache_dit.DBCacheConfig(**schedule.to_cache_dit())` computes at the same evaluations. What it does elsewhere is
-        its own: the first block is always computed, and what the others added to its output is repeated, or continued
-        by the calibrator that is given beside; learned forecasts are not handed on.
+        `cache_dit.DBCacheConfig(**schedule.to_cache_dit())` computes at the same evaluations. Elsewhere it computes at
+        least the first block, and repeats what the others added, or continues it by `to_cache_dit_calibrator`.
 
         Raises:
             ScheduleError: If cache-dit has nothing that corresponds.
-
-        >>> import l2c
-        >>> schedule = l2c.methods.interval(l2c.testing.tiny_dit(), every=2, steps=4)
-        >>> schedule.to_cache_dit()["steps_computation_mask"]
-        [1, 0, 1, 0]
         """
-        brings_solver = self.contract.run.weights is not None
-        return cache_dit_settings(self.compute, brings_solver=brings_solver, has_branches=self.has_branches)
+        brings, names = self.contract.run.weights is not None, [layer.name for layer in self.layers.layers]
+        return cache_dit_settings(self.compute, names, brings_solver=brings, has_branches=self.has_branches)
+
+    def to_cache_dit_calibrator(self) -> Any:
+        """The forecasts as `calibrator_config` of `cache_dit.enable_cache`; errors as for `to_cache_dit`.
+
+        One combination continues all blocks: the mean of those of the layers where they differ, which a warning tells.
+        """
+        self.to_cache_dit()
+        return calibrator_config(sums_of(self.plan))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the schedule into a folder, with its heat map and a card that says what it is for.

@@ -16,6 +16,7 @@ from l2c.digest import digest
 from l2c.documents import read_file
 from l2c.errors import ConfigError, OneByOneError, Told
 from l2c.hosts.pipeline.modular import arguments_of
+from l2c.schedule.sizes import size_name
 
 Condition = Mapping[str, Any]
 """What tells a run from others, by the pipeline's names: `{"prompt": "a cat"}`."""
@@ -79,15 +80,26 @@ def read_picture(path: str | Path) -> Any:
 def choose(conditions: Sequence[Condition], count: int, held_out: int = 0) -> tuple[Condition, ...]:
     """Conditions of so many runs: those of the held-out ones first, which no other run has, then the rest in turn.
 
-    At most half of the conditions are kept for held-out runs; with a single one, all runs have it.
+    At most half of the conditions are kept for held-out runs; with a single one, all runs have it. Where they ask for
+    several sizes of pictures, sizes take turns, too.
 
     >>> [condition["prompt"] for condition in choose([{"prompt": p} for p in "abcd"], 5, held_out=2)]
     ['a', 'b', 'c', 'd', 'c']
     """
-    unseen = min(held_out, len(conditions) // 2)
-    judged, learned = conditions[: unseen or None], conditions[unseen:]
-    chosen = [judged[i % len(judged)] for i in range(held_out)]
-    return (*chosen, *(learned[i % len(learned)] for i in range(count - held_out)))
+    groups: dict[str, list[Condition]] = {}
+    for condition in conditions:
+        groups.setdefault(size_name(condition), []).append(condition)
+    judged, learned = [], []
+    for group in groups.values():
+        unseen = min(-(-held_out // len(groups)), len(group) // 2)
+        judged.append(group[: unseen or None])
+        learned.append(group[unseen:])
+
+    def in_turn(parts: Sequence[Sequence[Condition]], number: int) -> list[Condition]:
+        turns = [divmod(place, len(parts)) for place in range(number)]
+        return [parts[size][turn % len(parts[size])] for turn, size in turns]
+
+    return (*in_turn(judged, held_out), *in_turn(learned, count - held_out))
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,11 @@ class SeededConditions:
             tuple(self.conditions[i] for i in places), tuple(self.seeds[i] for i in places)
         )
 
+    @property
+    def sizes(self) -> Sequence[str]:
+        """See `Examples.sizes`."""
+        return [size_name(condition) for condition in self.conditions]
+
     def describe(self, row: int) -> str:
         """See `Examples.describe`."""
         said = [
@@ -117,8 +134,19 @@ class SeededConditions:
         return ", ".join([*said, f"seed {self.seeds[row]}"])
 
 
-def repeated(condition: Condition, count: int) -> Condition:
-    """A condition for so many pictures in one call.
+def of_pictures(call: Mapping[str, Any]) -> Condition:
+    """What of a call is for one picture, as a condition is: prompts, labels, and embeddings of prompts.
+
+    >>> of_pictures({"prompt_2": "a cat", "num_images_per_prompt": 1, "height": 64})
+    {'prompt_2': 'a cat'}
+    """
+    kinds = (str, list, Tensor)
+    named = {name: value for name, value in call.items() if "prompt" in name or name == "class_labels"}
+    return {name: value for name, value in named.items() if isinstance(value, kinds)}
+
+
+def repeated(condition: Condition, count: int, call: Mapping[str, Any]) -> Condition:
+    """A condition for so many pictures in one call, with what the call has for one picture.
 
     Raises:
         ConfigError: If it has no prompt or label that could be repeated.
@@ -130,24 +158,27 @@ def repeated(condition: Condition, count: int) -> Condition:
         return value * count if isinstance(value, list) else [value] * count
 
     kinds = (str, list, tuple, Tensor)
-    made = {name: times(value) if isinstance(value, kinds) else value for name, value in condition.items()}
-    if count > 1 and not any(isinstance(value, kinds) for value in condition.values()):
+    own = {**of_pictures(call), **condition}
+    made = {name: times(value) if isinstance(value, kinds) else value for name, value in own.items()}
+    if count > 1 and not any(isinstance(value, kinds) for value in own.values()):
         raise ConfigError(
             f"a batch of {count} repeats a prompt or label, and none is given by prompt=, prompts= or conditions="
         )
     return made
 
 
-def joined(conditions: Sequence[Condition]) -> Condition:
-    """Conditions of several pictures for one call.
+def joined(conditions: Sequence[Condition], call: Mapping[str, Any]) -> Condition:
+    """Conditions of several pictures for one call, with what the call has for one picture.
 
-    >>> joined([{"prompt": "a cat"}, {"prompt": "a dog"}])
-    {'prompt': ['a cat', 'a dog']}
+    >>> joined([{"prompt": "a cat"}, {"prompt": "a dog"}], {"prompt_2": "a photo", "height": 64})
+    {'prompt_2': ['a photo', 'a photo'], 'prompt': ['a cat', 'a dog']}
 
     Raises:
         OneByOneError: If one of their values cannot be given for each picture.
     """
     made: dict[str, Any] = {}
+    own = of_pictures(call)
+    conditions = [{**own, **condition} for condition in conditions]
     for name in {name: None for condition in conditions for name in condition}:
         values: list[Any] = [condition.get(name) for condition in conditions]
         first = values[0]
@@ -157,7 +188,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
             made[name] = values
         elif all(isinstance(value, list) for value in values):
             made[name] = [part for value in values for part in value]
-        elif all(plain(value) == plain(first) and isinstance(value, (float, bool)) for value in values):
+        elif all(plain(value) == plain(first) and isinstance(value, float | bool | None) for value in values):
             made[name] = first
         else:
             raise OneByOneError(f"pictures with a {name} of their own are not run in one call")

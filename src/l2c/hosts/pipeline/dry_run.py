@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +21,7 @@ from l2c.hosts.pipeline.compilation import eagerly, find_compilation
 from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.modular import ModularRun, arguments_of, guiders_of, is_modular
 from l2c.hosts.pipeline.rows import order_of, sample_of
-from l2c.hosts.pipeline.runs import Call, call_now, describe_run
+from l2c.hosts.pipeline.runs import Call, call_now, describe_run, resolution_now
 from l2c.layers import LayerTable, find_layers, measure_layers
 from l2c.layers.measure import rows_and_shape
 from l2c.schedule.branches import BRANCHES
@@ -42,6 +42,7 @@ class DryRun:
         resolution: `height`, `width` and `num_frames` of what it makes, as far as the pipeline speaks of them.
         rows: Of the batch in the first call of a transformer: 2 for guidance in one call.
         apart: Whether the passes of guidance can be run apart.
+        elements: Of what its scheduler steps.
     """
 
     run: Run
@@ -53,6 +54,7 @@ class DryRun:
     first: int = 0
     rows: int = 1
     apart: bool = False
+    elements: int = 0
 
     @property
     def table(self) -> LayerTable:
@@ -68,6 +70,16 @@ class DryRun:
                 "is for one kind"
             )
         return first
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a schedule records of it, in JSON types."""
+        found: dict[str, Any] = {"resolution": self.resolution}
+        if self.mu is not None:
+            found["mu"] = self.mu
+        if len(self.begins) > 1:
+            found["transformers_begin"] = dict(zip(self.order, self.begins, strict=True))
+        return found
 
     @property
     def order(self) -> list[str]:
@@ -96,6 +108,7 @@ class _DryForward:
     def __init__(self, pipe: Any, name: str, model: nn.Module, clock: SchedulerClock) -> None:
         self.pipe, self.model, self.clock = pipe, model, clock
         self.call: Call = ()
+        self.resolution: dict[str, int] = {}
         self.table: LayerTable | None = None
         self.evaluations: list[int] = []
         self.rows = 1
@@ -115,7 +128,7 @@ class _DryForward:
             self._real = True
             try:
                 if self.table is None:
-                    self.call = call_now(self.pipe)
+                    self.call, self.resolution = call_now(self.pipe), resolution_now(self.pipe)
                     self.rows = 1 if shape is None else shape[0]
                     table = find_layers(self.model)
                     self.table, output = measure_layers(self.model, table, args, kwargs)
@@ -190,11 +203,12 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(eagerly())
         models = transformers_of(pipe)
-        told: list[bool] = []
+        told: list[tuple[bool, int]] = []
 
         def watch(combined: Any) -> None:
             if not told:
-                told.append(len(actors) == 1 and next(iter(actors.values())).apart(combined))
+                apart = len(actors) == 1 and next(iter(actors.values())).apart(combined)
+                told.append((apart, combined.numel() if isinstance(combined, Tensor) else 0))
 
         clock = SchedulerClock(pipe.scheduler, lambda: None, lambda: None, watch)
         stack.callback(clock.restore)
@@ -205,12 +219,9 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
                 stack.callback(MethodPatch(models[name], "cache_context", actor.cache_context).remove)
         if hasattr(pipe, "progress_bar"):
             stack.callback(MethodPatch(pipe, "progress_bar", _quiet).remove)
-        resolution: dict[str, int] = {}
-        if hasattr(pipe, "prepare_latents"):
-            stack.callback(MethodPatch(pipe, "prepare_latents", _noting(resolution)).remove)
         try:
             if modular:
-                _note_sizes(resolution, ModularRun(pipe).state(call).values)
+                ModularRun(pipe).state(call)
             else:
                 pipe(*args, **call)
         except (TypeError, ValueError, ArithmeticError) as error:
@@ -227,31 +238,15 @@ def dry_run(pipe: Any, /, *args: Any, **call: Any) -> DryRun:
     evaluations = {name: sorted({at - first for at in actors[name].evaluations}) for name in tables}
     calls = {name: actors[name].evaluations.count(first + evaluations[name][0]) for name in tables}
     rows = max(actors[name].rows for name in tables)
-    apart = told == [True]
-    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first, rows, apart)
+    resolution = next((actor.resolution for actor in actors.values() if actor.resolution), {})
+    (seen,) = told or [(False, 0)]
+    return DryRun(run.since(first), tables, evaluations, calls, resolution, clock.mu, first, rows, *seen)
 
 
 def takes_latent_output(pipe: Any) -> bool:
     """Whether a pipeline can be asked for latents, so that nothing has to be decoded."""
     call = type(pipe).__call__
     return "output_type" in inspect.signature(call).parameters and '"latent"' in inspect.getsource(call)
-
-
-def _note_sizes(resolution: dict[str, int], given: Mapping[str, Any]) -> None:
-    sizes = {key: given.get(key) for key in ("height", "width", "num_frames")}
-    resolution.update({key: int(value) for key, value in sizes.items() if isinstance(value, (int, float))})
-
-
-def _noting(resolution: dict[str, int]) -> Callable[..., Any]:
-    """Notes the resolution that latents are asked for."""
-
-    def prepare(original: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(original).bind(*args, **kwargs)
-        given.apply_defaults()
-        _note_sizes(resolution, given.arguments)
-        return original(*args, **kwargs)
-
-    return prepare
 
 
 def _quiet(original: Any, *args: Any, **kwargs: Any) -> Any:

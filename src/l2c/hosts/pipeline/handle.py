@@ -19,11 +19,12 @@ from l2c.hosts.pipeline.clock import SchedulerClock, WatchedBar
 from l2c.hosts.pipeline.modular import LeavingPatch, is_modular
 from l2c.hosts.pipeline.passes import not_apart
 from l2c.hosts.pipeline.policy import PipelinePolicy
-from l2c.hosts.pipeline.runs import call_now, describe_run, guidance_now
+from l2c.hosts.pipeline.runs import call_now, describe_run, guidance_now, resolution_now
 from l2c.hosts.pipeline.transformer import CachedTransformer, refuse_other_cache
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import ReusePlan
 from l2c.schedule.schedule import CacheSchedule
+from l2c.schedule.sizes import size_name, size_note
 
 HANDLE = "_l2c_cache"
 """Attribute of a pipeline or model that holds the handle of its enabled cache."""
@@ -145,21 +146,24 @@ class PipelineCache:
         for transformer in self.transformers.values():
             refuse_other_cache(transformer.model)
             transformer.begin_at(first, len(run.timesteps))
+            transformer.tells_shapes = not self._quiet
             if transformer.schedule is not None and not self._quiet:
-                self._compare_run(transformer.schedule, run.since(transformer.offset), told)
+                size = size_note(transformer.schedule.provenance, size_name(resolution_now(self._target)))
+                transformer.tells_shapes = size is None
+                self._compare_run(transformer.schedule, run.since(transformer.offset), told, size)
             transformer.cache.follow()
             if note := transformer.compile_note():
                 warnings.warn(note, stacklevel=2)
         self._note_adapters()
 
-    def _compare_run(self, schedule: CacheSchedule, run: Run, told: set[str]) -> None:
+    def _compare_run(self, schedule: CacheSchedule, run: Run, told: set[str], size: str | None) -> None:
         problem = schedule.contract.run_problem(run)
         if problem is not None:
             if not self.any_run or len(run.timesteps) != schedule.num_evaluations:
                 raise problem
             warnings.warn(problem.args[0], stacklevel=3)
-        for note in schedule.contract.notes(run):
-            if note not in told:  # of two transformers, once
+        for note in (*schedule.contract.notes(run, shifted=size is None), size):
+            if note and note not in told:  # of two transformers, once
                 told.add(note)
                 warnings.warn(note, stacklevel=3)
 

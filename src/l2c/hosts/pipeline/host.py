@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2c.cache.policy import ReusePolicy, compute_once
 from l2c.digest import digest
 from l2c.errors import ConfigError
-from l2c.hosts.base import Examples, Handle, Host, SolverTable, of_one_size
+from l2c.hosts.base import Examples, Handle, Host, SolverTable
 from l2c.hosts.pipeline.components import transformers_of
 from l2c.hosts.pipeline.conditions import (
     Condition,
@@ -29,17 +29,19 @@ from l2c.hosts.pipeline.conditions import (
     repeated,
     takes_steps,
 )
-from l2c.hosts.pipeline.dry_run import DryRun, dry_run
+from l2c.hosts.pipeline.dry_run import DryRun
 from l2c.hosts.pipeline.handle import PipelineCache, refuse_enabled
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, prediction_of, scheduler_of
 from l2c.hosts.pipeline.offload import encoders_offloaded, execution_device
 from l2c.hosts.pipeline.rivals import fine_scheduler, known_schedulers, start_schedulers
+from l2c.hosts.pipeline.sizes import Sizes
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
 from l2c.layers import LayerTable, find_layers, fingerprint
 from l2c.sampling.draw import draw
 from l2c.sampling.linear import multistep_table
 from l2c.schedule.contract import Contract, Run
 from l2c.schedule.schedule import CacheSchedule
+from l2c.schedule.sizes import SIZES
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +120,15 @@ class PipelineHost:
             self.target.scheduler = own
 
     @cached_property
-    def dry(self) -> DryRun:
-        """What a call of the pipeline does."""
+    def sizes(self) -> Sizes:
+        """What a call of the pipeline does, for each size of pictures."""
         with self._driven():
-            return dry_run(self.target, **{**self.call, **self.conditions[0]})
+            return Sizes.of(self.target, self.call, self.conditions)
+
+    @property
+    def dry(self) -> DryRun:
+        """What a call of the pipeline does, for the first condition."""
+        return self.sizes.first
 
     @property
     def run(self) -> Run:
@@ -180,17 +187,10 @@ class PipelineHost:
     @property
     def provenance(self) -> dict[str, Any]:
         """See `Host.provenance`."""
-        found: dict[str, Any] = {
-            "pipeline": type(self.target).__name__,
-            "call": {k: v for k, v in self.call.items() if type(v) in (int, float, bool) and k != "seed"},
-            "resolution": self.dry.resolution,
-            "conditions": len(self.conditions),
-        }
-        if self.dry.mu is not None:
-            found["mu"] = self.dry.mu
-        if len(self.segments) > 1:
-            found["transformers_begin"] = dict(zip(self.dry.order, self.segments, strict=True))
-        return found
+        given = {**self.call, **{k: v for k, v in self.conditions[0].items() if k in SIZES}}
+        call = {k: v for k, v in given.items() if type(v) in (int, float, bool) and k != "seed"}
+        name = type(self.target).__name__
+        return {"pipeline": name, "call": call, "conditions": len(self.conditions), **self.sizes.provenance}
 
     def contract(self, model_name: str = "", *, weights: bool = True) -> Contract:
         """See `Host.contract`."""
@@ -209,8 +209,7 @@ class PipelineHost:
         """See `Host.examples`."""
         if clash := {"generator", "latents"} & {*self.call, *(k for one in self.conditions for k in one)}:
             raise ConfigError(f"learning draws its own noise, from settings.seed; leave out {min(clash)}")
-        seed, *what = key
-        seeds = torch.randint(2**31, (count,), generator=draw(int(seed), *what)).tolist()
+        seeds = torch.randint(2**31, (count,), generator=draw(int(key[0]), *key[1:])).tolist()
         return SeededConditions(choose(self.conditions, count, held_out), tuple(seeds))
 
     def seeded(self, seeds: Sequence[int]) -> SeededConditions:
@@ -221,11 +220,14 @@ class PipelineHost:
         """See `Host.sample`; one example after another."""
         assert isinstance(examples, SeededConditions)
         with self._driven(solver):
-            made: list[Tensor] = [
-                self._trajectory.sample(condition, seed, bf16=bf16).float()
-                for condition, seed in zip(examples.conditions, examples.seeds, strict=True)
-            ]
-        return of_one_size(made)
+            given = zip(examples.conditions, examples.seeds, strict=True)
+            made = [self._trajectory.sample(one, seed, bf16=bf16).float() for one, seed in given]
+        return self.sizes.as_one(made)
+
+    def means_by_size(self, examples: Examples, values: Tensor) -> dict[str, float]:
+        """See `Host.means_by_size`."""
+        assert isinstance(examples, SeededConditions)
+        return self.sizes.means(examples.conditions, values)
 
     @torch.no_grad()
     def together(
@@ -234,7 +236,8 @@ class PipelineHost:
         """See `Host.together`."""
         assert isinstance(examples, SeededConditions)
         with self._driven(solver):
-            return self._trajectory.together(joined(examples.conditions), examples.seeds, bf16=bf16)
+            every = joined(examples.conditions, self.call)
+            return self._trajectory.together(every, examples.seeds, bf16=bf16)
 
     @contextmanager
     def attach(
@@ -251,22 +254,18 @@ class PipelineHost:
             dict.fromkeys(models, policy.with_any_weights()) if isinstance(policy, CacheSchedule) else policy
         )
         how: dict[str, Any] = {"around": around or compute_once, "recompute": recompute, "offload": offload}
-        with (
-            self._driven(),
-            PipelineCache(self.target, self._scheduler, models, reuse, quiet=True, **how) as cache,
-        ):
+        own = self._scheduler
+        with self._driven(), PipelineCache(self.target, own, models, reuse, quiet=True, **how) as cache:
             yield cache
 
     def reference(self, steps: int | None) -> Host:
         """See `Host.reference`."""
         if steps is None or self.dry.first:  # image to image begins at another noise level with other steps
             return self
-        made = fine_scheduler(self._scheduler, self.run, steps)
+        made = fine_scheduler(self._scheduler, self.run, steps, self.dry.mu)
         if made is None or not takes_steps(self.target, self.call) or not self._trajectory.puts_out_latents:
-            logger.info(
-                "no fine-step solution can be had under %s; errors are measured against its own run",
-                type(self._scheduler).__name__,
-            )
+            said = "no fine-step solution can be had under %s; errors are measured against its own run"
+            logger.info(said, type(self._scheduler).__name__)
             return self
         return self._with(made(self._levels_at(steps)) if callable(made) else made, steps)
 
@@ -275,7 +274,7 @@ class PipelineHost:
         check_takes_steps(self.target, self.call)
         levels = self._levels_at(steps)
         hosts: dict[str, Host] = {}
-        for name, scheduler, asked in known_schedulers(self._scheduler, levels, steps):
+        for name, scheduler, asked in known_schedulers(self._scheduler, levels, steps, self.dry.mu):
             host = self._with(scheduler, asked)
             try:
                 count = len(host.run.timesteps)
@@ -339,7 +338,7 @@ class PipelineHost:
     ) -> Callable[[], object]:
         """See `Host.ready`."""
         self.resolve_engine(engine)
-        batch = repeated(self.conditions[0], batch_size)
+        batch = repeated(self.conditions[0], batch_size, self.call)
 
         @torch.no_grad()
         def sample() -> object:

@@ -42,11 +42,14 @@ def _has_betas(scheduler: Any) -> bool:
     return not is_flow(scheduler) and hasattr(scheduler, "alphas_cumprod") and not clips
 
 
-def fine_scheduler(scheduler: Any, run: Run, steps: int) -> Any | Callable[[Run], Any] | None:
+def fine_scheduler(
+    scheduler: Any, run: Run, steps: int, mu: float | None = None
+) -> Any | Callable[[Run], Any] | None:
     """What solves a scheduler's equation in fine steps: a scheduler, or one of the run in so many steps; or None.
 
     With betas it is DPM-Solver++(3M), evenly spaced in log-SNR, as for native models. A flow is solved by
-    DPM-Solver++(2M) at its own scheduler's noise levels in so many steps.
+    DPM-Solver++(2M) at its own scheduler's noise levels in so many steps, which are shifted with the size of pictures
+    from where they are at `mu`.
     """
     if draws_noise(scheduler) or scheduler.config.get("invert_sigmas"):
         return None
@@ -55,7 +58,7 @@ def fine_scheduler(scheduler: Any, run: Run, steps: int) -> Any | Callable[[Run]
 
         return DPMSolverMultistepScheduler.from_config(scheduler.config, **{**_MULTISTEP, "solver_order": 3})
     if is_flow(scheduler) and len(set(run.log_snrs)) == len(run.log_snrs):
-        return lambda fine: learned_from(scheduler, fine.log_snrs)
+        return lambda fine: learned_from(scheduler, fine.log_snrs, mu=mu)
     return None
 
 
@@ -119,25 +122,28 @@ SHIFTS = (1.0, 3.0, 5.0)
 """Of the noise levels of flows, among which the best of plain solvers is looked for."""
 
 
-def known_schedulers(scheduler: Any, run: Run, steps: int) -> Iterator[tuple[str, Any, int]]:
+def known_schedulers(
+    scheduler: Any, run: Run, steps: int, mu: float | None = None
+) -> Iterator[tuple[str, Any, int]]:
     """Known solvers with about as many evaluations, the scheduler among them: name, scheduler, and steps to ask for.
 
     Args:
         scheduler: The pipeline's own.
         run: Its run with so many steps.
         steps: Evaluations.
+        mu: Shift of the run, under dynamic shifting.
     """
     if not isinstance(scheduler, LearnedScheduler):
         yield type(scheduler).__name__, scheduler, steps
     if draws_noise(scheduler) or scheduler.config.get("invert_sigmas"):
         return
     if is_flow(scheduler):
-        yield from _known_of_flow(scheduler, run, steps)
+        yield from _known_of_flow(scheduler, run, steps, mu)
     elif _has_betas(scheduler):
         yield from _known_of_betas(scheduler, steps)
 
 
-def _known_of_flow(scheduler: Any, run: Run, steps: int) -> Iterator[tuple[str, Any, int]]:
+def _known_of_flow(scheduler: Any, run: Run, steps: int, mu: float | None) -> Iterator[tuple[str, Any, int]]:
     from diffusers import (
         DPMSolverMultistepScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -146,7 +152,7 @@ def _known_of_flow(scheduler: Any, run: Run, steps: int) -> Iterator[tuple[str, 
     )
 
     if len(set(run.log_snrs)) == len(run.log_snrs):
-        yield "dpmsolver++, own levels", learned_from(scheduler, run.log_snrs), steps
+        yield "dpmsolver++, own levels", learned_from(scheduler, run.log_snrs, mu=mu), steps
     if scheduler.config.get("use_dynamic_shifting"):
         return
     own = scheduler.config.get("shift") or scheduler.config.get("flow_shift") or 1.0

@@ -15,6 +15,7 @@ from l2c.errors import ConfigError
 from l2c.hosts.pipeline.learned_scheduler import PROCESS, LearnedScheduler
 from l2c.hosts.pipeline.modular import given_now, is_modular
 from l2c.schedule.contract import LARGEST_LOG_SNR, Run
+from l2c.schedule.sizes import SIZES
 
 Call = tuple[tuple[str, float | str | tuple[float, ...]], ...]
 SAME_LOG_SNR = 1e-4
@@ -130,6 +131,13 @@ def guidance_now(pipe: Any) -> float | None:
         else getattr(pipe, "_guidance_scale", None)
     )
     return float(scale) if isinstance(scale, (int, float)) else None
+
+
+def resolution_now(pipe: Any) -> dict[str, int]:
+    """`height`, `width` and `num_frames` of what a pipeline is making, as far as it speaks of them."""
+    values = arguments_now(pipe)
+    sizes = {name: values.get(name) for name in SIZES}
+    return {name: int(value) for name, value in sizes.items() if isinstance(value, (int, float))}
 
 
 def arguments_now(pipe: Any) -> dict[str, Any]:

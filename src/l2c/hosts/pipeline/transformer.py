@@ -62,6 +62,7 @@ class CachedTransformer:
         schedule: None if there is another policy.
         policy: What is computed now.
         offset: Evaluation of the scheduler that is the policy's first.
+        tells_shapes: Whether it warns of samples of another shape than the schedule was made for.
         replays: Its calls as CUDA graphs; None where they run as they are.
     """
 
@@ -94,6 +95,7 @@ class CachedTransformer:
         if self._passes is not None and self._context_group is not None:
             raise not_apart("while context parallelism splits its transformer over processes")
         self.offset = self._begun = 0
+        self.tells_shapes = True
         self._patches = [MethodPatch(model, "forward", self._forward)]
         if hasattr(model, "cache_context"):
             self._patches.append(MethodPatch(model, "cache_context", self._cache_context))
@@ -271,7 +273,7 @@ class CachedTransformer:
     def _check_shape(self, got: tuple[int, ...]) -> None:
         """Warns when samples have another shape than those that the schedule was made for."""
         expected = self.schedule.layers.sample_shape if self.schedule is not None else ()
-        if expected and got and got != expected:
+        if self.tells_shapes and expected and got and got != expected:
             warnings.warn(
                 f"the schedule was made for samples of {'x'.join(map(str, expected))} and the run has "
                 f"{'x'.join(map(str, got))}; it works, but how close the pictures are was not measured there",
