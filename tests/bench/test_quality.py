@@ -90,8 +90,8 @@ def test_quality_shows_in_short_what_it_has(quality, tmp_path, capsys):
     heading, _, known, alone, learned = (row.split(" | ") for row in solvers.splitlines())
     assert heading[1] == "6 |"
     assert 0 < float(known[1].rstrip("| ")) < 1
-    assert alone[1] == "nan |"
-    assert learned[1] == "nan (nan x) |"
+    assert alone[1] == "- |"
+    assert learned[1] == "- |"
 
 
 def test_quality_names_what_is_wrong(quality, tmp_path, capsys):

@@ -91,9 +91,10 @@ def test_defaults_of_learning_are_the_librarys(command):
         "trial_examples",
         "fit_examples",
         "level_trials",
+        "scales",
         "validate_every",
         "patience",
-    }  # `--effort` decides all but the first
+    }  # `--effort` decides most of them
     of_masks = {"trials", "branches", "tail"} if command is repair.repair else set()
     assert set(given) >= {*vars(closed)} - in_python_only - of_masks
     assert given["save_every"] == session.save_every_s

@@ -81,9 +81,12 @@ class Sizes:
         return of_one_size([filled_up(part, most) for part in made])
 
     def means(self, conditions: Sequence[Condition], values: Tensor) -> dict[str, float]:
-        """Means of values (B,) of runs with conditions, by the names of their sizes; see `size_name`."""
+        """Means of values (B,) of runs with conditions, by the names of their sizes; see `size_name`.
+
+        A run may make several pictures, as of a list of labels.
+        """
         found: dict[str, list[float]] = {}
-        for condition, value in zip(conditions, values.tolist(), strict=True):
+        for condition, each in zip(conditions, values.view(len(conditions), -1).tolist(), strict=True):
             asked = self.runs.get(size_name(condition), self.first)
-            found.setdefault(size_name(asked.resolution), []).append(value)
+            found.setdefault(size_name(asked.resolution), []).extend(each)
         return {name: sum(each) / len(each) for name, each in found.items() if name}
