@@ -15,13 +15,17 @@ from l2c.cache.store import elements_of, last_reads
 from l2c.hosts.base import Host
 from l2c.learning.coefficients import Coefficients
 
+RESCALED = ("QwenImage",)
+"""Pipelines whose guided prediction gets the norm of the conditional one, for whose gradient both are kept."""
+
 
 def kept_bytes(host: Host, compute: Tensor, history: int) -> int:
     """Bytes that one example's run keeps for its backward pass with `recompute="evaluations"`.
 
     Rows of a call x calls per evaluation x bytes per number x (elements of all values that a forecast reads +
-    evaluations x elements of the network's input). Weights, and what one evaluation works out while it is computed
-    again, come besides.
+    evaluations from the first that reuses on x elements of the network's input); where guidance is rescaled
+    (`RESCALED`), two predictions of each of these evaluations more. Weights, and what one evaluation works out while it
+    is computed again, come besides.
 
     Args:
         host: A pipeline and its run.
@@ -32,10 +36,13 @@ def kept_bytes(host: Host, compute: Tensor, history: int) -> int:
     forecasts = Coefficients(
         compute, run.log_snrs, history, torch.device("cpu"), None, None, host.segments, len(table)
     )
-    values = sum(elements_of(layer, table) for _, layer in last_reads(forecasts.plan()))
-    rows, calls = host.rows_and_calls
-    inputs = len(run.timesteps) * math.prod(table.sample_shape)
-    return rows * calls * _element_bytes(host) * (values + inputs)
+    plan = forecasts.plan()
+    values = sum(elements_of(layer, table) for _, layer in last_reads(plan))
+    passes = math.prod(host.rows_and_calls)
+    first = min((evaluation for evaluation, _ in plan), default=0)
+    inputs = (len(run.timesteps) - first) * math.prod(table.sample_shape)
+    guided = 2 * inputs if passes > 1 and type(host.target).__name__.startswith(RESCALED) else 0
+    return _element_bytes(host) * (passes * (values + inputs) + guided)
 
 
 def weight_bytes(host: Host) -> int:
