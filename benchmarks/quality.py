@@ -12,7 +12,8 @@ the paper. Part `solvers`, on the DiT: schedules that were learned with their so
 over known solvers and spacings, and against plain fewer steps whose solver and spacing were learned in the same way.
 
 Every variant is recorded as soon as it is done, and what the record has is not sampled again: an interrupted run
-goes on where it was. `python benchmarks/quality.py --show` prints the tables and draws the plots from the record.
+goes on where it was. `python benchmarks/quality.py --show` prints the tables and draws the plots from the record, and
+`--pictures` draws a sheet of pictures for the least work.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ from l2c.digest import digest
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse
 from l2c.files import atomic_write
+from l2c.models import CIFAR10_CLASSES
 from l2c.records import Record, describe_device
+from l2c.report.pictures import to_pixels
+from l2c.report.prompt_sheet import prompt_sheet
 from l2c.schedule.family import ScheduleFamily
 from l2c.schedule.schedule import CacheSchedule
 
@@ -180,6 +184,27 @@ class Benchmark:
             self.points = kept
             self._save()
 
+    def draw(self, path: Path) -> None:
+        """A sheet of the first ten pictures for the least work: fine steps, what was learned, and the best rival."""
+        cost = min(report.COSTS)
+        found = {
+            (variant.kind, variant.name): variant for variant in solvers() if variant.cost <= 1.02 * cost
+        }
+        known = {key: [p["error"] for p in self.points if found[key].is_in(p)] for key in found}
+        best = {
+            kind: min(
+                (key for key in found if key[0] == kind and known[key]), key=known.__getitem__, default=None
+            )
+            for kind in ("learned", "fewer steps")
+        }
+        rows = {f"{REFERENCE['steps']} evaluations": self._solution(report.DIT)[:10]}
+        for title, kind in (("learned", "learned"), ("best known solver", "fewer steps")):
+            if best[kind] is not None:
+                made = self._sample(report.DIT, found[best[kind]].options, 10)
+                rows[f"{title},\nthe work of {cost}"] = made
+        names = [CIFAR10_CLASSES[label] for label in self.labels[:10]]
+        atomic_write(path, prompt_sheet({title: to_pixels(part) for title, part in rows.items()}, names))
+
     def _save(self) -> None:
         Record(
             command="benchmarks/quality.py",
@@ -210,13 +235,13 @@ class Benchmark:
             atomic_write(path, safetensors.torch.save(pictures, {"what": what}))
         return self._solutions[model]
 
-    def _sample(self, model: str, options: dict[str, Any]) -> torch.Tensor:
+    def _sample(self, model: str, options: dict[str, Any], count: int | None = None) -> torch.Tensor:
         if model not in self._models:
             self._models[model] = l2c.load_model(model)
         return l2c.sample(
             self._models[model],
-            self.labels,
-            self.seeds,
+            self.labels[:count],
+            self.seeds[:count],
             guidance=GUIDANCE,
             batch_size=self.batch_size,
             **options,
@@ -237,6 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
     parser.add_argument("--limit", type=int, help="measure only so many variants of each part, for a try")
     parser.add_argument("--show", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw a sheet of those for the least work, too"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results/quality.json")
     options = parser.parse_args(arguments)
     try:
@@ -254,6 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{report.summary(benchmark.points)}")
     if benchmark.points:
         report.plot(benchmark.points, options.out.with_suffix(".png"))
+    if options.pictures:
+        benchmark.draw(options.out.with_name(f"{options.out.stem}-pictures.png"))
     return 0
 
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 import l2c
 from l2c.records import Record
@@ -78,7 +79,9 @@ def test_quality_says_which_rivals_are_not_beaten(quality):
 
 def test_quality_compares_with_the_best_rival(quality, tmp_path, capsys):
     out = tmp_path / "quality.json"
-    assert quality.main(["--images", "2", "--out", str(out), "--part", "solvers"]) == 0
+    assert quality.main(["--images", "2", "--out", str(out), "--part", "solvers", "--pictures"]) == 0
+    with Image.open(tmp_path / "quality-pictures.png") as sheet:
+        assert sheet.width > 400
     rivals = Record.load(out).results["points"]
     best = min(rivals, key=lambda point: point["error"])
     assert f"cost 6: best of fewer steps {best['error']:.4f} ({best['name']})" in capsys.readouterr().out
