@@ -187,21 +187,17 @@ class Benchmark:
     def draw(self, path: Path) -> None:
         """A sheet of the first ten pictures for the least work: fine steps, what was learned, and the best rival."""
         cost = min(report.COSTS)
-        found = {
-            (variant.kind, variant.name): variant for variant in solvers() if variant.cost <= 1.02 * cost
-        }
-        known = {key: [p["error"] for p in self.points if found[key].is_in(p)] for key in found}
-        best = {
-            kind: min(
-                (key for key in found if key[0] == kind and known[key]), key=known.__getitem__, default=None
-            )
-            for kind in ("learned", "fewer steps")
-        }
         rows = {f"{REFERENCE['steps']} evaluations": self._solution(report.DIT)[:10]}
         for title, kind in (("learned", "learned"), ("best known solver", "fewer steps")):
-            if best[kind] is not None:
-                made = self._sample(report.DIT, found[best[kind]].options, 10)
-                rows[f"{title},\nthe work of {cost}"] = made
+            measured = [
+                (point["error"], variant.options)
+                for variant in solvers()
+                for point in self.points
+                if variant.kind == kind and variant.cost <= 1.02 * cost and variant.is_in(point)
+            ]
+            if measured:
+                _, options = min(measured, key=lambda found: found[0])
+                rows[f"{title},\nthe work of {cost}"] = self._sample(report.DIT, options, 10)
         names = [CIFAR10_CLASSES[label] for label in self.labels[:10]]
         atomic_write(path, prompt_sheet({title: to_pixels(part) for title, part in rows.items()}, names))
 

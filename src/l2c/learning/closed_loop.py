@@ -220,9 +220,7 @@ class ClosedLoop:
             order=order,
             start=start,
             free_solver=free_solver,
-            scales=scales_of((self._references.fitting or self._references).target.shape, settings.scales)
-            if free_solver
-            else 1,
+            scales=scales_of((self._references.fitting or self._references).target.shape, settings.scales),
             bf16=settings.bf16,
             recompute=settings.recompute,
         )

@@ -89,9 +89,8 @@ class StepFit:
         self._scales = self.table.shape[1] // len(self.table)
         self.steps = self.table.new_zeros(*self.table.shape, self.table.shape[1])
         self._paths, self._log_snrs = paths, [*log_snrs, None]
-        self._products = torch.zeros(
-            0
-        )  # of bands of terms with each other, of each picture (B, bands, bands)
+        self._parts: list[Tensor] = []  # bands of every term so far
+        self._products = torch.zeros(0)  # of these with each other, of each picture (B, bands, bands)
         self._scale = paths.at(None).double().flatten(1).norm(dim=1).cpu()
 
     def __call__(self, evaluation: int, terms: Sequence[Tensor]) -> Tensor:
@@ -102,8 +101,8 @@ class StepFit:
             terms: Initial noise and all predictions so far, (B, ...) each.
         """
         target = self._paths.at(self._log_snrs[evaluation + 1]).to(terms[0]).double().flatten(1)
-        count, parts = len(terms), [self._bands(term) for term in terms]
-        self._extend(parts)
+        self._extend(terms)
+        count, parts = len(terms), self._parts
         towards = torch.stack([part @ target[:, :, None] for part in parts], dim=1)[..., 0].flatten(1).cpu()
         own = self.table[evaluation + 1].view(self._scales, -1)[:, :count]
         start = own.cumsum(0).T.flatten()  # of bands, term by term
@@ -111,9 +110,10 @@ class StepFit:
         length = target.square().sum(1).cpu()
         weights, found = self._scale**-2, start
         for _ in range(ROUNDS):
-            square = torch.einsum("b,bij->ij", weights, self._products) / (weights * self._scale**2).sum()
+            weights = weights / (weights @ self._scale**2)
+            square = torch.einsum("b,bij->ij", weights, self._products)
             square += RIDGE * square.diagonal().clamp_min(1e-12).diag()
-            found = start + torch.linalg.solve(square, weights @ rest / (weights * self._scale**2).sum())
+            found = start + torch.linalg.solve(square, weights @ rest)
             left = length - 2 * towards @ found + (self._products @ found) @ found
             distance = left.clamp_min(0).sqrt() / self._scale
             weights = self._scale**-2 / (distance + NEAR) ** 2
@@ -129,17 +129,16 @@ class StepFit:
         parts = bands(term[: len(self._paths.states)].float(), self._scales)
         return torch.stack([part.flatten(1) for part in parts], dim=1).double()
 
-    def _extend(self, parts: Sequence[Tensor]) -> None:
-        """Adds the products of the bands of terms that are new."""
-        known, size = self._products.shape[-1], len(parts) * self._scales
-        grown = torch.zeros(len(parts[0]), size, size, dtype=torch.float64)
+    def _extend(self, terms: Sequence[Tensor]) -> None:
+        """Adds the bands of the terms that are new, and their products."""
+        parts, known, size = self._parts, self._products.shape[-1], len(terms) * self._scales
+        grown = torch.zeros(len(self._paths.states), size, size, dtype=torch.float64)
         if known:
             grown[:, :known, :known] = self._products
-        for index in range(known // self._scales, len(parts)):
-            first = index * self._scales
-            products = torch.cat(
-                [parts[index] @ part.transpose(1, 2) for part in parts[: index + 1]], dim=2
-            ).cpu()
-            grown[:, first : first + self._scales, : products.shape[2]] = products
-            grown[:, : products.shape[2], first : first + self._scales] = products.transpose(1, 2)
+        for term in terms[len(parts) :]:
+            parts.append(self._bands(term))
+            products = torch.cat([parts[-1] @ part.transpose(1, 2) for part in parts], dim=2).cpu()
+            end = products.shape[2]
+            grown[:, end - self._scales : end, :end] = products
+            grown[:, :end, end - self._scales : end] = products.transpose(1, 2)
         self._products = grown

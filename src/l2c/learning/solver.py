@@ -119,10 +119,10 @@ def _learn_one(
     budget, trials = evaluations * costs.full, own.settings.trials
     structures: list[_Structure] = []
     for index, (starts, ratio, apart) in enumerate(tried):
-        loop = _from_best_start(
-            own, starts, _every(ratio, len(starts[0].run.timesteps), budget, costs), budget, stage
+        start = _every(ratio, len(starts[0].run.timesteps), budget, costs)
+        one = _Structure(
+            _from_best_start(own, starts, start, budget, stage), start, budget, costs, stage, apart=apart
         )
-        one = _Structure(loop, ratio, budget, costs, stage, apart)
         one.search(first_look(trials), until=LOOK_UNTIL * (index + 1) / len(tried))
         one.judge()
         structures.append(one)
@@ -182,7 +182,7 @@ class _Structure:
 
     Args:
         loop: Learning on a host with so many evaluations.
-        ratio: How many there are for each that is computed.
+        start: Where it computes at first.
         budget: What a run may cost, in the unit of the costs.
         costs: Cost of every layer.
         stage: Tells it from other budgets.
@@ -197,13 +197,12 @@ class _Structure:
     error: float
 
     def __init__(
-        self, loop: ClosedLoop, ratio: float, budget: float, costs: CostTable, stage: str, apart: bool
+        self, loop: ClosedLoop, start: Placement, budget: float, costs: CostTable, stage: str, *, apart: bool
     ) -> None:
-        self.loop, self._budget, self._costs, self._apart = loop, budget, costs, apart
+        self.loop, self._start, self._budget, self._costs, self._apart = loop, start, budget, costs, apart
         self._steps = len(loop.host.run.timesteps)
         self.name = f"{self._steps} evaluations{', passes apart' if apart else ''}"
         self._stage = f"of {self.name} {stage}".rstrip()
-        self._start = _every(ratio, self._steps, budget, costs)
 
     def search(self, trials: int, until: float) -> None:
         """Searches a mask, with so many trials in all and up to a share of the time limit."""

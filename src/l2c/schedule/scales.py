@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from l2c.schedule.forecast import combine
+
 MOST_SCALES = 4
 SMALLEST = 2
 """Pixels, or cells of latents, that the coarsest scale has at least on each side."""
@@ -72,12 +74,7 @@ def weigh_terms(terms: Sequence[Tensor], row: Tensor) -> Tensor:
         terms: Initial noise and predictions.
         row: Weights (scales, terms or more): of the terms as they are, and of what each scale lets pass of them.
     """
-    total = terms[0] * row[0, 0]
-    for index, term in enumerate(terms[1:], start=1):
-        total = total + term * row[0, index]
-    for scale in range(1, len(row)):
-        passed = terms[0] * row[scale, 0]
-        for index, term in enumerate(terms[1:], start=1):
-            passed = passed + term * row[scale, index]
-        total = total + low_pass(passed, scale)
+    total, *passed = (combine(terms, weights.unbind()) for weights in row[:, : len(terms)])
+    for scale, part in enumerate(passed, start=1):
+        total = total + low_pass(part, scale)
     return total
