@@ -45,13 +45,15 @@ class SolverTable:
 
     Attributes:
         log_snrs: Half log-SNR of every evaluation (N,).
-        weights: Table of `l2c.sampling.linear.LinearSolver` (N + 1, scales (N + 1)).
+        weights: Table of `l2c.sampling.linear.LinearSolver` (N + 1, scales (N + 1)), or several side by side.
         fit: What gives the weights of a step in place of the table's, where they are found on the way; see there.
+        degree: Of the polynomial in the guidance scale that the weights are, on a host with a range of guidance.
     """
 
     log_snrs: Tensor
     weights: Tensor
     fit: RowFit | None = None
+    degree: int = 0
 
 
 class Handle(Protocol):

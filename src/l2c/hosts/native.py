@@ -205,10 +205,9 @@ class ModelHost:
         assert isinstance(examples, LabelledNoise)
         own = None
         if solver is not None:
-            own = (
-                LinearSolver(self.run, solver.weights.float(), solver.fit),
-                self.timesteps_of(solver.log_snrs).float(),
-            )
+            powers = examples.powers(self.scales, solver.degree)
+            linear = LinearSolver(self.run, solver.weights.float(), solver.fit, powers)
+            own = linear, self.timesteps_of(solver.log_snrs).float()
         return self.sampler(
             examples.noise, examples.labels, observer, solver=own, bf16=bf16, scales=examples.scales
         )
@@ -333,6 +332,7 @@ def learned_run(run: Run, solver: SolverTable, timesteps: Tensor) -> Run:
         timesteps=tuple(timesteps.float().tolist()),
         log_snrs=tuple(solver.log_snrs.tolist()),
         weights=tuple(tuple(row) for row in solver.weights.float().tolist()),
+        guidance_degree=solver.degree,
     )
 
 

@@ -221,6 +221,7 @@ class ClosedLoop:
             start=start,
             free_solver=free_solver,
             scales=scales_of((self._references.fitting or self._references).target.shape, settings.scales),
+            degree=settings.guidance_degree,
             bf16=settings.bf16,
             recompute=settings.recompute,
         )

@@ -75,7 +75,9 @@ class StepFit:
         paths: Solutions of the first pictures of the run, to which it is fitted; the others only go on with it.
         log_snrs: Half log-SNR of every evaluation (N,), rising.
         table: Weights to begin with and to stay near (N + 1, N + 1), or as many such tables side by side as there are
-            scales to weigh apart; see `l2c.schedule.scales`.
+            scales to weigh apart; see `l2c.schedule.scales`. Where they follow the guidance scale, the same again for
+            each further power of it.
+        degree: Of the polynomial in the guidance scale.
 
     Attributes:
         table: The weights, those that have been found so far in their places.
@@ -84,45 +86,59 @@ class StepFit:
             are large, or less, each in a direction of its own.
     """
 
-    def __init__(self, paths: Paths, log_snrs: Sequence[float], table: Tensor) -> None:
+    def __init__(self, paths: Paths, log_snrs: Sequence[float], table: Tensor, degree: int = 0) -> None:
         self.table = table.detach().double().cpu().clone()
-        self._scales = self.table.shape[1] // len(self.table)
+        self._powers = degree + 1
+        self._scales = self.table.shape[1] // (len(self.table) * self._powers)
         self.steps = self.table.new_zeros(*self.table.shape, self.table.shape[1])
         self._paths, self._log_snrs = paths, [*log_snrs, None]
         self._parts: list[Tensor] = []  # bands of every term so far
         self._products = torch.zeros(0)  # of these with each other, of each picture (B, bands, bands)
         self._scale = paths.at(None).double().flatten(1).norm(dim=1).cpu()
 
-    def __call__(self, evaluation: int, terms: Sequence[Tensor]) -> Tensor:
-        """Weights (scales, evaluation + 2) of a step.
+    def __call__(self, evaluation: int, terms: Sequence[Tensor], powers: Tensor | None = None) -> Tensor:
+        """Weights (powers scales, evaluation + 2) of a step.
 
         Args:
             evaluation: From which it is.
             terms: Initial noise and all predictions so far, (B, ...) each.
+            powers: Of the guidance scale of each picture (B, degree + 1), where the weights follow it.
         """
         target = self._paths.at(self._log_snrs[evaluation + 1]).to(terms[0]).double().flatten(1)
         self._extend(terms)
         count, parts = len(terms), self._parts
         towards = torch.stack([part @ target[:, :, None] for part in parts], dim=1)[..., 0].flatten(1).cpu()
-        own = self.table[evaluation + 1].view(self._scales, -1)[:, :count]
-        start = own.cumsum(0).T.flatten()  # of bands, term by term
-        rest = towards - self._products @ start
         length = target.square().sum(1).cpu()
+        if powers is None:
+            powers = target.new_ones(len(target), 1)
+        each = powers[: len(target)].double().cpu()  # (B, powers)
+        own = self.table[evaluation + 1].view(self._powers, self._scales, -1)[:, :, :count]
+        start = own.cumsum(1).transpose(1, 2).flatten(1)  # (powers, bands), term by term
+        rest = towards - torch.einsum("bij,bj->bi", self._products, each @ start)
         weights, found = self._scale**-2, start
         for _ in range(ROUNDS):
             weights = weights / (weights @ self._scale**2)
-            square = torch.einsum("b,bij->ij", weights, self._products)
+            square = torch.einsum("b,bp,bq,bij->piqj", weights, each, each, self._products)
+            square = square.reshape(start.numel(), -1)
             square += RIDGE * square.diagonal().clamp_min(1e-12).diag()
-            found = start + torch.linalg.solve(square, weights @ rest)
-            left = length - 2 * towards @ found + (self._products @ found) @ found
+            aim = torch.einsum("b,bp,bi->pi", weights, each, rest)
+            found = start + torch.linalg.solve(square, aim.flatten()).view_as(start)
+            mine = each @ found  # (B, bands)
+            left = length - 2 * (towards * mine).sum(1)
+            left += torch.einsum("bi,bij,bj->b", mine, self._products, mine)
             distance = left.clamp_min(0).sqrt() / self._scale
             weights = self._scale**-2 / (distance + NEAR) ** 2
-        own.copy_(of_bands(found.view(count, self._scales).T))
+        own.copy_(self._as_weights(found.flatten()[:, None], count)[..., 0])
         root = torch.linalg.cholesky_ex(square).L
         steps = torch.linalg.solve_triangular(root.T, torch.eye(len(root), dtype=root.dtype), upper=True)
-        places = self.steps[evaluation + 1].view(self._scales, len(self.table), -1)
-        places[:, :count, : len(root)] = of_bands(steps.view(count, self._scales, -1).transpose(0, 1))
-        return own.to(terms[0])
+        places = self.steps[evaluation + 1].view(self._powers, self._scales, len(self.table), -1)
+        places[:, :, :count, : len(root)] = self._as_weights(steps, count)
+        return own.flatten(0, 1).to(terms[0])
+
+    def _as_weights(self, of_parts: Tensor, count: int) -> Tensor:
+        """Weights (powers, scales, terms, N) of weights of bands (powers terms scales, N), of so many terms."""
+        parts = of_parts.view(self._powers, count, self._scales, -1)
+        return of_bands(parts.permute(2, 0, 1, 3)).transpose(0, 1)
 
     def _bands(self, term: Tensor) -> Tensor:
         """Bands of a term (B, scales, values), of the pictures that it is fitted to."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from l2c.documents import MOST_EVALUATIONS, Count, LearningRate, Real, Whole
 from l2c.errors import ConfigError
 from l2c.learning.task import TaskSettings
+from l2c.schedule.contract import MOST_DEGREE
 from l2c.schedule.scales import MOST_SCALES
 
 HELD_OUT_SHARE = 0.25
@@ -39,6 +40,8 @@ class LearnSettings(TaskSettings):
         level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew.
         scales: Of detail, at most, that a learned solver weighs apart, where its samples are maps and not tokens; 1
             weighs coarse and fine alike.
+        guidance_degree: Of the polynomial in the guidance scale that the weights of a learned solver are, where
+            guidance is a range; 0 has the same weights at every scale.
         branches: Whether the passes of guidance may have rows of their own, on a host that can run them apart.
         recompute: Keep only the inputs of computed layers for the backward pass and compute the layers again in
             it: a third more time, for a fraction of the memory. `evaluations`, for pipelines: keep only the latents of
@@ -59,6 +62,7 @@ class LearnSettings(TaskSettings):
     fit_examples: Count = 24
     level_trials: Annotated[Whole, Field(ge=0)] = 16
     scales: Annotated[Count, Field(le=MOST_SCALES)] = MOST_SCALES
+    guidance_degree: Annotated[Whole, Field(ge=0, le=MOST_DEGREE)] = 2
     branches: bool = True
     recompute: Literal[False, True, "evaluations", "offload"] = False
 

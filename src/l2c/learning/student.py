@@ -48,6 +48,7 @@ class Student(nn.Module):
         start: Weights (evaluations, layers, history) that forecasts begin with instead.
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
         scales: Of detail, which a free solver weighs apart; see `l2c.schedule.scales`.
+        degree: Of the polynomial in the guidance scale that its weights are, on a host with a range of guidance.
         bf16: Run the network in bfloat16 in training mode; in evaluation mode, it runs in its own precision.
         recompute: Keep only the inputs of computed layers for the backward pass; `evaluations`: only those of whole
             calls of the network, and the values that are reused; `offload`: those in CPU memory.
@@ -57,9 +58,9 @@ class Student(nn.Module):
         shifts: With a free solver, how far each noise level is moved (evaluations,), in distances to its nearer
             neighbour. The first stays where it is, since the initial noise is given.
         corrections: With a free solver, how far each row of its table goes along the columns of its steps
-            (evaluations + 1, scales (evaluations + 1)).
-        fitted: With a free solver, what a fit has added to its table (evaluations + 1, scales (evaluations + 1)), and
-            the steps that it goes on in; see `StepFit`.
+            (evaluations + 1, powers scales (evaluations + 1)).
+        fitted: With a free solver, what a fit has added to its table (evaluations + 1, powers scales (evaluations +
+            1)), and the steps that it goes on in; see `StepFit`.
 
     Raises:
         ScheduleError: If a layer is reused before it was ever computed.
@@ -75,6 +76,7 @@ class Student(nn.Module):
         start: Tensor | None = None,
         free_solver: bool = False,
         scales: int = 1,
+        degree: int = 0,
         bf16: bool = False,
         recompute: bool | str = False,
     ) -> None:
@@ -88,7 +90,9 @@ class Student(nn.Module):
         self._log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64, device=device)
         self._room = room(self._log_snrs)
         self.shifts = nn.Parameter(torch.zeros(count, device=device)) if free_solver else None
-        self._scales, size = scales, scales * (count + 1)
+        self._degree = degree if run.guidance_range is not None else 0
+        self._tables = scales * (self._degree + 1)
+        size = self._tables * (count + 1)
         self.corrections = nn.Parameter(torch.zeros(count + 1, size, device=device)) if free_solver else None
         self.fitted = self._not_fitted() if free_solver else None
         self._handle: Handle | None = None
@@ -144,7 +148,7 @@ class Student(nn.Module):
         assert solver is not None
         self._handle.use(self.forecasts.plan(solver.log_snrs))
         base = self._start_of(solver.log_snrs)
-        fit = StepFit(paths, solver.log_snrs.tolist(), base)
+        fit = StepFit(paths, solver.log_snrs.tolist(), base, self._degree)
         made, _ = self._host.together(
             examples, bf16=self._bf16 and self.training, solver=replace(solver, fit=fit)
         )
@@ -187,12 +191,13 @@ class Student(nn.Module):
         added = known + (steps @ self.corrections[:, :, None])[..., 0]
         free = torch.ones(len(added), len(added), device=added.device).tril()
         free[0] = 0  # the initial noise is the first input
-        return SolverTable(log_snrs, self._start_of(log_snrs) + free.repeat(1, self._scales) * added)
+        table = self._start_of(log_snrs) + free.repeat(1, self._tables) * added
+        return SolverTable(log_snrs, table, degree=self._degree)
 
     def _start_of(self, log_snrs: Tensor) -> Tensor:
         """The table that a free solver has before anything is fitted or learned."""
         start = self._host.multistep_table(log_snrs).float()
-        return F.pad(start, (0, (self._scales - 1) * len(start)))
+        return F.pad(start, (0, (self._tables - 1) * len(start)))
 
     def _not_fitted(self) -> tuple[Tensor, Tensor]:
         assert self.corrections is not None

@@ -23,17 +23,18 @@ LEARNED = "learned"
 """Name of solvers whose table was learned."""
 
 
-RowFit = Callable[[int, Sequence[Tensor]], Tensor]
-"""(evaluation, initial noise and predictions so far) -> weights (scales, terms) that make the next network input."""
+RowFit = Callable[[int, Sequence[Tensor], Tensor | None], Tensor]
+"""(evaluation, initial noise and predictions so far, powers of the guidance scales) -> weights (scales, terms), or one
+after another those for each power (powers scales, terms), that make the next network input."""
 
 
-def check_table(rows: Sequence[Sequence[float]] | Tensor, evaluations: int) -> None:
+def check_table(rows: Sequence[Sequence[float]] | Tensor, evaluations: int, degree: int = 0) -> None:
     """Checks the size of the table of a `LinearSolver`.
 
     Raises:
         ConfigError: If it is not one of so many evaluations.
     """
-    if not scales_in(rows, evaluations):
+    if not scales_in(rows, evaluations, degree):
         size, widths = evaluations + 1, sorted({len(row) for row in rows})
         raise ConfigError(
             f"a learned solver of {evaluations} evaluations has a table of {size} x {size} weights, or up to "
@@ -52,17 +53,21 @@ class LinearSolver:
             (N + 1, scales (N + 1)), for what each further scale lets pass of noise and predictions
             (`l2c.schedule.scales.low_pass`).
         fit: What gives the weights of a step instead, where they are found on the way.
+        powers: Of the guidance scale of each sample (B, degree + 1); its weights are then so many tables side by side,
+            each times its power, together. See `Run.at_guidance`.
 
     Source: Non-stationary solvers, arXiv 2403.01329, section 3.
     """
 
     init_scale = 1.0
 
-    def __init__(self, run: Run, weights: Tensor, fit: RowFit | None = None) -> None:
-        check_table(weights, len(run.timesteps))
+    def __init__(
+        self, run: Run, weights: Tensor, fit: RowFit | None = None, powers: Tensor | None = None
+    ) -> None:
+        check_table(weights, len(run.timesteps), 0 if powers is None else powers.shape[1] - 1)
         self.run = run
         self.weights = weights
-        self._fit = fit
+        self._fit, self._powers = fit, powers
         self._terms: list[Tensor] = []  # the initial noise, then every prediction so far
 
     @classmethod
@@ -74,6 +79,7 @@ class LinearSolver:
         """
         if run.weights is None:
             raise ConfigError(f"{run.title} brings no weights of a solver")
+        run = run.at_guidance(run.guidance)
         return cls(run, torch.tensor(run.weights))
 
     def scale_input(self, x: Tensor, evaluation: int) -> Tensor:
@@ -86,8 +92,13 @@ class LinearSolver:
             self._terms = [x]
         self._terms.append(prediction)
         if self._fit is not None:
-            return weigh_terms(self._terms, self._fit(evaluation, self._terms))
-        return weigh_terms(self._terms, self.weights[evaluation + 1].view(-1, len(self.weights)))
+            row = self._fit(evaluation, self._terms, self._powers)
+        else:
+            row = self.weights[evaluation + 1].view(-1, len(self.weights))
+        if self._powers is not None:
+            row = row.reshape(self._powers.shape[1], -1, row.shape[-1])
+            row = torch.einsum("bp,pst->stb", self._powers, row)[..., None, None, None]
+        return weigh_terms(self._terms, row)
 
 
 def solver_table(solver: Solver) -> Tensor:

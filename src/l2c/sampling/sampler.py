@@ -55,7 +55,7 @@ class Sampler:
     @classmethod
     def of_run(cls, denoiser: Denoiser, run: Run, guidance: Guidance) -> Sampler:
         """A sampler that makes a run as a schedule records it, apart from guidance."""
-        learned = run if run.weights is not None else None
+        learned = run.at_guidance(guidance.scale) if run.weights is not None else None
         return cls(denoiser, run.solver, run.steps, run.spacing, guidance, learned)
 
     def make_solver(self) -> Solver:

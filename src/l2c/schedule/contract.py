@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from l2c.documents import MOST_EVALUATIONS, MOST_LAYERS, Count, Finite
 from l2c.errors import ContractError
@@ -21,6 +23,9 @@ LAST_TOLERANCE = 1e-3
 """Of a last noise level in half log-SNR that stays where it is while all others are shifted."""
 LARGEST_LOG_SNR = 7.0
 """Half log-SNRs are kept within this: a flow begins at pure noise, where they are infinite."""
+
+MOST_DEGREE = 3
+"""Of a polynomial in the guidance scale."""
 
 Levels = Annotated[tuple[Finite, ...], Field(max_length=MOST_EVALUATIONS)]
 """A number of every evaluation."""
@@ -42,6 +47,8 @@ class Run:
         call: What else a pipeline was called with that changes the run, by name: further guidance scales, `eta`. Empty
             if that is not known.
         guidance_range: Lowest and highest guidance scale that the schedule was learned for, where it is not one only.
+        guidance_degree: Of the polynomial in the guidance scale that the weights are; its coefficients are so many
+            tables side by side and one more, see `at_guidance`.
     """
 
     solver: str
@@ -53,6 +60,7 @@ class Run:
     weights: tuple[tuple[Finite, ...], ...] | None = None
     call: tuple[tuple[str, Finite | str | tuple[Finite, ...]], ...] = ()
     guidance_range: tuple[Finite, Finite] | None = None
+    guidance_degree: Annotated[int, Field(ge=0, le=MOST_DEGREE)] = 0
 
     def since(self, first: int) -> Run:
         """What is left of the run from an evaluation on, as image to image begins late."""
@@ -63,7 +71,29 @@ class Run:
     @property
     def scales(self) -> int:
         """Scales of detail that a learned solver weighs apart; 1 for every other solver."""
-        return 1 if self.weights is None else scales_in(self.weights, len(self.timesteps))
+        if self.weights is None:
+            return 1
+        return scales_in(self.weights, len(self.timesteps), self.guidance_degree)
+
+    def at_guidance(self, guidance: float | None) -> Run:
+        """The run at one scale of its range, whose solver has one table; the middle of the range for None.
+
+        Beyond the range, the table is that of its nearer end.
+        """
+        if not self.guidance_degree or self.weights is None or self.guidance_range is None:
+            return self
+        scale = sum(self.guidance_range) / 2 if guidance is None else guidance
+        powers = guidance_powers(torch.tensor([scale]), self.guidance_range, self.guidance_degree)
+        table = torch.tensor(self.weights).view(len(self.weights), powers.shape[1], -1)
+        weights = torch.einsum("p,npk->nk", powers[0], table)
+        return replace(self, weights=tuple(map(tuple, weights.tolist())), guidance_degree=0)
+
+    @property
+    def version(self) -> int:
+        """Of the file format that it needs."""
+        if self.guidance_degree:
+            return 4
+        return 3 if self.scales > 1 else 1 if self.guidance_range is None else 2
 
     @property
     def by_scheduler(self) -> bool:
@@ -149,7 +179,7 @@ class Contract:
                         f"schedule was made for {mine.title}, whose evaluation {at} is at {what} {a:g}, but in "
                         f"{run.title} it is at {b:g}{mine.about_shifts}; {advice}"
                     )
-        if mine.weights != run.weights:
+        if mine.at_guidance(run.guidance).weights != run.at_guidance(run.guidance).weights:
             return ContractError(f"the run has another learned solver than the schedule; {advice}")
         return None
 
@@ -236,3 +266,14 @@ class Contract:
 
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def guidance_powers(scales: Tensor, bounds: tuple[float, float], degree: int) -> Tensor:
+    """Powers 0 to `degree` (B, degree + 1) of guidance scales (B,), which go from -1 to 1 within bounds.
+
+    >>> guidance_powers(torch.tensor([1.0, 2.0, 9.0]), (1, 5), 2).tolist()
+    [[1.0, -1.0, 1.0], [1.0, -0.5, 0.25], [1.0, 1.0, 1.0]]
+    """
+    low, high = bounds
+    along = ((2 * scales - low - high) / (high - low)).clamp(-1, 1)
+    return torch.stack([along**power for power in range(degree + 1)], dim=1)

@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 from l2c.documents import Cost, Count, Finite
 from l2c.layers import LayerTable
 from l2c.schedule.contract import Contract
-from l2c.schedule.scales import scales_in
 
 MOST_SCHEDULES = 1000
 """Of a family."""
@@ -80,7 +79,7 @@ def _sized(table: LayerTable) -> LayerTable:
 
 def _fitting(contract: Contract) -> Contract:
     run, count = contract.run, len(contract.run.timesteps)
-    if len(run.log_snrs) != count or (run.weights is not None and not scales_in(run.weights, count)):
+    if len(run.log_snrs) != count or (run.weights is not None and not run.scales):
         raise ValueError(f"its log_snrs and weights are not those of {count} evaluations")
     return contract
 

@@ -58,6 +58,8 @@ def interchange(schedule: _Interchanged) -> dict[str, Any]:
             "timesteps": list(run.timesteps),
             "log_snrs": list(run.log_snrs),
             "guidance": run.guidance,
+            "guidance_range": None if run.guidance_range is None else list(run.guidance_range),
+            "guidance_degree": run.guidance_degree,
             "call": {name: list(v) if isinstance(v, tuple) else v for name, v in run.call},
             "solver_weights": None if run.weights is None else [list(row) for row in run.weights],
         },

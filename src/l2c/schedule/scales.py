@@ -31,12 +31,19 @@ def scales_of(shape: Sequence[int], most: int = MOST_SCALES) -> int:
     return max(1, min(most, (min(shape[-2:]) // SMALLEST).bit_length()))
 
 
-def scales_in(rows: Sequence[Sequence[float]] | Tensor, evaluations: int) -> int:
-    """Scales of the table of a learned solver; 0 if it is no table of so many evaluations."""
-    size = evaluations + 1
+def scales_in(rows: Sequence[Sequence[float]] | Tensor, evaluations: int, degree: int = 0) -> int:
+    """Scales of the table of a learned solver; 0 if it is no table of so many evaluations.
+
+    Args:
+        rows: The table.
+        evaluations: Of the solver.
+        degree: Of the polynomial in the guidance scale that its weights are; see `Run.at_guidance`.
+    """
+    size, parts = evaluations + 1, degree + 1
     widths = {len(row) for row in rows}
     width = widths.pop() if len(rows) == size and len(widths) == 1 else 0
-    return width // size if not width % size and width <= MOST_SCALES * size else 0
+    whole = not width % (size * parts) and width <= MOST_SCALES * size * parts
+    return width // (size * parts) if whole else 0
 
 
 def low_pass(x: Tensor, scale: int) -> Tensor:
@@ -72,7 +79,8 @@ def weigh_terms(terms: Sequence[Tensor], row: Tensor) -> Tensor:
 
     Args:
         terms: Initial noise and predictions.
-        row: Weights (scales, terms or more): of the terms as they are, and of what each scale lets pass of them.
+        row: Weights (scales, terms or more): of the terms as they are, and of what each scale lets pass of them. Where
+            those of each sample differ, (scales, terms or more, B, 1, ...).
     """
     total, *passed = (combine(terms, weights.unbind()) for weights in row[:, : len(terms)])
     for scale, part in enumerate(passed, start=1):

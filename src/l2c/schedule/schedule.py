@@ -27,9 +27,9 @@ from l2c.schedule.interchange import interchange
 from l2c.schedule.summary import summarize
 
 FORMAT = "l2c.cache-schedule"
-VERSION = 3
-"""Of what is read; version 2 is written where the passes of guidance have rows of their own, or for a range of it, and
-version 3 where a solver weighs coarse and fine detail apart."""
+VERSION = 4
+"""Of what is read; 2 is written where passes of guidance have rows of their own, or for a range of it, 3 where a solver
+weighs coarse and fine detail apart, 4 where its weights follow the guidance scale."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +99,7 @@ class CacheSchedule:
     @property
     def version(self) -> int:
         """Of the file format that it needs; older programs read what has no axis of branches and no range."""
-        run = self.contract.run
-        if run.scales > 1:
-            return 3
-        return 2 if self.has_branches or run.guidance_range is not None else 1
+        return max(self.contract.run.version, 2 if self.has_branches else 1)
 
     def guidance_note(self, run: Run) -> str | None:
         """See `Contract.guidance_note`; with the errors that were measured at several scales, where they were."""
@@ -222,8 +219,9 @@ class CacheSchedule:
         if self.predictor.coefficients is not None:
             tensors["coefficients"] = self.predictor.coefficients.detach().float().contiguous()
         contract = asdict(self.contract)
-        if self.contract.run.guidance_range is None:  # which older programs do not know
-            del contract["run"]["guidance_range"]
+        for name in ("guidance_range", "guidance_degree"):  # which older programs do not know
+            if not contract["run"][name]:
+                del contract["run"][name]
         header = {
             "layers": self.layers.to_json(),
             "contract": contract,

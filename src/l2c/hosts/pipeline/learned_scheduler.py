@@ -245,7 +245,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         place = len(self._terms) - 2
         table = self._run_table
         own = table[place + 1].view(-1, len(table))
-        total = weigh_terms(self._terms, own if self._fit is None else self._fit(place, self._terms))
+        total = weigh_terms(self._terms, own if self._fit is None else self._fit(place, self._terms, None))
         self._step_index += 1
         if self._step_index == len(self.timesteps):
             self._terms = []
