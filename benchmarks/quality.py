@@ -10,6 +10,8 @@ Part `curves`, for three pairs of a model and a solver: the schedule families th
 fewer steps, every n-th evaluation computed with copied and with Taylor-extrapolated outputs, and routers learned as in
 the paper. Part `solvers`, on the DiT: schedules that were learned with their solver, against the best of fewer steps
 over known solvers and spacings, and against plain fewer steps whose solver and spacing were learned in the same way.
+Part `guidance`, on the DiT at the cost of 8: a schedule that was learned for a range of guidance scales, at four of
+them, against the best of fewer steps there, and against schedules learned for one scale; half of the pictures.
 
 Every variant is recorded as soon as it is done, and what the record has is not sampled again: an interrupted run
 goes on where it was. `python benchmarks/quality.py --show` prints the tables and draws the plots from the record, and
@@ -58,6 +60,8 @@ RIVALS = [
     ("dpmsolver++3", "karras"),
     ("dpmsolver++", "linspace"),
 ]
+GUIDED_RIVALS = [pair for pair in RIVALS if pair[1] != "karras" and pair[0] != "dpmsolver++"] + [RIVALS[-1]]
+"""Of which the best is among the best at every scale."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Variant:
         cost: In full evaluations.
         model: Name of the model.
         options: Of `l2c.sample`.
+        guidance: Its scale.
     """
 
     part: str
@@ -79,6 +84,7 @@ class Variant:
     cost: float
     model: str
     options: dict[str, Any]
+    guidance: float = GUIDANCE
 
     @property
     def schedule(self) -> str:
@@ -141,6 +147,27 @@ def solvers() -> Iterator[Variant]:
             yield Variant("solvers", "fewer steps", f"{solver}, {spacing}, {cost}", cost, report.DIT, options)
 
 
+def guided() -> Iterator[Variant]:
+    """Everything that is compared at several guidance scales, at one cost."""
+    cost, name = report.GUIDED_COST, f"{report.DIT}-auto-{report.GUIDED_COST}"
+    known = {
+        "learned for the range": ASSETS / f"{name}-guidance-1-5.safetensors",
+        "learned for 1.5": ASSETS / f"{name}.safetensors",
+        "learned for 5": LEARNED / f"{name}-guidance-5.safetensors",
+    }
+    for scale in report.GUIDANCE_SCALES:
+        for kind, path in known.items():
+            if path.is_file():
+                schedule = CacheSchedule.load(path)
+                spent = schedule.num_evaluations * schedule.cost.fraction
+                named = f"{path.stem} at {scale:g}"
+                yield Variant("guidance", kind, named, spent, report.DIT, {"schedule": schedule}, scale)
+        for solver, spacing in GUIDED_RIVALS:
+            options = {"solver": solver, "spacing": spacing, "steps": cost}
+            named = f"{solver}, {spacing}, {cost} at {scale:g}"
+            yield Variant("guidance", "fewer steps", named, cost, report.DIT, options, scale)
+
+
 class Benchmark:
     """Samples variants one after another into a record that is written after each."""
 
@@ -153,13 +180,15 @@ class Benchmark:
         self.points: list[dict[str, Any]] = []
         self._read()
         self._models: dict[str, torch.nn.Module] = {}
-        self._solutions: dict[str, torch.Tensor] = {}
+        self._solutions: dict[tuple[str, float], torch.Tensor] = {}
 
     def measure(self, variant: Variant) -> None:
         """Error and cost of one variant, unless the record has them."""
         if any(map(variant.is_in, self.points)):
             return
-        errors = rmse(self._sample(variant.model, variant.options), self._solution(variant.model))
+        count = len(self.seeds) // 2 if variant.part == "guidance" else None
+        made = self._sample(variant.model, variant.options, count, variant.guidance)
+        errors = rmse(made, self._solution(variant.model, variant.guidance)[: len(made)])
         point = {
             "part": variant.part,
             "kind": variant.kind,
@@ -170,6 +199,7 @@ class Benchmark:
             "standard_error": (errors.std() / len(errors) ** 0.5).item(),
             "p95": errors.quantile(0.95).item(),
             "worst": errors.max().item(),
+            "guidance": variant.guidance,
         }
         self._read()
         self.points.append(point)
@@ -216,29 +246,34 @@ class Benchmark:
             record = Record.load(self.out)
             self.points = record.results["points"] if record.config == self.config else []
 
-    def _solution(self, model: str) -> torch.Tensor:
+    def _solution(self, model: str, guidance: float = GUIDANCE) -> torch.Tensor:
         """The pictures in fine steps, kept beside the record since they take as long as many variants together."""
-        if model not in self._solutions:
-            path = self.out.with_name(f"{self.out.stem}-solution-{model}.safetensors")
-            what = json.dumps([self.config, self.seeds])
+        key = model, guidance
+        if key not in self._solutions:
+            other, count, what = "", None, json.dumps([self.config, self.seeds])
+            if guidance != GUIDANCE:
+                other, count = f"-at-{guidance:g}", len(self.seeds) // 2
+            path = self.out.with_name(f"{self.out.stem}-solution-{model}{other}.safetensors")
             if path.is_file():
                 with safe_open(path, framework="pt") as file:
                     if (file.metadata() or {}).get("what") == what:
-                        self._solutions[model] = file.get_tensor("pictures")
-                        return self._solutions[model]
-            self._solutions[model] = self._sample(model, REFERENCE)
-            pictures = {"pictures": self._solutions[model].contiguous()}
+                        self._solutions[key] = file.get_tensor("pictures")
+                        return self._solutions[key]
+            self._solutions[key] = self._sample(model, REFERENCE, count, guidance)
+            pictures = {"pictures": self._solutions[key].contiguous()}
             atomic_write(path, safetensors.torch.save(pictures, {"what": what}))
-        return self._solutions[model]
+        return self._solutions[key]
 
-    def _sample(self, model: str, options: dict[str, Any], count: int | None = None) -> torch.Tensor:
+    def _sample(
+        self, model: str, options: dict[str, Any], count: int | None = None, guidance: float = GUIDANCE
+    ) -> torch.Tensor:
         if model not in self._models:
             self._models[model] = l2c.load_model(model)
         return l2c.sample(
             self._models[model],
             self.labels[:count],
             self.seeds[:count],
-            guidance=GUIDANCE,
+            guidance=guidance,
             batch_size=self.batch_size,
             **options,
         )
@@ -252,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts: dict[str, Callable[[], Iterator[Variant]]] = {
         **{pair.name: (lambda pair=pair: curve(pair)) for pair in report.PAIRS},
         "solvers": solvers,
+        "guidance": guided,
     }
     parser.add_argument("--part", choices=parts, action="append", help="repeatable; all by default")
     parser.add_argument("--images", type=int, default=64, help="at least 2 (default %(default)s)")

@@ -19,6 +19,8 @@ COSTS = (12, 10, 8, 6, 4)
 """In whole evaluations, at which learned solvers are compared."""
 RATIO_TARGETS = {12: 0.36, 10: 0.30, 8: 0.32, 6: 0.34, 4: 0.50}
 """By cost: largest error relative to the best of fewer steps."""
+GUIDANCE_SCALES, GUIDED_COST, GUIDED_TARGET = (1.0, 1.5, 3.0, 5.0), 8, 0.45
+"""Where a schedule for a range of guidance is compared, and its largest error relative to the best of fewer steps."""
 CURVE = (0.3, 0.9)
 """Shares of the MACs between which a learned schedule must beat every rival that costs no less."""
 
@@ -80,7 +82,29 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
                     f"  {point['kind']} at {point['cost']:.2f}: {point['error']:.4f} +- "
                     f"{point['standard_error']:.4f}, {point['error'] / best['error']:.2f} of that{target}{_tail(point)}"
                 )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_guided(points)])
+
+
+def _guided(points: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of every guidance scale."""
+    lines = []
+    for scale in GUIDANCE_SCALES:
+        own = [p for p in points if p["part"] == "guidance" and p["guidance"] == scale]
+        rivals = [point for point in own if point["kind"] == "fewer steps"]
+        if not rivals:
+            continue
+        best = min(rivals, key=lambda point: point["error"])
+        lines.append(
+            f"guidance {scale:g}: best of fewer steps {best['error']:.4f} ({best['name']}){_tail(best)}"
+        )
+        for point in own:
+            if point not in rivals:
+                target = f" (target {GUIDED_TARGET:.2f})" if "range" in point["kind"] else ""
+                lines.append(
+                    f"  {point['kind']}: {point['error']:.4f} +- {point['standard_error']:.4f}, "
+                    f"{point['error'] / best['error']:.2f} of that{target}{_tail(point)}"
+                )
+    return lines
 
 
 def _tail(point: dict[str, Any]) -> str:
