@@ -27,6 +27,7 @@ from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import structures_of
 from l2c.learning.student import Student
 from l2c.schedule.cost import CostTable
+from l2c.schedule.scales import scales_of
 
 PER_COMPUTED = 2
 """Evaluations of a learned solver for each that is computed, as the estimate assumes."""
@@ -203,6 +204,8 @@ def _prices(
     def student() -> Student:
         how: dict[str, Any] = {
             "free_solver": free_solver,
+            "scales": scales_of((1, *host.table.sample_shape), settings.scales),
+            "degree": settings.guidance_degree,
             "bf16": settings.bf16,
             "recompute": settings.recompute,
         }
