@@ -108,27 +108,26 @@ class StepFit:
         self._extend(terms)
         count, parts = len(terms), self._parts
         towards = torch.stack([part @ target[:, :, None] for part in parts], dim=1)[..., 0].flatten(1).cpu()
-        length = target.square().sum(1).cpu()
-        if powers is None:
-            powers = target.new_ones(len(target), 1)
-        each = powers[: len(target)].double().cpu()  # (B, powers)
+        products = self._products
+        if powers is not None:
+            each = powers[: len(target)].double().cpu()
+            towards = torch.einsum("bp,bi->bpi", each, towards).flatten(1)
+            products = torch.einsum("bp,bq,bij->bpiqj", each, each, products)
+            products = products.reshape(len(each), towards.shape[1], -1)
         own = self.table[evaluation + 1].view(self._powers, self._scales, -1)[:, :, :count]
-        start = own.cumsum(1).transpose(1, 2).flatten(1)  # (powers, bands), term by term
-        rest = towards - torch.einsum("bij,bj->bi", self._products, each @ start)
+        start = own.cumsum(1).transpose(1, 2).flatten()  # of bands, term by term, one power after another
+        rest = towards - products @ start
+        length = target.square().sum(1).cpu()
         weights, found = self._scale**-2, start
         for _ in range(ROUNDS):
             weights = weights / (weights @ self._scale**2)
-            square = torch.einsum("b,bp,bq,bij->piqj", weights, each, each, self._products)
-            square = square.reshape(start.numel(), -1)
+            square = torch.einsum("b,bij->ij", weights, products)
             square += RIDGE * square.diagonal().clamp_min(1e-12).diag()
-            aim = torch.einsum("b,bp,bi->pi", weights, each, rest)
-            found = start + torch.linalg.solve(square, aim.flatten()).view_as(start)
-            mine = each @ found  # (B, bands)
-            left = length - 2 * (towards * mine).sum(1)
-            left += torch.einsum("bi,bij,bj->b", mine, self._products, mine)
+            found = start + torch.linalg.solve(square, weights @ rest)
+            left = length - 2 * towards @ found + (products @ found) @ found
             distance = left.clamp_min(0).sqrt() / self._scale
             weights = self._scale**-2 / (distance + NEAR) ** 2
-        own.copy_(self._as_weights(found.flatten()[:, None], count)[..., 0])
+        own.copy_(self._as_weights(found[:, None], count)[..., 0])
         root = torch.linalg.cholesky_ex(square).L
         steps = torch.linalg.solve_triangular(root.T, torch.eye(len(root), dtype=root.dtype), upper=True)
         places = self.steps[evaluation + 1].view(self._powers, self._scales, len(self.table), -1)
