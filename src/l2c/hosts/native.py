@@ -33,8 +33,8 @@ from l2c.schedule.schedule import CacheSchedule
 
 FINE_SOLVER = ("dpmsolver++3", "logsnr")
 """Solver and spacing of fine-step solutions."""
-START = ("dpmsolver++", "logsnr")
-"""Solver and spacing that a learned solver begins with."""
+START, STARTS = "dpmsolver++", ("logsnr", "linspace")
+"""Solver that a learned one begins with, and spacings; with few evaluations or much guidance the second is better."""
 KNOWN = (
     ("dpmsolver++", "logsnr"),
     ("dpmsolver++3", "logsnr"),
@@ -265,7 +265,7 @@ class ModelHost:
     def solver_starts(self, steps: int) -> Sequence[Host]:
         """See `Host.solver_starts`."""
         flow = self.sampler.denoiser.noise_schedule.prediction_type == FLOW_PREDICTION
-        return [self.with_run(START[0], "linspace" if flow else START[1], steps)]
+        return [self.with_run(START, spacing, steps) for spacing in (STARTS[::-1] if flow else STARTS)]
 
     def with_run(self, solver: str, spacing: str, steps: int) -> ModelHost:
         """A host of the same model with another solver, spacing and number of steps."""
