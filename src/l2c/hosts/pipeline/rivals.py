@@ -76,9 +76,9 @@ def start_schedulers(
 ) -> list[LearnedScheduler]:
     """The schedulers that a learned solver can begin as, each DPM-Solver++(2M), the likeliest first.
 
-    Levels are evenly spaced in log-SNR with betas, and those of the scheduler for a flow, also shifted. Where that
-    spends its last evaluation next to the picture, as `FlowMatchEulerDiscreteScheduler` does, they are those of one
-    step more without the last.
+    With betas, levels are even in log-SNR, or at even timesteps without the last, as `DPMSolverMultistepScheduler` has
+    them; for a flow, they are those of the scheduler, also shifted. Where that spends its last evaluation next to the
+    picture, as `FlowMatchEulerDiscreteScheduler` does, they are those of one step more without the last.
 
     Args:
         scheduler: The pipeline's own.
@@ -114,8 +114,10 @@ def start_schedulers(
             f"{said}"
         )
     table = 0.5 * (scheduler.alphas_cumprod.double() / (1 - scheduler.alphas_cumprod.double())).log()
-    even = np.linspace(float(table[-1]), float(table[0]), len(run.log_snrs))
-    return [learned_from(scheduler, even.tolist(), prediction_type=prediction_of(scheduler))]
+    count, last, kind = len(run.log_snrs), len(table) - 1, prediction_of(scheduler)
+    even = np.linspace(float(table[-1]), float(table[0]), count).tolist()
+    in_time = table[np.linspace(last, 0, count + 1).round()[:-1].astype(int)].tolist()
+    return [learned_from(scheduler, levels, prediction_type=kind) for levels in (even, in_time)]
 
 
 SHIFTS = (1.0, 3.0, 5.0)
