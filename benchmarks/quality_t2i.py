@@ -75,7 +75,7 @@ class Plan:
     fine_evaluations: int = 200
     costs: tuple[int, ...] = (14, *report.COSTS)
     shares: tuple[float, ...] = tuple(report.SHARES)
-    iterations: int = 20
+    iterations: int = 60
     examples: int = 96
     trials: int = 4
     reference_steps: int = 80
@@ -95,7 +95,6 @@ class Plan:
             trials=self.trials,
             fit_examples=self.examples,
             reference_steps=self.reference_steps,
-            learning_rate=1.5e-3 if solver else 4e-3,
             bf16=self.bf16,
             tail=0.0 if solver else 1.0,
         )
