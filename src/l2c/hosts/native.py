@@ -25,7 +25,7 @@ from l2c.sampling.compiled import engine_of, resolve_engine
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.draw import draw, random_labels
 from l2c.sampling.guidance import Guidance
-from l2c.sampling.linear import LEARNED, LinearSolver, multistep_table
+from l2c.sampling.linear import LinearSolver, learned_run, multistep_table, start_levels
 from l2c.sampling.noise_schedule import FLOW_PREDICTION
 from l2c.sampling.sampler import Observer, Sampler, seeded_noise
 from l2c.schedule.contract import Contract, Run
@@ -34,7 +34,7 @@ from l2c.schedule.schedule import CacheSchedule
 FINE_SOLVER = ("dpmsolver++3", "logsnr")
 """Solver and spacing of fine-step solutions."""
 START, STARTS = "dpmsolver++", ("logsnr", "linspace")
-"""Solver that a learned one begins with, and spacings; with few evaluations or much guidance the second is better."""
+"""Solver that a learned one begins with, and spacings that its noise levels are between."""
 KNOWN = (
     ("dpmsolver++", "logsnr"),
     ("dpmsolver++3", "logsnr"),
@@ -264,8 +264,18 @@ class ModelHost:
 
     def solver_starts(self, steps: int) -> Sequence[Host]:
         """See `Host.solver_starts`."""
-        flow = self.sampler.denoiser.noise_schedule.prediction_type == FLOW_PREDICTION
-        return [self.with_run(START, spacing, steps) for spacing in (STARTS[::-1] if flow else STARTS)]
+        ends = [self.with_run(START, spacing, steps) for spacing in STARTS]
+        if self.sampler.denoiser.noise_schedule.prediction_type == FLOW_PREDICTION:
+            ends.reverse()
+        first, last = ends
+        _, *between = start_levels(first.run.log_snrs, last.run.log_snrs)
+        return [first, *(first._at(torch.tensor(levels, dtype=torch.float64)) for levels in between)]
+
+    def _at(self, log_snrs: Tensor) -> ModelHost:
+        """The host with DPM-Solver++(2M) at other noise levels, as half log-SNRs (N,)."""
+        sampler, times = self.sampler, self.timesteps_of(log_snrs)
+        run = learned_run(self.run, log_snrs, self.multistep_table(log_snrs), times)
+        return ModelHost(Sampler.of_run(sampler.denoiser, run, sampler.guidance), self.scales)
 
     def with_run(self, solver: str, spacing: str, steps: int) -> ModelHost:
         """A host of the same model with another solver, spacing and number of steps."""
@@ -321,19 +331,6 @@ def _range_of(guidance: Sequence[float]) -> tuple[float, float]:
             f"{tuple(guidance)}"
         )
     return scales[0], scales[1]
-
-
-def learned_run(run: Run, solver: SolverTable, timesteps: Tensor) -> Run:
-    """A run with a solver that was learned in place of its own."""
-    return replace(
-        run,
-        solver=LEARNED,
-        spacing=LEARNED,
-        timesteps=tuple(timesteps.float().tolist()),
-        log_snrs=tuple(solver.log_snrs.tolist()),
-        weights=tuple(tuple(row) for row in solver.weights.float().tolist()),
-        guidance_degree=solver.degree,
-    )
 
 
 def check_class_host(host: Host, what: str) -> ModelHost:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2c.hosts.base import Examples, Handle, Host, SolverTable
-from l2c.hosts.native import learned_run
 from l2c.hosts.parallel import ContextGroup, context_of
 from l2c.learning.coefficients import Coefficients
 from l2c.learning.least_squares import Paths, StepFit
 from l2c.learning.noise_levels import room
 from l2c.learning.recompute import again_in_backward
+from l2c.sampling.linear import learned_run
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import Predictor, ReusePlan
 from l2c.schedule.schedule import CacheSchedule
@@ -177,7 +177,8 @@ class Student(nn.Module):
         solver = self._solver()
         if solver is None:
             return self._host.run, self.forecasts.predictor()
-        run = learned_run(self._host.run, solver, self._host.timesteps_of(solver.log_snrs))
+        levels, times = solver.log_snrs, self._host.timesteps_of(solver.log_snrs)
+        run = learned_run(self._host.run, levels, solver.weights, times, solver.degree)
         return run, self.forecasts.predictor(solver.log_snrs)
 
     def _solver(self) -> SolverTable | None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from l2c.documents import Fraction, Whole, check_value
 from l2c.hosts.base import Examples, Host, SolverTable
-from l2c.hosts.native import learned_run
 from l2c.sampling.draw import draw
+from l2c.sampling.linear import learned_run
 from l2c.schedule.contract import Contract
 
 
@@ -135,5 +135,6 @@ def fitted_contract(host: Host, table: SolverTable, **how: Any) -> Contract:
         how: See `Host.contract`.
     """
     contract = host.contract(**how)
-    run = learned_run(host.run, table, host.timesteps_of(table.log_snrs))
+    levels = table.log_snrs
+    run = learned_run(host.run, levels, table.weights, host.timesteps_of(levels))
     return replace(contract, run=replace(run, guidance=contract.run.guidance))

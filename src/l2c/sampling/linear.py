@@ -7,6 +7,7 @@ entries can be learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -99,6 +100,48 @@ class LinearSolver:
             row = row.reshape(self._powers.shape[1], -1, row.shape[-1])
             row = torch.einsum("bp,pst->stb", self._powers, row)[..., None, None, None]
         return weigh_terms(self._terms, row)
+
+
+def learned_run(run: Run, log_snrs: Tensor, weights: Tensor, timesteps: Tensor, degree: int = 0) -> Run:
+    """A run with a solver that was learned in place of its own.
+
+    Args:
+        run: Whose solver is replaced.
+        log_snrs: Half log-SNR of every evaluation (N,).
+        weights: Table of a `LinearSolver`, or several side by side.
+        timesteps: Of every evaluation (N,).
+        degree: Of the polynomial in the guidance scale that the weights are.
+    """
+    return replace(
+        run,
+        solver=LEARNED,
+        spacing=LEARNED,
+        timesteps=tuple(timesteps.float().tolist()),
+        log_snrs=tuple(log_snrs.tolist()),
+        weights=tuple(tuple(row) for row in weights.float().tolist()),
+        guidance_degree=degree,
+    )
+
+
+BLENDS = (0.0, 0.3, 0.6, 0.8)
+"""Places between levels that are even in log-SNR and such that are even in time, where learned solvers begin."""
+
+
+def start_levels(even: Sequence[float], in_time: Sequence[float]) -> list[list[float]]:
+    """Noise levels that a solver can begin to be learned at, as half log-SNRs.
+
+    Neither even steps in log-SNR nor in time are best: the ones are too long where the coarse is decided, the others
+    where the fine is.
+
+    Args:
+        even: Levels that are even in log-SNR (N,).
+        in_time: Levels at even timesteps (N,).
+
+    Returns:
+        Lists (N,) for each of `BLENDS`.
+    """
+    pairs = list(zip(even, in_time, strict=True))
+    return [[first + share * (second - first) for first, second in pairs] for share in BLENDS]
 
 
 def solver_table(solver: Solver) -> Tensor:

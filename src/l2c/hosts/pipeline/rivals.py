@@ -11,6 +11,7 @@ import numpy as np
 from l2c.errors import ConfigError
 from l2c.hosts.pipeline.learned_scheduler import LearnedScheduler, learned_from, prediction_of
 from l2c.hosts.pipeline.runs import is_flow
+from l2c.sampling.linear import start_levels
 from l2c.schedule.contract import Run
 
 _LOG_SNR = {
@@ -76,9 +77,9 @@ def start_schedulers(
 ) -> list[LearnedScheduler]:
     """The schedulers that a learned solver can begin as, each DPM-Solver++(2M), the likeliest first.
 
-    With betas, levels are even in log-SNR, or at even timesteps without the last, as `DPMSolverMultistepScheduler` has
-    them; for a flow, they are those of the scheduler, also shifted. Where that spends its last evaluation next to the
-    picture, as `FlowMatchEulerDiscreteScheduler` does, they are those of one step more without the last.
+    With betas, levels are even in log-SNR, or between these and even timesteps without the last, see `start_levels`.
+    For a flow, they are those of the scheduler, also shifted. Where that spends its last evaluation next to the picture,
+    as `FlowMatchEulerDiscreteScheduler` does, they are those of one step more without the last.
 
     Args:
         scheduler: The pipeline's own.
@@ -117,7 +118,8 @@ def start_schedulers(
     count, last, kind = len(run.log_snrs), len(table) - 1, prediction_of(scheduler)
     even = np.linspace(float(table[-1]), float(table[0]), count).tolist()
     in_time = table[np.linspace(last, 0, count + 1).round()[:-1].astype(int)].tolist()
-    return [learned_from(scheduler, levels, prediction_type=kind) for levels in (even, in_time)]
+    starts = start_levels(even, in_time)
+    return [learned_from(scheduler, levels, prediction_type=kind) for levels in starts]
 
 
 SHIFTS = (1.0, 3.0, 5.0)
