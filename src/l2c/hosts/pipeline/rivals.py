@@ -78,7 +78,7 @@ def start_schedulers(
     """The schedulers that a learned solver can begin as, each DPM-Solver++(2M), the likeliest first.
 
     With betas, levels are even in log-SNR, or between these and even timesteps without the last, see `start_levels`.
-    For a flow, they are those of the scheduler, also shifted. Where that spends its last evaluation next to the picture,
+    For a flow, they are those of the scheduler, also shifted. Where its last evaluation is next to the picture,
     as `FlowMatchEulerDiscreteScheduler` does, they are those of one step more without the last.
 
     Args:
