@@ -38,6 +38,8 @@ RATIOS = (1.0, 1.5, 2.0, 2.5)
 """Evaluations for each that is computed, of the structures that are tried; with 1, nothing is reused."""
 LOOK_UNTIL, SEARCH_UNTIL = 0.3, 0.5
 """Shares of a time limit after which masks of every structure, and of the best one, are no longer tried."""
+REUSE_GAINS = 0.75
+"""Share of its error that a structure which reuses layers has left, at most, when its forecasts are learned, too."""
 APART = 2.5
 """Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
 
@@ -126,7 +128,7 @@ def _learn_one(
         one.search(first_look(trials), until=LOOK_UNTIL * (index + 1) / len(tried))
         one.judge()
         structures.append(one)
-    best = min(structures, key=lambda structure: structure.error)
+    best = min(structures, key=lambda structure: structure.expected)
     best.search(trials, until=SEARCH_UNTIL)
     loop, found = best.loop, best.found
     schedule, outcome = loop.fit(
@@ -232,6 +234,11 @@ class _Structure:
             kept[key] = torch.tensor(self._error_of(self.found.compute, self.found.order, unseen=True))
             self.loop.trainer.save(if_due=True)
         self.error = kept[key].item()
+
+    @property
+    def expected(self) -> float:
+        """Its error when all is learned, as far as can be told: forecasts gain by it, a fitted solver hardly."""
+        return self.error * (1.0 if self.found.compute.all() else REUSE_GAINS)
 
     def _error_of(self, mask: Tensor, order: int, *, unseen: bool = False) -> float:
         return self.loop.trial_error(self.loop.student(mask, order, free_solver=True), unseen=unseen)
