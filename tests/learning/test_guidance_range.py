@@ -142,12 +142,22 @@ def test_each_picture_is_learned_on_with_the_solver_of_its_scale(solver):
     table = SolverTable(torch.tensor(run.log_snrs), torch.tensor(run.weights), degree=2)
     with torch.no_grad():
         made = host.sample(examples, solver=table)
+        near = {"rtol": 1e-3, "atol": 1e-4 * float(made.abs().max())}
+        torch.testing.assert_close(host.sample(examples), made, **near)
         for row, scale in enumerate(examples.scales.tolist()):
             sampler = Sampler.of_run(Denoiser.of(model), run, Guidance(scale))
             alone = sampler(examples.noise[row : row + 1], examples.labels[row : row + 1])
             torch.testing.assert_close(
                 made[row : row + 1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())
             )
+
+
+def test_a_host_of_the_schedule_has_the_weights_for_the_range(solver):
+    model, own = solver
+    assert host_for(model, own).run == own.contract.run
+    fixed = l2c.host_of(model, solver="dpmsolver++", steps=3, guidance=3.0).for_schedule(own)
+    assert (fixed.run.guidance_degree, fixed.run.guidance_range) == (0, None)
+    own.contract.check_run(fixed.run)
 
 
 def test_a_fit_finds_weights_that_follow_the_scale():

@@ -94,7 +94,10 @@ class ModelHost:
     @cached_property
     def run(self) -> Run:
         """See `Host.run`."""
-        return replace(self.sampler.run, guidance_range=self.scales)
+        learned, run = self.sampler.learned, self.sampler.run
+        if learned is not None and learned.guidance_range == self.scales:  # with weights for all of the range
+            return replace(learned, guidance=run.guidance)
+        return replace(run, guidance_range=self.scales)
 
     @cached_property
     def table(self) -> LayerTable:

@@ -17,7 +17,7 @@ from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.sampling.noise_schedule import alphas_sigmas as alphas_sigmas
 from l2c.sampling.noise_schedule import data_prediction
 from l2c.sampling.solvers import Solver
-from l2c.schedule.contract import Run
+from l2c.schedule.contract import Run, guidance_powers
 from l2c.schedule.scales import MOST_SCALES, scales_in, weigh_terms
 
 LEARNED = "learned"
@@ -72,14 +72,17 @@ class LinearSolver:
         self._terms: list[Tensor] = []  # the initial noise, then every prediction so far
 
     @classmethod
-    def of_run(cls, run: Run) -> LinearSolver:
-        """The solver whose weights a run brings with it.
+    def of_run(cls, run: Run, scales: Tensor | None = None) -> LinearSolver:
+        """The solver whose weights a run brings with it, for its guidance scale, or for that of each sample (B,).
 
         Raises:
             ConfigError: If it brings none, or a table of another size.
         """
         if run.weights is None:
             raise ConfigError(f"{run.title} brings no weights of a solver")
+        if scales is not None and run.guidance_degree and run.guidance_range is not None:
+            powers = guidance_powers(scales, run.guidance_range, run.guidance_degree)
+            return cls(run, torch.tensor(run.weights), powers=powers)
         run = run.at_guidance(run.guidance)
         return cls(run, torch.tensor(run.weights))
 

@@ -55,13 +55,13 @@ class Sampler:
     @classmethod
     def of_run(cls, denoiser: Denoiser, run: Run, guidance: Guidance) -> Sampler:
         """A sampler that makes a run as a schedule records it, apart from guidance."""
-        learned = run.at_guidance(guidance.scale) if run.weights is not None else None
+        learned = run if run.weights is not None else None
         return cls(denoiser, run.solver, run.steps, run.spacing, guidance, learned)
 
-    def make_solver(self) -> Solver:
-        """A fresh solver for one run."""
+    def make_solver(self, scales: Tensor | None = None) -> Solver:
+        """A fresh solver for one run, with the guidance scale of each picture (B,) where they differ."""
         if self.learned is not None:
-            return LinearSolver.of_run(self.learned)
+            return LinearSolver.of_run(replace(self.learned, guidance=self.guidance.scale), scales)
         return make_solver(self.solver, self.steps, self.spacing, self.denoiser.noise_schedule)
 
     @property
@@ -164,7 +164,7 @@ class Sampler:
         Returns:
             Samples (B, C, H, W), unclamped. Differentiable where gradients are enabled.
         """
-        fresh, timesteps = solver or (self.make_solver(), None)
+        fresh, timesteps = solver or (self.make_solver(scales), None)
         times = torch.tensor(fresh.run.timesteps, device=noise.device) if timesteps is None else timesteps
         run = replace(fresh.run, guidance=self.guidance.scale)
         cache = active_cache(self.denoiser.model)
