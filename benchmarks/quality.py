@@ -175,6 +175,7 @@ class Benchmark:
         self.config = {"images": images, "guidance": GUIDANCE, "reference": REFERENCE}
         self.seeds = tuple(range(FIRST_SEED, FIRST_SEED + images))
         self.labels = [i % 10 for i in range(images)]
+        self.few = max(2, images // 2)  # where there are several guidance scales
         self.batch_size = batch_size
         self.out = out
         self.points: list[dict[str, Any]] = []
@@ -186,7 +187,7 @@ class Benchmark:
         """Error and cost of one variant, unless the record has them."""
         if any(map(variant.is_in, self.points)):
             return
-        count = len(self.seeds) // 2 if variant.part == "guidance" else None
+        count = self.few if variant.part == "guidance" else None
         made = self._sample(variant.model, variant.options, count, variant.guidance)
         errors = rmse(made, self._solution(variant.model, variant.guidance)[: len(made)])
         point = {
@@ -252,7 +253,7 @@ class Benchmark:
         if key not in self._solutions:
             other, count, what = "", None, json.dumps([self.config, self.seeds])
             if guidance != GUIDANCE:
-                other, count = f"-at-{guidance:g}", len(self.seeds) // 2
+                other, count = f"-at-{guidance:g}", self.few
             path = self.out.with_name(f"{self.out.stem}-solution-{model}{other}.safetensors")
             if path.is_file():
                 with safe_open(path, framework="pt") as file:

@@ -18,6 +18,9 @@ def quality(load_benchmark, monkeypatch, tmp_path, dit):
     monkeypatch.setattr(module, "BUDGETS", (0.5,))
     monkeypatch.setattr(module.report, "COSTS", (6,))
     monkeypatch.setattr(module, "RIVALS", [("ddim", "linspace"), ("unipc", "linspace")])
+    monkeypatch.setattr(module, "GUIDED_RIVALS", [("ddim", "linspace")])
+    monkeypatch.setattr(module.report, "GUIDANCE_SCALES", (1.5, 3.0))
+    monkeypatch.setattr(module.report, "GUIDED_COST", 4)
     monkeypatch.setattr(module, "ASSETS", tmp_path)
     monkeypatch.setattr(module, "LEARNED", tmp_path)
     half = l2c.methods.interval(dit, solver="ddim", steps=4, every=2, predictor="taylor-2")
@@ -89,7 +92,10 @@ def test_quality_compares_with_the_best_rival(quality, tmp_path, capsys):
 
 def test_quality_shows_in_short_what_it_has(quality, tmp_path, capsys):
     assert quality.main(["--images", "2", "--out", str(tmp_path / "q.json"), "--limit", "2"]) == 0
-    *_, solvers = capsys.readouterr().out.split("\n\n")
+    out = capsys.readouterr().out
+    assert "guidance 1.5: best of fewer steps" in out
+    assert "guidance 3: best of fewer steps" in out
+    *_, solvers = out.split("\n\n")
     heading, _, known, alone, learned = (row.split(" | ") for row in solvers.splitlines())
     assert heading[1] == "6 |"
     assert 0 < float(known[1].rstrip("| ")) < 1

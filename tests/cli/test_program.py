@@ -92,6 +92,7 @@ def test_defaults_of_learning_are_the_librarys(command):
         "fit_examples",
         "level_trials",
         "scales",
+        "guidance_degree",
         "validate_every",
         "patience",
     }  # `--effort` decides most of them
