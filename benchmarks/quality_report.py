@@ -63,10 +63,8 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
         for share, target in pair.targets.items():
             best = _learned(own, share * pair.steps)
             if best is not None:
-                lines.append(
-                    f"  learned at cost {best['cost'] / pair.steps:.3f}: {best['error']:.4f} +- "
-                    f"{best['standard_error']:.4f}, {best['error'] / full['error']:.2f} of that (target {target:.2f})"
-                )
+                cost = best["cost"] / pair.steps
+                lines.append(f"  learned at cost {cost:.3f}: {_beside(best, full)} (target {target:.2f})")
         lines.append(_beaten(pair, own))
     own = [point for point in points if point["part"] == "solvers"]
     for cost in COSTS:
@@ -79,8 +77,7 @@ def tables(points: Sequence[dict[str, Any]]) -> str:
             if point["kind"] != "fewer steps" and _costs(point, cost):
                 target = f" (target {RATIO_TARGETS[cost]:.2f})" if point["kind"] == "learned" else ""
                 lines.append(
-                    f"  {point['kind']} at {point['cost']:.2f}: {point['error']:.4f} +- "
-                    f"{point['standard_error']:.4f}, {point['error'] / best['error']:.2f} of that{target}{_tail(point)}"
+                    f"  {point['kind']} at {point['cost']:.2f}: {_beside(point, best)}{target}{_tail(point)}"
                 )
     return "\n".join([*lines, *_guided(points)])
 
@@ -100,11 +97,13 @@ def _guided(points: Sequence[dict[str, Any]]) -> list[str]:
         for point in own:
             if point not in rivals:
                 target = f" (target {GUIDED_TARGET:.2f})" if "range" in point["kind"] else ""
-                lines.append(
-                    f"  {point['kind']}: {point['error']:.4f} +- {point['standard_error']:.4f}, "
-                    f"{point['error'] / best['error']:.2f} of that{target}{_tail(point)}"
-                )
+                lines.append(f"  {point['kind']}: {_beside(point, best)}{target}{_tail(point)}")
     return lines
+
+
+def _beside(point: dict[str, Any], other: dict[str, Any]) -> str:
+    """The error of a point, and what it is of another's."""
+    return f"{point['error']:.4f} +- {point['standard_error']:.4f}, {point['error'] / other['error']:.2f} of that"
 
 
 def _tail(point: dict[str, Any]) -> str:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from l2c.schedule.contract import guidance_powers
-
 
 @dataclass(frozen=True)
 class LabelledNoise:
@@ -37,12 +35,6 @@ class LabelledNoise:
     def sizes(self) -> Sequence[str]:
         """See `Examples.sizes`."""
         return [""] * len(self)
-
-    def powers(self, bounds: tuple[float, float] | None, degree: int) -> Tensor | None:
-        """Of the scales within bounds (B, degree + 1), see `guidance_powers`; None where weights do not follow them."""
-        if not degree or bounds is None or self.scales is None:
-            return None
-        return guidance_powers(self.scales, bounds, degree)
 
     def at_scale(self, scale: float) -> LabelledNoise:
         """The same with one guidance scale."""

@@ -208,8 +208,8 @@ class ModelHost:
         assert isinstance(examples, LabelledNoise)
         own = None
         if solver is not None:
-            powers = examples.powers(self.scales, solver.degree)
-            linear = LinearSolver(self.run, solver.weights.float(), solver.fit, powers)
+            run = replace(self.run, guidance_degree=solver.degree)
+            linear = LinearSolver(run, solver.weights.float(), solver.fit, examples.scales)
             own = linear, self.timesteps_of(solver.log_snrs).float()
         return self.sampler(
             examples.noise, examples.labels, observer, solver=own, bf16=bf16, scales=examples.scales

@@ -152,5 +152,5 @@ def release_engines(model: nn.Module) -> None:
 @lru_cache(maxsize=32)
 def _table(run: Run, noise_schedule: ForwardProcess) -> Tensor:
     if run.weights is not None:
-        return torch.tensor(run.at_guidance(run.guidance).weights)
+        return torch.tensor(run.weights)
     return solver_table(make_solver(run.solver, run.steps, run.spacing, noise_schedule))

@@ -17,7 +17,7 @@ from l2c.sampling.loop import run_loop, sampling_loop
 from l2c.sampling.noise_schedule import alphas_sigmas as alphas_sigmas
 from l2c.sampling.noise_schedule import data_prediction
 from l2c.sampling.solvers import Solver
-from l2c.schedule.contract import Run, guidance_powers
+from l2c.schedule.contract import Run
 from l2c.schedule.scales import MOST_SCALES, scales_in, weigh_terms
 
 LEARNED = "learned"
@@ -54,8 +54,8 @@ class LinearSolver:
             (N + 1, scales (N + 1)), for what each further scale lets pass of noise and predictions
             (`l2c.schedule.scales.low_pass`).
         fit: What gives the weights of a step instead, where they are found on the way.
-        powers: Of the guidance scale of each sample (B, degree + 1); its weights are then so many tables side by side,
-            each times its power, together. See `Run.at_guidance`.
+        scales: Guidance scale of each sample (B,). Where weights follow it, they are so many tables side by side as
+            there are powers, each times its own, together; see `Run.at_guidance`.
 
     Source: Non-stationary solvers, arXiv 2403.01329, section 3.
     """
@@ -63,9 +63,10 @@ class LinearSolver:
     init_scale = 1.0
 
     def __init__(
-        self, run: Run, weights: Tensor, fit: RowFit | None = None, powers: Tensor | None = None
+        self, run: Run, weights: Tensor, fit: RowFit | None = None, scales: Tensor | None = None
     ) -> None:
-        check_table(weights, len(run.timesteps), 0 if powers is None else powers.shape[1] - 1)
+        powers = run.powers(scales)
+        check_table(weights, len(run.timesteps), 0 if powers is None else run.guidance_degree)
         self.run = run
         self.weights = weights
         self._fit, self._powers = fit, powers
@@ -80,11 +81,9 @@ class LinearSolver:
         """
         if run.weights is None:
             raise ConfigError(f"{run.title} brings no weights of a solver")
-        if scales is not None and run.guidance_degree and run.guidance_range is not None:
-            powers = guidance_powers(scales, run.guidance_range, run.guidance_degree)
-            return cls(run, torch.tensor(run.weights), powers=powers)
-        run = run.at_guidance(run.guidance)
-        return cls(run, torch.tensor(run.weights))
+        if scales is None:
+            run = run.at_guidance(run.guidance)
+        return cls(run, torch.tensor(run.weights), scales=scales)
 
     def scale_input(self, x: Tensor, evaluation: int) -> Tensor:
         """See `Solver.scale_input`."""

@@ -75,15 +75,23 @@ class Run:
             return 1
         return scales_in(self.weights, len(self.timesteps), self.guidance_degree)
 
+    def powers(self, scales: Tensor | None) -> Tensor | None:
+        """Of guidance scales (B,), see `guidance_powers`; None where weights do not follow them, or there are none."""
+        if scales is None or not self.guidance_degree or self.guidance_range is None:
+            return None
+        return guidance_powers(scales, self.guidance_range, self.guidance_degree)
+
     def at_guidance(self, guidance: float | None) -> Run:
         """The run at one scale of its range, whose solver has one table; the middle of the range for None.
 
         Beyond the range, the table is that of its nearer end.
         """
-        if not self.guidance_degree or self.weights is None or self.guidance_range is None:
+        if self.guidance_range is None or self.weights is None:
             return self
         scale = sum(self.guidance_range) / 2 if guidance is None else guidance
-        powers = guidance_powers(torch.tensor([scale]), self.guidance_range, self.guidance_degree)
+        powers = self.powers(torch.tensor([scale]))
+        if powers is None:
+            return self
         table = torch.tensor(self.weights).view(len(self.weights), powers.shape[1], -1)
         weights = torch.einsum("p,npk->nk", powers[0], table)
         return replace(self, weights=tuple(map(tuple, weights.tolist())), guidance_degree=0)
