@@ -11,7 +11,7 @@ import torch
 
 import l2c
 from l2c.cli.options import parse_guidance
-from l2c.errors import ConfigError, ContractError
+from l2c.errors import ConfigError, ContractError, ScheduleError
 from l2c.hosts.base import SolverTable
 from l2c.hosts.targets import host_for
 from l2c.learning.least_squares import Paths, StepFit
@@ -150,6 +150,25 @@ def test_each_picture_is_learned_on_with_the_solver_of_its_scale(solver):
             torch.testing.assert_close(
                 made[row : row + 1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())
             )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"guidance_range": None}, "one of them is missing"),
+        ({"weights": None}, "one of them is missing"),
+        ({"guidance_range": (4.0, 2.0)}, "does not rise"),
+        ({"guidance_range": (3.0, 3.0)}, "does not rise"),
+        ({"guidance_degree": 1, "weights": ((1.0,),)}, "not those of 3 evaluations"),
+        ({"guidance_degree": 9}, "guidance_degree must be at most 3"),
+    ],
+)
+def test_a_file_whose_range_does_not_fit_is_refused(solver, tmp_path, changes, said):
+    _, own = solver
+    wrong = replace(own, contract=replace(own.contract, run=replace(own.contract.run, **changes)))
+    wrong.save(tmp_path / "wrong.safetensors")
+    with pytest.raises(ScheduleError, match=said):
+        l2c.CacheSchedule.load(tmp_path / "wrong.safetensors")
 
 
 def test_a_host_of_the_schedule_has_the_weights_for_the_range(solver):

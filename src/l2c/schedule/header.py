@@ -81,6 +81,10 @@ def _fitting(contract: Contract) -> Contract:
     run, count = contract.run, len(contract.run.timesteps)
     if len(run.log_snrs) != count or (run.weights is not None and not run.scales):
         raise ValueError(f"its log_snrs and weights are not those of {count} evaluations")
+    if run.guidance_range is not None and not run.guidance_range[0] < run.guidance_range[1]:
+        raise ValueError("its guidance_range does not rise")
+    if run.guidance_degree and (run.guidance_range is None or run.weights is None):
+        raise ValueError("its guidance_degree is of weights for a guidance_range, and one of them is missing")
     return contract
 
 
