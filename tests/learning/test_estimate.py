@@ -108,13 +108,11 @@ def test_a_learned_solver_is_fitted_for_each_mask_and_each_trial_of_noise_levels
     solver = Structures(searched=2, whole=1, starts=1, known=[3, 4])
     known, free = seconds_of(2), seconds_of(2, solver)
     assert free[0] - known[0] == 6 * (5 * 0.75 - 5.5)  # all that there are to learn on, made together
-    trial, compared = (
-        0.25 + 4 * 2,
-        0.25 + 8 * 2,
-    )  # a look at each and the rest for the best, then all three compared
-    assert free[1] == 2 * ((2 * 1 + 2) * trial + 3 * compared)
+    trial, compared = 0.25 + 4 * 2, 0.25 + 8 * 2
+    # all three compared, a look at two of them, these compared again, and the rest of the trials for the best
+    assert free[1] == 2 * (3 * trial + (3 + 2) * compared)
     assert free[2] - known[2] == 2 * (
-        (2 + 16) * 6 * 2 + 2 * (3.5 + 4.5)
+        (2 + 4) * 6 * 2 + 2 * (3.5 + 4.5)
     )  # the first noise levels, and the last
     assert seconds_of(2, solver, level_trials=0)[2] - known[2] == 2 * (2 * 6 * 2 + 2 * (3.5 + 4.5))
     assert seconds_of(1, solver, reference_steps=None)[0] == seconds_of(reference_steps=None)[0]
@@ -124,7 +122,7 @@ def test_where_a_solver_may_begin_at_several_noise_levels_is_tried():
     one, three = (
         seconds_of(1, Structures(searched=1, whole=1, starts=starts, known=[])) for starts in (1, 3)
     )
-    assert three[1] - one[1] == ((3 + 2) + 3) * (0.25 + 4 * 2)
+    assert three[1] - one[1] == ((3 + 1) + 3) * (0.25 + 4 * 2)
 
 
 def test_what_cannot_be_learned_is_refused():

@@ -26,7 +26,7 @@ class LearningOptions:
 
     iterations: int | None = option(
         "N",
-        "Optimizer steps: 30 for each budget, or 60 with --pattern alternate, if not given. One goes through a whole "
+        "Optimizer steps: 20 for each budget, or 60 with --pattern alternate, if not given. One goes through a whole "
         "sampling run, or, with --data, through one evaluation drawn at random, so take some thousands then.",
         LEARNING,
     )

@@ -8,14 +8,15 @@ from typing import Any
 from l2c.errors import known
 
 EFFORTS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {"iterations": 12, "num_examples": 16, "trials": 12, "level_trials": 8},
+    "quick": {"iterations": 12, "num_examples": 16, "trials": 12, "level_trials": 2},
     "default": {},
     "best": {
-        "iterations": 160,
+        "iterations": 120,
         "num_examples": 96,
-        "trials": 64,
-        "fit_examples": 72,
-        "level_trials": 64,
+        "trials": 96,
+        "trial_examples": 16,
+        "fit_examples": 48,
+        "level_trials": 16,
         "patience": 8,
     },
 }

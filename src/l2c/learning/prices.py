@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from l2c.hosts.base import Host
-from l2c.learning.masks import ORDERS
 from l2c.learning.settings import LearnSettings
-from l2c.learning.solver import first_look
+from l2c.learning.solver import FIRST_ORDERS, SEARCHED, first_look
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,20 @@ def stage_seconds(
             begun_s = (
                 2 + settings.level_trials
             ) * fitted * prices.fit_s + 2 * settings.num_validation * prices.sample_s
-        compared_s = (solver.searched + solver.whole) * trial_s
-        if fitted:  # by as many pictures again
-            compared_s += (solver.searched + solver.whole) * judged * prices.fit_s
-        trials = solver.searched * first_look(trials) + (trials - first_look(trials)) * bool(solver.searched)
+        structures = solver.searched + solver.whole
+        ahead = min(
+            SEARCHED, structures
+        )  # taken to be such that masks are searched for, as far as there are any
+        looks = first_look(trials) if structures > 1 else 0
+        if structures > 1:
+            trials = (min(ahead, solver.searched) + 1) * looks
+        trials *= bool(solver.searched)
+        if structures > 1:
+            judged_s = trial_s + judged * prices.fit_s * bool(fitted)  # by as many pictures again
+            compared_s = (structures + ahead) * judged_s
         if solver.starts > 1:
-            orders = sum(order < settings.history for order in ORDERS)
-            begun = solver.searched * (orders + solver.starts - 1) + solver.whole * solver.starts
-            compared_s += begun * trial_s
+            more = sum(order < settings.history for order in FIRST_ORDERS[1:])
+            compared_s += (solver.searched * (solver.starts + more) + solver.whole * solver.starts) * trial_s
         begun_s += held_out * sum(map(prices.whole, solver.known))
     rounds = settings.iterations // settings.validate_every + 1 if settings.validate_every else 0
     steps = settings.iterations * settings.batch_size * prices.step_s

@@ -32,8 +32,8 @@ class LearnSettings(TaskSettings):
             and 0, the geometric mean, those that come close.
         reference_steps: Evaluations of the fine-step solution that pictures come close to; None takes what the run
             itself makes with everything computed, which is also taken where no fine solution can be had.
-        trials: Masks that are tried for a budget, at most. With a learned solver a third of them is tried for every
-            number of evaluations, and the rest for the one that is best then.
+        trials: Masks that are tried for a budget, at most. With a learned solver a quarter of them is tried for each of
+            the two structures that begin best, and as many again for the one that is best then.
         trial_examples: Pictures that each of them is judged by. A learned solver is fitted to them first; where numbers
             of evaluations are compared, as many others judge.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
@@ -49,7 +49,7 @@ class LearnSettings(TaskSettings):
             likewise, and let those values rest in CPU memory, pinned for a GPU, until they are needed.
     """
 
-    iterations: Count = 30
+    iterations: Count = 20
     num_examples: Count = 32
     history: Annotated[Count, Field(le=5)] = 3
     learning_rate: LearningRate = 4e-3
@@ -58,9 +58,9 @@ class LearnSettings(TaskSettings):
     tail: Annotated[Real, Field(ge=0, le=16)] = 1.0
     reference_steps: Annotated[Count, Field(le=MOST_EVALUATIONS)] | None = 60
     trials: Count = 32
-    trial_examples: Count = 12
+    trial_examples: Count = 8
     fit_examples: Count = 24
-    level_trials: Annotated[Whole, Field(ge=0)] = 16
+    level_trials: Annotated[Whole, Field(ge=0)] = 4
     scales: Annotated[Count, Field(le=MOST_SCALES)] = MOST_SCALES
     guidance_degree: Annotated[Whole, Field(ge=0, le=MOST_DEGREE)] = 2
     branches: bool = True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Annotated
 
@@ -19,10 +21,11 @@ from torch import Tensor
 from l2c.documents import Real, check_value
 from l2c.errors import ConfigError
 from l2c.hosts.base import Host
+from l2c.learning.branch_masks import spread_apart
 from l2c.learning.closed_loop import ClosedLoop
 from l2c.learning.families import learn_each
 from l2c.learning.mask_search import MaskSearchResult, search_mask
-from l2c.learning.masks import ORDERS, spread
+from l2c.learning.masks import spread
 from l2c.learning.placement import Placement
 from l2c.learning.references import solve
 from l2c.learning.session import OnProgress, Session
@@ -34,14 +37,17 @@ from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
-RATIOS = (1.0, 1.5, 2.0, 2.5)
-"""Evaluations for each that is computed, of the structures that are tried; with 1, nothing is reused."""
+RATIOS = (1.0, 2.0, 2.5)
+"""Evaluations for each whole one that is paid for, of the structures that are tried. With 1, nothing is reused; in the
+last one, passes of guidance have rows of their own in the mask, where a host can run them apart."""
+SEARCHED = 2
+"""Structures that masks are searched for: those whose first masks make the best pictures."""
 LOOK_UNTIL, SEARCH_UNTIL = 0.3, 0.5
-"""Shares of a time limit after which masks of every structure, and of the best one, are no longer tried."""
+"""Shares of a time limit after which masks of each of these, and of the best one, are no longer tried."""
 REUSE_GAINS = 0.75
 """Share of its error that a structure which reuses layers has left, at most, when its forecasts are learned, too."""
-APART = 2.5
-"""Evaluations for each whole one that is paid for, of the structure whose passes of guidance have rows of their own."""
+FIRST_ORDERS = (1, 2)
+"""Of the polynomials that forecasts follow at first: noise levels to begin with are compared with the first of them."""
 
 CURVE_EVALUATIONS = (12.0, 10.0, 8.0, 6.0, 4.0)
 """In whole evaluations, what a family of learned solvers is for where it is to be along the curve of costs."""
@@ -99,10 +105,12 @@ def structures_of(
     host: Host, settings: LearnSettings, per_computed: float | None
 ) -> list[tuple[float, bool]]:
     """The structures that are tried: evaluations for each computed one, and whether passes of guidance are apart."""
-    kinds = [(float(per_computed), False)] if per_computed else [(ratio, False) for ratio in RATIOS]
-    if settings.branches and host.has_branches and per_computed != 1:
-        kinds.append((APART, True))
-    return kinds
+    split = settings.branches and host.has_branches
+    if per_computed is not None:
+        alone = (float(per_computed), False)
+        return [alone, (RATIOS[-1], True)] if split and per_computed != 1 else [alone]
+    *together, last = RATIOS
+    return [*((ratio, False) for ratio in together), (last, split)]
 
 
 def _learn_one(
@@ -119,18 +127,20 @@ def _learn_one(
     """
     host, costs = own.host, CostTable.macs(own.host.table)
     budget, trials = evaluations * costs.full, own.settings.trials
-    structures: list[_Structure] = []
-    for index, (starts, ratio, apart) in enumerate(tried):
-        start = _every(ratio, len(starts[0].run.timesteps), budget, costs)
-        one = _Structure(
-            _from_best_start(own, starts, start, budget, stage), start, budget, costs, stage, apart=apart
-        )
-        one.search(first_look(trials), until=LOOK_UNTIL * (index + 1) / len(tried))
-        one.judge()
-        structures.append(one)
-    best = min(structures, key=lambda structure: structure.expected)
-    best.search(trials, until=SEARCH_UNTIL)
-    loop, found = best.loop, best.found
+    looks = first_look(trials)
+    structures = [
+        _Structure(own, starts, ratio, budget, costs, stage, apart=apart) for starts, ratio, apart in tried
+    ]
+    best = structures[0]
+    if len(structures) > 1:
+        for structure in structures:
+            structure.judge()
+        ahead = sorted(structures, key=_Structure.expected)[:SEARCHED]
+        for index, structure in enumerate(ahead):
+            structure.search(looks, until=LOOK_UNTIL * (index + 1) / len(ahead))
+            structure.judge()
+        best, trials = min(ahead, key=_Structure.expected), 2 * looks
+    found, loop = best.search(trials, until=SEARCH_UNTIL), best.loop
     schedule, outcome = loop.fit(
         found.compute,
         {
@@ -138,8 +148,10 @@ def _learn_one(
             "budget": evaluations,
             "budget_unit": "whole evaluations",
             "structure": best.name,
-            "structures_before_learning": {one.name: round(one.error, 5) for one in structures},
-            "masks_tried": sum(one.found.trials for one in structures),
+            "structures_before_learning": {
+                one.name: round(one.error, 5) for one in structures if one.error is not None
+            },
+            "masks_tried": sum(one.found.trials for one in structures if one.found),
             "polynomial_order": found.order,
             "fewer_steps": _fewer_steps(loop, host, int(evaluations), stage),
         },
@@ -151,97 +163,128 @@ def _learn_one(
 
 
 def first_look(trials: int) -> int:
-    """Masks that are tried for every structure, of so many for the best one."""
-    return math.ceil(trials / 3)
-
-
-def _from_best_start(
-    own: ClosedLoop, starts: Sequence[Host], placement: Placement, budget: float, stage: str
-) -> ClosedLoop:
-    """Learning from the noise levels that a placement makes the best pictures with before anything is learned."""
-    loops, kept = [own.on(host) for host in starts], own.trainer.kept
-    if len(loops) == 1:
-        return loops[0]
-    steps = len(starts[0].run.timesteps)
-    mask = placement.mask(steps, budget, CostTable.macs(own.host.table))
-    mask[list(own.host.segments[1:])] = True
-
-    def error_of(loop: ClosedLoop, order: int) -> float:
-        return loop.trial_error(loop.student(mask, order, free_solver=True))
-
-    key = f"starts of {steps} evaluations {stage}".rstrip()
-    if key not in kept:
-        orders = [order for order in ORDERS if order < own.settings.history]
-        first = {order: error_of(loops[0], order) for order in (orders[:1] if mask.all() else orders)}
-        order = min(first, key=first.__getitem__)
-        kept[key] = torch.tensor([first[order], *(error_of(loop, order) for loop in loops[1:])])
-        own.trainer.save(if_due=True)
-    return loops[int(kept[key].argmin())]
+    """Masks that are tried for each of the best two structures, of so many in all; the best one has as many again."""
+    return math.ceil(trials / 4)
 
 
 class _Structure:
     """A number of evaluations, with the mask that has been found for it so far.
 
     Args:
-        loop: Learning on a host with so many evaluations.
-        start: Where it computes at first.
+        own: Learning on the host whose solver is not learned.
+        starts: Hosts that it can begin as, with the same number of evaluations at other noise levels.
+        ratio: Evaluations for each that is computed.
         budget: What a run may cost, in the unit of the costs.
         costs: Cost of every layer.
         stage: Tells it from other budgets.
         apart: Whether passes of guidance have rows of their own.
 
     Attributes:
-        found: The mask.
-        error: That it was compared with others by.
+        name: For people.
+        loop: Learning on the host that it begins as.
+        found: What a search has found; None before one.
+        error: That it is compared with others by; None before it is judged.
     """
 
-    found: MaskSearchResult
-    error: float
-
     def __init__(
-        self, loop: ClosedLoop, start: Placement, budget: float, costs: CostTable, stage: str, *, apart: bool
+        self,
+        own: ClosedLoop,
+        starts: Sequence[Host],
+        ratio: float,
+        budget: float,
+        costs: CostTable,
+        stage: str,
+        *,
+        apart: bool,
     ) -> None:
-        self.loop, self._start, self._budget, self._costs, self._apart = loop, start, budget, costs, apart
-        self._steps = len(loop.host.run.timesteps)
+        self._trainer, self._budget, self._costs, self._apart = own.trainer, budget, costs, apart
+        self._steps, self._always = len(starts[0].run.timesteps), list(own.host.segments[1:])
         self.name = f"{self._steps} evaluations{', passes apart' if apart else ''}"
         self._stage = f"of {self.name} {stage}".rstrip()
+        self.found: MaskSearchResult | None = None
+        self.error: float | None = None
+        evenly = _every(ratio, self._steps, budget, costs)
+        self._start = spread_apart(self._steps, budget, costs)[0] if apart else evenly
+        self._begin([own.on(host) for host in starts])
 
-    def search(self, trials: int, until: float) -> None:
+    def _begin(self, loops: Sequence[ClosedLoop]) -> None:
+        """Takes the noise levels that its first mask makes the best pictures with, and the order of forecasts."""
+        self.loop, mask = loops[0], self._mask
+        most = self.loop.settings.history - 1
+        orders = [order for order in FIRST_ORDERS if order <= most][: 1 if mask.all() else None] or [most]
+
+        def errors() -> Tensor:
+            by_lines = [self._error_of(loop, mask, orders[0]) for loop in loops]
+            best = loops[min(range(len(loops)), key=by_lines.__getitem__)]
+            return torch.tensor([*by_lines, *(self._error_of(best, mask, order) for order in orders[1:])])
+
+        if len(loops) > 1:
+            found = self._known(f"starts {self._stage}", errors)
+            place = int(found[: len(loops)].argmin())
+            self.loop = loops[place]
+            by_order = torch.cat([found[place : place + 1], found[len(loops) :]])
+            self._start = replace(self._start, order=orders[int(by_order.argmin())])
+
+    def search(self, trials: int, until: float) -> MaskSearchResult:
         """Searches a mask, with so many trials in all and up to a share of the time limit."""
-        compute, loop = self._start.mask(self._steps, self._budget, self._costs), self.loop
-        if compute.all() and not self._apart:  # nothing is reused
-            self.found = MaskSearchResult(compute, self._start.order, math.nan, trials=0)
-            return
+        mask, order = self._mask, self._order
+        if mask.all():  # nothing is reused
+            self.found = MaskSearchResult(mask, order, math.nan, trials=0)
+            return self.found
         self.found = search_mask(
-            loop.trainer,
-            self._error_of,
+            self._trainer,
+            partial(self._error_of, self.loop),
             self._steps,
             self._budget,
             self._costs,
             trials,
-            history=loop.settings.history,
+            history=self.loop.settings.history,
             stage=self._stage,
-            always=loop.host.segments[1:],
-            first=[] if self._apart or len(loop.host.segments) > 1 else [self._start],
+            always=self._always,
+            first=[] if self._always else [self._start],
             until=until,
             apart=self._apart,
         )
+        return self.found
 
     def judge(self) -> None:
-        """Judges what has been found by pictures that its solver is not fitted to."""
-        kept, key = self.loop.trainer.kept, f"error {self._stage}"
-        if key not in kept:
-            kept[key] = torch.tensor(self._error_of(self.found.compute, self.found.order, unseen=True))
-            self.loop.trainer.save(if_due=True)
-        self.error = kept[key].item()
+        """Judges what has been found so far by pictures that its solver is not fitted to."""
+        tried = self.found.trials if self.found is not None else 0
+        key = f"error {self._stage}" + (f" after {tried}" if tried else "")
+        mask, order = self._mask, self._order
+        found = self._known(key, lambda: torch.tensor(self._error_of(self.loop, mask, order, unseen=True)))
+        self.error = found.item()
 
-    @property
     def expected(self) -> float:
         """Its error when all is learned, as far as can be told: forecasts gain by it, a fitted solver hardly."""
-        return self.error * (1.0 if self.found.compute.all() else REUSE_GAINS)
+        assert self.error is not None, "it has been judged"
+        return self.error * (1.0 if self._mask.all() else REUSE_GAINS)
 
-    def _error_of(self, mask: Tensor, order: int, *, unseen: bool = False) -> float:
-        return self.loop.trial_error(self.loop.student(mask, order, free_solver=True), unseen=unseen)
+    @property
+    def _mask(self) -> Tensor:
+        """Where it computes so far."""
+        if self.found is not None:
+            return self.found.compute
+        mask = self._start.mask(self._steps, self._budget, self._costs)
+        mask[self._always] = True
+        return mask
+
+    @property
+    def _order(self) -> int:
+        """Of the polynomials that forecasts follow so far."""
+        return self._start.order if self.found is None else self.found.order
+
+    def _known(self, key: str, tell: Callable[[], Tensor]) -> Tensor:
+        """What the checkpoint has, or is told now."""
+        kept = self._trainer.kept
+        if key not in kept:
+            kept[key] = tell()
+            self._trainer.save(if_due=True)
+        return kept[key]
+
+    @staticmethod
+    def _error_of(loop: ClosedLoop, mask: Tensor, order: int, *, unseen: bool = False) -> float:
+        return loop.trial_error(loop.student(mask, order, free_solver=True), unseen=unseen)
 
 
 def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placement:
