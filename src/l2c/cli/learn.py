@@ -158,7 +158,7 @@ def learn(
     - `l2c learn ./pixart --prompts prompts.txt --steps 20 --budget curve --recompute --out family.safetensors`
     - `l2c learn l2c:scenes-sd3 --budget 0.5 --dry-run`
     - `l2c learn l2c:scenes-sd3 --solver auto --budget-evals 8 --out eight.safetensors`
-    - `l2c learn dit.safetensors --solver auto --budget-evals 8 --bf16 --out eight.safetensors`
+    - `l2c learn dit.safetensors --solver auto --budget-evals 8 --out eight.safetensors`
     - `l2c learn dit.safetensors --pattern alternate --data cifar10.parquet --iterations 5000 --lr 0.01`
     """
     auto, given = solver == AUTO, dict(context.params)
