@@ -93,6 +93,8 @@ class Plan:
             batch_size=min(8, self.examples - self.examples // 4),
             num_examples=self.examples,
             trials=self.trials,
+            trial_examples=12,
+            level_trials=16,
             fit_examples=self.examples,
             reference_steps=self.reference_steps,
             bf16=self.bf16,

@@ -146,6 +146,15 @@ def test_without_guidance_or_if_asked_passes_stay_together(favoured, options):
     ]  # fmt: skip
 
 
+def test_passes_stay_together_where_a_budget_has_no_room_for_more(favoured, monkeypatch):
+    monkeypatch.setattr("l2c.learning.solver.spread_apart", lambda *_: [])
+    schedule = l2c.learn(tiny_dit(), solver="auto", evaluations=3, settings=QUICK)
+    assert not schedule.has_branches
+    assert list(schedule.provenance["structures_before_learning"]) == [
+        "3 evaluations", "6 evaluations", "7 evaluations"
+    ]  # fmt: skip
+
+
 def test_costs_in_milliseconds_keep_passes_together(favoured):
     model = tiny_dit()
     count = len(find_layers(model))

@@ -177,7 +177,7 @@ class _Structure:
         budget: What a run may cost, in the unit of the costs.
         costs: Cost of every layer.
         stage: Tells it from other budgets.
-        apart: Whether passes of guidance have rows of their own.
+        apart: Whether passes of guidance have rows of their own, if the budget has room for that.
 
     Attributes:
         name: For people.
@@ -197,14 +197,15 @@ class _Structure:
         *,
         apart: bool,
     ) -> None:
-        self._trainer, self._budget, self._costs, self._apart = own.trainer, budget, costs, apart
+        self._trainer, self._budget, self._costs = own.trainer, budget, costs
         self._steps, self._always = len(starts[0].run.timesteps), list(own.host.segments[1:])
-        self.name = f"{self._steps} evaluations{', passes apart' if apart else ''}"
+        split = spread_apart(self._steps, budget, costs) if apart else []
+        self._apart = bool(split)
+        self._start = split[0] if split else _every(ratio, self._steps, budget, costs)
+        self.name = f"{self._steps} evaluations{', passes apart' if self._apart else ''}"
         self._stage = f"of {self.name} {stage}".rstrip()
         self.found: MaskSearchResult | None = None
         self.error: float | None = None
-        evenly = _every(ratio, self._steps, budget, costs)
-        self._start = spread_apart(self._steps, budget, costs)[0] if apart else evenly
         self._begin([own.on(host) for host in starts])
 
     def _begin(self, loops: Sequence[ClosedLoop]) -> None:
