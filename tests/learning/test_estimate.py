@@ -108,9 +108,10 @@ def test_a_learned_solver_is_fitted_for_each_mask_and_each_trial_of_noise_levels
     solver = Structures(searched=2, whole=1, starts=1, known=[3, 4])
     known, free = seconds_of(2), seconds_of(2, solver)
     assert free[0] - known[0] == 6 * (5 * 0.75 - 5.5)  # all that there are to learn on, made together
-    trial, compared = 0.25 + 4 * 2, 0.25 + 8 * 2
-    # all three compared, a look at two of them, these compared again, and the rest of the trials for the best
-    assert free[1] == 2 * (3 * trial + (3 + 2) * compared)
+    trial, compared, crossed = 0.25 + 4 * 2, 0.25 + 8 * 2, 0.25 + 2 * 6 * 2
+    # all three compared, a look at two of them, these compared again, the best and the whole one by more pictures, and
+    # the rest of the trials for the best
+    assert free[1] == 2 * (3 * trial + (3 + 2) * compared + 2 * crossed)
     assert free[2] - known[2] == 2 * (
         (2 + 4) * 6 * 2 + 2 * (3.5 + 4.5)
     )  # the first noise levels, and the last

@@ -190,6 +190,13 @@ class ClosedLoop:
         fit = self._solver_fit(student)
         return self.error(student, self.trial) if fit is None else fit.trial_error(student, unseen=unseen)
 
+    def crossed_error(self, student: Student) -> float:
+        """The same of more pictures, by which few students are told apart; see `SolverFit.crossed_error`."""
+        fit = self._solver_fit(student)
+        if fit is not None:
+            return fit.crossed_error(student)
+        return self.error(student, self.training.rows(slice(0, self.settings.num_fitted)))
+
     def _solver_fit(self, student: Student) -> SolverFit | None:
         """What fits a student's solver; None if it has none of its own, or no paths are known."""
         fitting = self._references.fitting
@@ -199,9 +206,7 @@ class ClosedLoop:
 
     def kept_error(self, name: str, student: Student) -> float:
         """The held-out error of a student, from the checkpoint if that has it."""
-        if name not in self.trainer.kept:
-            self.trainer.kept[name] = torch.tensor(self.error(student))
-        return self.trainer.kept[name].item()
+        return self.trainer.keep(name, lambda: torch.tensor(self.error(student))).item()
 
     def student(
         self,

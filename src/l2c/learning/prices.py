@@ -92,6 +92,11 @@ def stage_seconds(
         if structures > 1:
             judged_s = trial_s + judged * prices.fit_s * bool(fitted)  # by as many pictures again
             compared_s = (structures + ahead) * judged_s
+            if (
+                solver.searched and solver.whole
+            ):  # the best one and that which reuses nothing, by more pictures
+                crossed = 2 * fitted * prices.fit_s if fitted else settings.num_fitted * prices.sample_s
+                compared_s += 2 * (prices.attach_s + crossed)
         if solver.starts > 1:
             more = sum(order < settings.history for order in FIRST_ORDERS[1:])
             compared_s += (solver.searched * (solver.starts + more) + solver.whole * solver.starts) * trial_s

@@ -45,7 +45,10 @@ SEARCHED = 2
 LOOK_UNTIL, SEARCH_UNTIL = 0.3, 0.5
 """Shares of a time limit after which masks of each of these, and of the best one, are no longer tried."""
 REUSE_GAINS = 0.75
-"""Share of its error that a structure which reuses layers has left, at most, when its forecasts are learned, too."""
+"""Share of its error that a structure which reuses layers has left, at most, when its mask has been searched and its
+forecasts have been learned, too."""
+LEARNING_GAINS = 0.9
+"""The same of what is left of it by learning alone, over what is left of one that reuses nothing."""
 FIRST_ORDERS = (1, 2)
 """Of the polynomials that forecasts follow at first: noise levels to begin with are compared with the first of them."""
 
@@ -139,7 +142,7 @@ def _learn_one(
         for index, structure in enumerate(ahead):
             structure.search(looks, until=LOOK_UNTIL * (index + 1) / len(ahead))
             structure.judge()
-        best, trials = min(ahead, key=_Structure.expected), 2 * looks
+        best, trials = _better(min(ahead, key=_Structure.expected), structures), 2 * looks
     found, loop = best.search(trials, until=SEARCH_UNTIL), best.loop
     schedule, outcome = loop.fit(
         found.compute,
@@ -151,6 +154,9 @@ def _learn_one(
             "structures_before_learning": {
                 one.name: round(one.error, 5) for one in structures if one.error is not None
             },
+            "finalists_before_learning": {
+                one.name: round(one.crossed, 5) for one in structures if one.crossed is not None
+            },
             "masks_tried": sum(one.found.trials for one in structures if one.found),
             "polynomial_order": found.order,
             "fewer_steps": _fewer_steps(loop, host, int(evaluations), stage),
@@ -160,6 +166,18 @@ def _learn_one(
         stage=stage,
     )
     return schedule, outcome.interrupted
+
+
+def _better(found: _Structure, structures: Sequence[_Structure]) -> _Structure:
+    """The best structure that was found, or the one that reuses nothing, if that is better by more pictures.
+
+    Few pictures are enough to compare masks of one structure, whose errors go together. They are not to compare
+    structures, least of all one whose mask was searched with them.
+    """
+    whole = next((one for one in structures if not one.reuses), None)
+    if whole is None or whole is found:
+        return found
+    return found if LEARNING_GAINS * found.cross() < whole.cross() else whole
 
 
 def first_look(trials: int) -> int:
@@ -184,6 +202,7 @@ class _Structure:
         loop: Learning on the host that it begins as.
         found: What a search has found; None before one.
         error: That it is compared with others by; None before it is judged.
+        crossed: The same by more pictures; None unless it is one of the last two.
     """
 
     def __init__(
@@ -206,6 +225,7 @@ class _Structure:
         self._stage = f"of {self.name} {stage}".rstrip()
         self.found: MaskSearchResult | None = None
         self.error: float | None = None
+        self.crossed: float | None = None
         self._begin([own.on(host) for host in starts])
 
     def _begin(self, loops: Sequence[ClosedLoop]) -> None:
@@ -220,7 +240,7 @@ class _Structure:
             return torch.tensor([*by_lines, *(self._error_of(best, mask, order) for order in orders[1:])])
 
         if len(loops) > 1:
-            found = self._known(f"starts {self._stage}", errors)
+            found = self._trainer.keep(f"starts {self._stage}", errors)
             place = int(found[: len(loops)].argmin())
             self.loop = loops[place]
             by_order = torch.cat([found[place : place + 1], found[len(loops) :]])
@@ -250,16 +270,24 @@ class _Structure:
 
     def judge(self) -> None:
         """Judges what has been found so far by pictures that its solver is not fitted to."""
-        tried = self.found.trials if self.found is not None else 0
-        key = f"error {self._stage}" + (f" after {tried}" if tried else "")
         mask, order = self._mask, self._order
-        found = self._known(key, lambda: torch.tensor(self._error_of(self.loop, mask, order, unseen=True)))
-        self.error = found.item()
+        self.error = self._told("error", lambda: self._error_of(self.loop, mask, order, unseen=True))
+
+    def cross(self) -> float:
+        """Judges it by all pictures that its solver can be fitted to, each half by the solver of the other half."""
+        student = self.loop.student(self._mask, self._order, free_solver=True)
+        self.crossed = self._told("crossed error", lambda: self.loop.crossed_error(student))
+        return self.crossed
 
     def expected(self) -> float:
         """Its error when all is learned, as far as can be told: forecasts gain by it, a fitted solver hardly."""
         assert self.error is not None, "it has been judged"
-        return self.error * (1.0 if self._mask.all() else REUSE_GAINS)
+        return self.error * (REUSE_GAINS if self.reuses else 1.0)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether it reuses anything."""
+        return not bool(self._mask.all())
 
     @property
     def _mask(self) -> Tensor:
@@ -275,13 +303,11 @@ class _Structure:
         """Of the polynomials that forecasts follow so far."""
         return self._start.order if self.found is None else self.found.order
 
-    def _known(self, key: str, tell: Callable[[], Tensor]) -> Tensor:
-        """What the checkpoint has, or is told now."""
-        kept = self._trainer.kept
-        if key not in kept:
-            kept[key] = tell()
-            self._trainer.save(if_due=True)
-        return kept[key]
+    def _told(self, what: str, tell: Callable[[], float]) -> float:
+        """A figure of what has been found so far, from the checkpoint if that has it."""
+        tried = self.found.trials if self.found is not None else 0
+        key = f"{what} {self._stage}" + (f" after {tried}" if tried else "")
+        return self._trainer.keep(key, lambda: torch.tensor(tell())).item()
 
     @staticmethod
     def _error_of(loop: ClosedLoop, mask: Tensor, order: int, *, unseen: bool = False) -> float:

@@ -53,9 +53,24 @@ class SolverFit:
         count = self._settings.trial_examples
         run = self._fitting.rows(slice(0, 2 * count if unseen else count))
         fitted = (len(run) + 1) // 2 if unseen else len(run)
+        return self._errors_apart(student, run, fitted).mean().item()
+
+    def crossed_error(self, student: Student) -> float:
+        """Mean error of all pictures that there are paths of: each half by the solver that is fitted to the other."""
+        count = len(self._fitting)
+        first, last = list(range((count + 1) // 2)), list(range((count + 1) // 2, count))
+        folds = [(first, last), (last, first)] if last else [(first, last)]
+        found = [
+            self._errors_apart(student, self._fitting.rows(fitted + judged), len(fitted))
+            for fitted, judged in folds
+        ]
+        return torch.cat(found).mean().item()
+
+    def _errors_apart(self, student: Student, run: References, fitted: int) -> Tensor:
+        """Errors of the pictures of a run after those that are fitted to, or of these if there are no others."""
         made = self._fit(student, run, fitted)
         judged = slice(fitted if fitted < len(run) else 0, None)
-        return errors(made[judged], run.target[judged], self._unit).mean().item()
+        return errors(made[judged], run.target[judged], self._unit)
 
     def begin(
         self, student: Student, stage: str, fraction: float, validate: Callable[[Student], float] | None
@@ -69,24 +84,27 @@ class SolverFit:
             validate: Error of pictures that nothing is fitted to: if they were closer with the weights and levels to
                 begin with, as may be with very few pictures, those stay.
         """
-        given, kept, key = student.log_snrs, self._trainer.kept, f"fit is kept {stage}".rstrip()
+        given = student.log_snrs
         self._search(student, stage, fraction)
         if validate is None:
             return
         levels, fitted = student.log_snrs, student.fitted
+
+        def is_closer() -> Tensor:
+            error = validate(student)
+            student.begin_at(given)
+            return torch.tensor(error <= validate(student))
+
         with student.attached(), torch.no_grad():
-            if key not in kept:
-                error = validate(student)
-                student.begin_at(given)
-                kept[key] = torch.tensor(error <= validate(student))
-                self._trainer.save(if_due=True)
-            student.begin_at(levels if kept[key] else given)
-            if kept[key]:
+            if self._trainer.keep(f"fit is kept {stage}".rstrip(), is_closer):
+                student.begin_at(levels)
                 student.fitted = fitted
+            else:
+                student.begin_at(given)
 
     def _search(self, student: Student, stage: str, fraction: float) -> None:
         """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""
-        kept, fitting, key = self._trainer.kept, self._fitting, f"noise levels {stage}".rstrip()
+        fitting, key = self._fitting, f"noise levels {stage}".rstrip()
 
         def error_of(log_snrs: Tensor) -> float:
             student.begin_at(log_snrs)
@@ -94,17 +112,18 @@ class SolverFit:
             found = self._mean(errors(made, fitting.target, self._unit))
             return self._trainer.processes.mean(torch.tensor(found, device=log_snrs.device)).item()
 
-        if key not in kept:
+        def searched() -> Tensor:
             count = self._settings.level_trials
             trials = Trials[Tensor](
                 self._trainer, error_of, count, f"trying {key}", f"trials of {key}", fraction, UNTIL
             )
             levels, error, tried = search_levels(student.log_snrs, trials.error, count, trials.report)
             logger.info("%d sets of noise levels tried, error %.4f", tried, error)
-            kept[key] = levels.cpu()
-            self._trainer.save(if_due=True)
+            return levels.cpu()
+
+        levels = self._trainer.keep(key, searched)
         student.eval()  # in the precision that the schedule will be used in
-        error_of(kept[key].to(student.log_snrs))
+        error_of(levels.to(student.log_snrs))
         student.train()
 
     def _fit(self, student: Student, run: References, fitted: int) -> Tensor:

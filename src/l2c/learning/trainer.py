@@ -267,6 +267,13 @@ class Trainer:
         assert pictures is not None
         return pictures
 
+    def keep(self, key: str, tell: Callable[[], Tensor]) -> Tensor:
+        """What the checkpoint has under a key, or is told now and kept in it."""
+        if key not in self.kept:
+            self.kept[key] = tell()
+            self.save(if_due=True)
+        return self.kept[key]
+
     def save(self, *, if_due: bool = False) -> None:
         """Writes the checkpoint, if there is to be one, from the main process."""
         checkpoint = self._checkpoint
