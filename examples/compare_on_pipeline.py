@@ -28,9 +28,8 @@ from l2c.errors import L2CError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit code."""
     options = _parser().parse_args(arguments)
-    pipe = DiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=getattr(torch, options.dtype))
-    pipe.to(options.device)
-    pipe.set_progress_bar_config(disable=True)
+    dtype = getattr(torch, options.dtype)
+    pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
     call = {"class_labels": [options.label]} if options.prompt is None else {"prompt": options.prompt}
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
 

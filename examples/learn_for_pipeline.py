@@ -30,9 +30,8 @@ from l2c.learning.session import Progress
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit code."""
     options = _parser().parse_args(arguments)
-    pipe = DiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=getattr(torch, options.dtype))
-    pipe.to(options.device)
-    pipe.set_progress_bar_config(disable=True)
+    dtype = getattr(torch, options.dtype)
+    pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
     call = {"num_inference_steps": options.steps}
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
     if options.lora is not None:

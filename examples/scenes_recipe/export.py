@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
+import l2c
 from l2c.errors import CheckpointError
 from scenes_recipe.autoencoder import FILE as AUTOENCODER_FILE
 from scenes_recipe.autoencoder import load_autoencoder, new_autoencoder, new_optimizer
@@ -96,12 +97,6 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> StableDif
         CheckpointError: The folder does not hold one.
     """
     try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            folder, text_encoder_3=None, tokenizer_3=None, torch_dtype=dtype, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} holds no pipeline ({error}); run the stage 'export' first"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        return l2c.load_pipeline(folder.resolve(), dtype=dtype, quiet=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; run the stage 'export' first") from error

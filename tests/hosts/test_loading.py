@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 
 import pytest
@@ -28,6 +29,27 @@ def test_folders_with_an_index_and_repositories_are_pipelines(tmp_path):
     assert list(layers_of(pipe)) == ["transformer"]
     assert not is_pipeline(tmp_path / "pipe" / "transformer")
     assert is_pipeline("someone/pixart")
+
+
+def test_a_pipeline_is_loaded_quietly_and_in_a_format(tmp_path, monkeypatch):
+    import diffusers
+
+    logging = pytest.importorskip("transformers.utils.logging")
+    tiny_pipeline("dit").save_pretrained(tmp_path / "pipe")
+    load, before, within = diffusers.DiffusionPipeline.from_pretrained, logging.get_verbosity(), []
+
+    def from_pretrained(*given, **how):
+        within.append((logging.get_verbosity(), logging.is_progress_bar_enabled()))
+        return load(*given, **how)
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pipe = l2c.load_pipeline(tmp_path / "pipe", dtype=torch.bfloat16, quiet=True)
+    assert pipe.transformer.dtype == torch.bfloat16
+    assert not [one for one in told if "torch_dtype" in str(one.message)]
+    assert within == [(logging.ERROR, False)]
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before, True)
 
 
 def test_what_is_nothing_is_refused(tmp_path):

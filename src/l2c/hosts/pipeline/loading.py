@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ ASSET_PREFIX = "l2c:"
 """What the names of files and folders that come with l2c begin with, where those of others are taken, too."""
 QUANTIZATIONS = {"int8": "torchao", "bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes"}
 """What `--quantization` may be, and the package that does it."""
+DTYPE_SINCE = (0, 40)
+"""Release of diffusers that names the number format of weights `dtype`; before, it was `torch_dtype`."""
 PIPELINE_FILE = "model_index.json"
 """What the folder of a diffusers pipeline has and that of a model has not."""
 
@@ -51,14 +53,14 @@ def load_pipeline(
             `bnb-4bit`: they are loaded in so many by bitsandbytes.
         device_map: Instead of a device, where diffusers loads the weights at once, without a copy on the CPU: `cuda`,
             `cpu`, or `balanced`, each component on one of all GPUs.
-        quiet: Show no progress bars, neither now nor when it is called.
+        quiet: Show no progress bars, neither now nor when it is called, and no warnings of transformers while loading.
 
     Raises:
         CheckpointError: If there is no such pipeline or it cannot be loaded.
         ConfigError: If there is no such scheduler or quantization, what quantises is not installed, or a device map
             cannot be had here or comes with a device.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
     from diffusers.quantizers import PipelineQuantizationConfig
 
     if device_map is not None:
@@ -74,14 +76,15 @@ def load_pipeline(
             f"there is no folder '{name}'; give one that a pipeline's save_pretrained wrote, or the name of a "
             "repository on the hub"
         )
+    release = tuple(map(int, diffusers.__version__.split(".")[:2]))
     try:
-        with _without_bars() if quiet else nullcontext():
-            pipe = DiffusionPipeline.from_pretrained(
+        with _quietly() if quiet else nullcontext():
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
                 folder if folder.is_dir() else name,
-                torch_dtype=dtype,
                 device_map=device_map,
                 quantization_config=quantize if isinstance(quantize, PipelineQuantizationConfig) else None,
                 **_left_out(folder),
+                **{"dtype" if release >= DTYPE_SINCE else "torch_dtype": dtype},
             )
             if lora is not None:
                 pipe.load_lora_weights(lora)
@@ -215,19 +218,20 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
+    """No progress bars, and of transformers no warnings, such as that it finds no torchvision."""
     import diffusers.utils.logging
 
     libraries = [diffusers.utils.logging]
-    with suppress(ImportError):  # of pipelines without text it is not needed
-        import transformers.utils.logging
+    with ExitStack() as stack:
+        with suppress(ImportError):  # of pipelines without text it is not needed
+            import transformers.utils.logging as of_transformers
 
-        libraries.append(transformers.utils.logging)
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
+            libraries.append(of_transformers)
+            stack.callback(of_transformers.set_verbosity, of_transformers.get_verbosity())
+            of_transformers.set_verbosity_error()
+        for library in libraries:
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                stack.callback(library.enable_progress_bar)
         yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
