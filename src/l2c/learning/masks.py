@@ -24,14 +24,20 @@ ORDERS = (2, 1, 0)
 """Of polynomials that forecasts follow. The smoother a run is, the higher is the best one: in few steps with strong
 guidance a copy, the order 0, has half the error of a parabola (measured on a flow at guidance 4.5)."""
 
+BEGUN = (3, 2)
+"""Evaluations at the beginning that all compute, of placements to start from."""
+
 
 def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) -> list[Placement]:
     """Placements to start from: as many whole evaluations as a budget allows, spread over a run.
 
     What is left computes a part of one more evaluation: of one of the places where it is more than half of one,
-    otherwise in the widest gap. The first placement is even; the others end later, are denser at the beginning or at
-    the end of the run, or have their evaluations in the middle of the steps of a solver with two evaluations per step,
-    before any at their start, where forecasts cost least (measured on DPM-Solver singlestep).
+    otherwise in the widest gap. The first placement is even. Others compute the first evaluations one after another, so
+    that nothing is forecast before it has a direction and a curvature: on a flow in 28 steps that takes most of the
+    error that reusing half of them adds (measured: .067 with everything, .092 evenly, .072 so). The others end later,
+    are denser at the beginning or at the end of the run, or have their evaluations in the middle of the steps of a
+    solver with two evaluations per step, before any at their start, where forecasts cost least (measured on DPM-Solver
+    singlestep).
 
     Args:
         evaluations: Of the run.
@@ -44,6 +50,7 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
     every, all_but_last = range(evaluations), range(max(1, evaluations - 1))
     for places in (
         along(all_but_last, total, 1.0),
+        *(_begun(first, evaluations, total) for first in BEGUN if 2 * first <= total),
         _middles_first(evaluations, total, 1.25),
         along(every, total, 1.0),
         along(every, total, 1.25),
@@ -126,6 +133,12 @@ class _Room:
         elif self.more and self.total < self.evaluations:
             partial = widest_gap(places, self.evaluations)
         return Placement(tuple(places), partial, fill, order)
+
+
+def _begun(first: int, evaluations: int, total: int) -> list[int]:
+    """So many evaluations in a row from the beginning, and the others evenly over what is left but the last."""
+    rest = range(first - 1, max(first, evaluations - 1))
+    return [*range(first - 1), *along(rest, total - first + 1, 1.0)]
 
 
 def _middles_first(evaluations: int, total: int, power: float) -> list[int]:
