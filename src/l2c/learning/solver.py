@@ -45,10 +45,7 @@ SEARCHED = 2
 LOOK_UNTIL, SEARCH_UNTIL = 0.3, 0.5
 """Shares of a time limit after which masks of each of these, and of the best one, are no longer tried."""
 REUSE_GAINS = 0.75
-"""Share of its error that a structure which reuses layers has left, at most, when its mask has been searched and its
-forecasts have been learned, too."""
-LEARNING_GAINS = 0.9
-"""The same of what is left of it by learning alone, over what is left of one that reuses nothing."""
+"""Share of its error that a structure which reuses layers has left, at most, when its mask has been searched."""
 FIRST_ORDERS = (1, 2)
 """Of the polynomials that forecasts follow at first: noise levels to begin with are compared with the first of them."""
 
@@ -177,7 +174,7 @@ def _better(found: _Structure, structures: Sequence[_Structure]) -> _Structure:
     whole = next((one for one in structures if not one.reuses), None)
     if whole is None or whole is found:
         return found
-    return found if LEARNING_GAINS * found.cross() < whole.cross() else whole
+    return min(whole, found, key=_Structure.cross)
 
 
 def first_look(trials: int) -> int:
@@ -280,7 +277,7 @@ class _Structure:
         return self.crossed
 
     def expected(self) -> float:
-        """Its error when all is learned, as far as can be told: forecasts gain by it, a fitted solver hardly."""
+        """Its error when its mask has been searched, as far as can be told."""
         assert self.error is not None, "it has been judged"
         return self.error * (REUSE_GAINS if self.reuses else 1.0)
 
