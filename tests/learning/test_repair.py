@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,29 @@ def test_what_cannot_be_learned_is_one_sentence():
     model.blocks[0].attn.proj.weight.fill_(float("nan"))
     with pytest.raises(NumericsError, match="solutions are zeros, or not finite; check the weights"):
         repair(model, interval(model), settings=SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_computed", [1, 2])
+def test_a_solver_that_a_schedule_brings_is_repaired_with_it(dit, per_computed):
+    """On the trained model; a random one has no smooth trajectory to be followed."""
+    settings = LearnSettings(
+        iterations=1, batch_size=1, num_examples=4, reference_steps=8, trials=1, level_trials=1
+    )
+    run = {"evaluations": 2.5, "per_computed": per_computed, "guidance": 1.0}
+    schedule = l2c.learn(dit, solver="auto", settings=replace(settings, branches=False), **run)
+    assert bool(schedule.compute.all()) == (per_computed == 1)
+    changed = copy.deepcopy(dit)
+    with torch.no_grad():
+        for index, weight in enumerate(changed.parameters()):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(index))
+            weight += 0.1 * weight.std(unbiased=False) * noise
+    repaired = repair(changed, schedule, settings=settings)
+    provenance = repaired.provenance
+    assert provenance["held_out_error"] < 0.8 * provenance["held_out_error_before"]
+    assert torch.equal(repaired.compute, schedule.compute)
+    assert repaired.contract.run.scales == schedule.contract.run.scales
+    assert l2c.check(changed, repaired).error < 0.8 * l2c.check(changed, schedule).error
 
 
 def test_a_schedule_made_on_one_implementation_is_learned_on_the_other():

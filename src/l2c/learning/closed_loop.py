@@ -24,6 +24,7 @@ from l2c.learning.student import Student
 from l2c.learning.task import rate_at
 from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.draw import draw
+from l2c.schedule.contract import Run
 from l2c.schedule.scales import scales_of
 from l2c.schedule.schedule import CacheSchedule
 
@@ -215,18 +216,32 @@ class ClosedLoop:
         *,
         start: Tensor | None = None,
         free_solver: bool = False,
+        solver: Run | None = None,
     ) -> Student:
-        """A student with a mask, nothing learned yet; for order and start see `Student`."""
+        """A student with a mask, nothing learned yet.
+
+        Args:
+            compute: The mask.
+            order: See `Student`.
+            start: See `Student`.
+            free_solver: See `Student`.
+            solver: The run of the host, whose learned solver a free one begins with.
+        """
         settings = self.settings
+        scales = scales_of((self._references.fitting or self._references).target.shape, settings.scales)
+        degree, table = settings.guidance_degree, None
+        if solver is not None:
+            scales, degree, table = solver.scales, solver.guidance_degree, torch.tensor(solver.weights)
         return Student(
             self.host,
             compute,
             settings.history,
             order=order,
             start=start,
-            free_solver=free_solver,
-            scales=scales_of((self._references.fitting or self._references).target.shape, settings.scales),
-            degree=settings.guidance_degree,
+            free_solver=free_solver or solver is not None,
+            table=table,
+            scales=scales,
+            degree=degree,
             bf16=settings.bf16,
             recompute=settings.recompute,
         )
@@ -247,6 +262,7 @@ class ClosedLoop:
         order: int | None = None,
         start: Tensor | None = None,
         free_solver: bool = False,
+        solver: Run | None = None,
         stage: str = "",
     ) -> tuple[CacheSchedule, Outcome]:
         """Learns the parameters of a student with a mask.
@@ -257,17 +273,21 @@ class ClosedLoop:
             order: See `Student`.
             start: See `Student`.
             free_solver: Learn the solver, too.
+            solver: See `student`; the error before learning is then that of what is given.
             stage: See `Trainer.run`.
         """
-        host, student = self.host, self.student(compute, order, start=start, free_solver=free_solver)
+        host = self.host
+        student = self.student(compute, order, start=start, free_solver=free_solver, solver=solver)
         contract = host.contract(self._model_name)
         begun = CacheSchedule(compute, host.table, contract)
         fraction = begun.cost.fraction
+        before = None if solver is None else self.kept_error(f"error given {stage}", student)
         solver_fit = self._solver_fit(student)
         if solver_fit is not None:
             checked = self._references.validation is not None
             solver_fit.begin(student, stage, fraction, self._validate if checked else None)
-        before = self.kept_error(f"error before {stage}", student)
+        begun_at = self.kept_error(f"error before {stage}", student)
+        before = begun_at if before is None else before
         at_scales = self._at_scales()
         task = StudentTask(
             student,
@@ -276,7 +296,7 @@ class ClosedLoop:
             self.settings,
             self.training,
             self.trainer.rows,
-            before,
+            begun_at,
             lambda: self._validate(student),
         )
         with student.attached():

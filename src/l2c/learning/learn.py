@@ -289,8 +289,9 @@ def repair(
     """Learns the forecasts of a schedule, for weights, a LoRA or prompts that it was not learned on; its mask stays.
 
     Learning begins at the coefficients that the schedule has learned, or, where it has none, at the polynomial through
-    the last `history` computed values. Everything is computed where a second transformer takes over, as it is in any
-    case.
+    the last `history` computed values. A solver that the schedule brings is fitted anew, and learned further with its
+    noise levels; it stays as it is where the fit makes it no better. Everything is computed where a second transformer
+    takes over, as it is in any case.
 
     Args:
         target: See `learn`.
@@ -307,37 +308,37 @@ def repair(
 
     Raises:
         CheckpointError: See `learn`.
-        ConfigError: If the schedule computes everything, or brings its own solver; and see `learn`.
+        ConfigError: If the schedule computes everything and brings no solver; and see `learn`.
         ContractError: If the schedule is for another model or another run.
         NumericsError: See `learn`.
     """
     settings = checked(settings, LearnSettings, "repair")
     schedule = load_schedule(schedule)
-    if schedule.contract.run.weights is not None:
-        raise ConfigError(
-            "the schedule brings its own solver; learn it anew with l2c.learn(..., solver='auto')"
-        )
     host = host_for(target, schedule, repair, **run)
     for model in host.models.values():  # sizes in this call are not compared: a LoRA changes them
         schedule.check_layers(find_layers(model).with_sizes_of(schedule.layers))
-    schedule.contract.check_run(host.run)
+    made = schedule.contract.run
+    solver = None if made.weights is None else made
+    if solver is None:
+        schedule.contract.check_run(host.run)
     compute = schedule.compute.clone()
     compute[list(host.segments)] = True
-    if compute.all():
+    if compute.all() and solver is None:
         raise ConfigError("the schedule computes everything; a predictor needs layers that are reused")
     start = schedule.predictor.coefficients
     with host.prepared():
+        driven = host.for_schedule(schedule)
         trainer = Trainer(
-            "predictor",
-            host,
+            "predictor" if solver is None else "predictor and solver",
+            driven,
             settings,
             session,
             on_progress,
             mask=digest(compute),
             start=schedule.predictor.name if start is None else digest(start),
         )
-        references = solve(trainer, host, settings)
+        references = solve(trainer, host, settings, fit_solver=solver is not None)
         name = model_name or schedule.contract.model
-        loop = ClosedLoop(trainer, host, references, settings, name)
-        learned, _ = loop.fit(compute, schedule.provenance, start=start)
+        loop = ClosedLoop(trainer, driven, references, settings, name)
+        learned, _ = loop.fit(compute, schedule.provenance, start=start, solver=solver)
     return learned

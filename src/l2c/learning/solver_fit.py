@@ -84,23 +84,20 @@ class SolverFit:
             validate: Error of pictures that nothing is fitted to: if they were closer with the weights and levels to
                 begin with, as may be with very few pictures, those stay.
         """
-        given = student.log_snrs
+        given = student.log_snrs, student.fitted
         self._search(student, stage, fraction)
         if validate is None:
             return
-        levels, fitted = student.log_snrs, student.fitted
+        found = student.log_snrs, student.fitted
 
         def is_closer() -> Tensor:
             error = validate(student)
-            student.begin_at(given)
+            student.begin_at(*given)
             return torch.tensor(error <= validate(student))
 
         with student.attached(), torch.no_grad():
-            if self._trainer.keep(f"fit is kept {stage}".rstrip(), is_closer):
-                student.begin_at(levels)
-                student.fitted = fitted
-            else:
-                student.begin_at(given)
+            kept = self._trainer.keep(f"fit is kept {stage}".rstrip(), is_closer)
+            student.begin_at(*(found if kept else given))
 
     def _search(self, student: Student, stage: str, fraction: float) -> None:
         """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""

@@ -47,6 +47,7 @@ class Student(nn.Module):
         order: Of the polynomial; `history - 1` if not given.
         start: Weights (evaluations, layers, history) that forecasts begin with instead.
         free_solver: Learn the noise levels of the evaluations and the weights of the solver, too.
+        table: Weights that a free solver begins with instead, at the noise levels of the host.
         scales: Of detail, which a free solver weighs apart; see `l2c.schedule.scales`.
         degree: Of the polynomial in the guidance scale that its weights are, on a host with a range of guidance.
         bf16: Run the network in bfloat16 in training mode; in evaluation mode, it runs in its own precision.
@@ -75,6 +76,7 @@ class Student(nn.Module):
         order: int | None = None,
         start: Tensor | None = None,
         free_solver: bool = False,
+        table: Tensor | None = None,
         scales: int = 1,
         degree: int = 0,
         bf16: bool = False,
@@ -94,7 +96,7 @@ class Student(nn.Module):
         self._tables = scales * (self._degree + 1)
         size = self._tables * (count + 1)
         self.corrections = nn.Parameter(torch.zeros(count + 1, size, device=device)) if free_solver else None
-        self.fitted = self._not_fitted() if free_solver else None
+        self.fitted = self._begun(table) if free_solver else None
         self._handle: Handle | None = None
         self._context = context_of(host.models)
 
@@ -162,12 +164,17 @@ class Student(nn.Module):
         return self._log_snrs
 
     @torch.no_grad()
-    def begin_at(self, log_snrs: Tensor) -> None:
-        """Sets the noise levels of a free solver, as half log-SNRs (N,), with the weights of DPM-Solver++(2M)."""
+    def begin_at(self, log_snrs: Tensor, fitted: tuple[Tensor, Tensor] | None = None) -> None:
+        """Sets the noise levels of a free solver, as half log-SNRs (N,), with the weights of DPM-Solver++(2M).
+
+        Args:
+            log_snrs: The levels.
+            fitted: What is added to these weights, as the attribute has it; nothing by default.
+        """
         assert self.shifts is not None, "its solver is free"
         assert self.corrections is not None
         self._log_snrs, self._room = log_snrs, room(log_snrs)
-        self.fitted = self._not_fitted()
+        self.fitted = self._begun() if fitted is None else fitted
         self.shifts.zero_()
         self.corrections.zero_()
 
@@ -200,11 +207,14 @@ class Student(nn.Module):
         start = self._host.multistep_table(log_snrs).float()
         return F.pad(start, (0, (self._tables - 1) * len(start)))
 
-    def _not_fitted(self) -> tuple[Tensor, Tensor]:
+    def _begun(self, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What a table has beyond the one that learning begins with, nothing by default, and steps that no fit made."""
         assert self.corrections is not None
-        size = self.corrections.shape[1]
-        steps = PLAIN_STEP * torch.eye(size, device=self.corrections.device)
-        return torch.zeros_like(self.corrections), steps.expand(len(self.corrections), size, size)
+        added, size = torch.zeros_like(self.corrections), self.corrections.shape[1]
+        if table is not None:
+            added = table.to(added) - self._start_of(self._log_snrs)
+        steps = PLAIN_STEP * torch.eye(size, device=added.device)
+        return added, steps.expand(len(added), size, size)
 
 
 def _shared(plan: ReusePlan, context: ContextGroup) -> ReusePlan:
