@@ -29,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit code."""
     options = _parser().parse_args(arguments)
     dtype = getattr(torch, options.dtype)
-    pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
     call = {"class_labels": [options.label]} if options.prompt is None else {"prompt": options.prompt}
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
 
@@ -42,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 * np.concatenate(made) - 1, time.perf_counter() - begin
 
     try:
+        pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
         variants = _variants(pipe, options, call)
         reference, _ = pictures(options.reference_steps)
         errors: dict[str, np.ndarray] = {}

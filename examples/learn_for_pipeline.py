@@ -31,11 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit code."""
     options = _parser().parse_args(arguments)
     dtype = getattr(torch, options.dtype)
-    pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
     call = {"num_inference_steps": options.steps}
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
-    if options.lora is not None:
-        pipe.load_lora_weights(options.lora)
     settings = l2c.LearnSettings(
         iterations=options.iterations,
         batch_size=options.batch_size,
@@ -52,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **call,
     }
     try:
+        pipe = l2c.load_pipeline(
+            options.pipeline, dtype=dtype, device=options.device, lora=options.lora, quiet=True
+        )
         if options.prompts is None:
             how["conditions"] = [{"class_labels": [label]} for label in options.labels]
         else:

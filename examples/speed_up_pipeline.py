@@ -23,7 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example; returns the exit code."""
     options = _parser().parse_args(arguments)
     dtype = getattr(torch, options.dtype)
-    pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
     call = {"num_inference_steps": options.steps}
     call |= {"class_labels": [options.label]} if options.prompt is None else {"prompt": options.prompt}
     call |= {key: value for key in ("height", "width") if (value := getattr(options, key))}
@@ -34,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return picture, time.perf_counter() - begin
 
     try:
+        pipe = l2c.load_pipeline(options.pipeline, dtype=dtype, device=options.device, quiet=True)
         schedule = l2c.methods.interval(pipe, every=options.every, predictor=options.predictor, **call)
         bare, bare_s = sample()
         with l2c.enable_cache(pipe, schedule):  # from here on, the pipeline is called as before
