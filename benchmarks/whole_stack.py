@@ -137,10 +137,10 @@ def _learned(
     compute[::every] = True
     starts = {}
     for order in range(min(depth, 3)):
-        starts[order] = loop.error(loop.student(compute, order, free_solver=True), loop.trial)
+        starts[order] = loop.error(loop.student(compute, order, solver=True), loop.trial)
     order = min(starts, key=starts.__getitem__)
     with host.prepared():
-        schedule, outcome = loop.fit(compute, {}, order=order, free_solver=True, stage=f"{depth}")
+        schedule, outcome = loop.fit(compute, {}, order=order, solver=True, stage=f"{depth}")
     run = ModelHost.of_schedule(model, schedule, GUIDANCE)
     with torch.no_grad(), run.attach(schedule) as cache:
         made = run.sample(unseen)

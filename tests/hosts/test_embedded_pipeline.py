@@ -119,7 +119,7 @@ def test_learned_solver_begins_at_the_shift_that_makes_the_best_pictures(scenes_
     own = ClosedLoop(trainer, host, solve(trainer, host, settings, fit_solver=True), settings, "")
     everything = torch.ones(4, len(host.table), dtype=torch.bool)
     loops = [own.on(start) for start in starts]
-    found = [loop.trial_error(loop.student(everything, free_solver=True)) for loop in loops]
+    found = [loop.trial_error(loop.student(everything, solver=True)) for loop in loops]
     best = starts[found.index(min(found))].run.log_snrs
     for order in (starts, starts[::-1]):
         monkeypatch.setattr(PipelineHost, "solver_starts", lambda *_, order=order: order)

@@ -232,6 +232,17 @@ def test_another_number_of_steps_is_told_once(caplog):
     ]
 
 
+def test_a_check_tells_of_another_number_of_steps(everywhere, caplog):
+    call = {key: value for key, value in tiny_call("sd3").items() if key != "generator"}
+    schedule = everywhere[0]["sd3"]
+    with caplog.at_level(logging.WARNING):
+        for steps in (schedule.contract.run.steps, 20):
+            l2c.check(tiny_pipeline("sd3"), schedule, seeds=[0], **{**call, "num_inference_steps": steps})
+    assert [record.message for record in caplog.records if "not the" in record.message] == [
+        f"the learned solver makes {schedule.contract.run.steps} steps, not the 20 that were asked for"
+    ]
+
+
 def test_noise_is_added_as_known_schedulers_add_it():
     picture, random = noise(3, 4, 8, 8), noise(3, 4, 8, 8, seed=1)
     other = diffusers.DDIMScheduler()

@@ -120,7 +120,7 @@ def test_a_fitted_solver_is_closer_than_a_known_one():
     trainer = Trainer("schedule and solver", host, settings())
     own = ClosedLoop(trainer, host, solve(trainer, host, settings(), fit_solver=True), settings(), "")
     loop = own.on(host.solver_starts(5)[0])
-    student = loop.student(torch.ones(5, len(host.table), dtype=torch.bool), free_solver=True)
+    student = loop.student(torch.ones(5, len(host.table), dtype=torch.bool), solver=True)
     examples = loop.training.rows(slice(3, 6))  # to the first three of the six it is fitted
     before = loop.error(student, examples)
     fitted = loop.trial_error(student, unseen=True)

@@ -63,13 +63,13 @@ def test_searched_levels_are_closer_and_kept_for_going_on(tmp_path):
     everything = torch.ones(4, len(host.table), dtype=torch.bool)
 
     def begun():
-        student = loop.student(everything, free_solver=True)
+        student = loop.student(everything, solver=True)
         fit = loop._solver_fit(student)
         fit.begin(student, "", 1.0, None)
         return student, fit.trial_error(student)
 
     student, error = begun()
-    assert error < loop.trial_error(loop.student(everything, free_solver=True))
+    assert error < loop.trial_error(loop.student(everything, solver=True))
     kept = trainer.kept["noise levels"]
     assert torch.equal(kept, student.log_snrs)
     trainer.kept["noise levels"] = kept + 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,13 @@ from l2c.hosts.base import Host
 from l2c.hosts.native import ModelHost
 from l2c.hosts.pipeline.conditions import check_call
 from l2c.hosts.pipeline.host import PipelineHost
+from l2c.hosts.pipeline.learned_scheduler import OTHER_STEPS
 from l2c.hosts.pipeline.modular import arguments_of
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.images import resolve_sampler
 from l2c.schedule.schedule import CacheSchedule
+
+logger = logging.getLogger(__name__)
 
 MODEL_RUN = tuple(inspect.signature(ModelHost.of).parameters)[1:]
 """What says how a model is sampled; without `self` and the model."""
@@ -97,6 +101,9 @@ def host_for(
         return host_of(target, verb, **run)
     made, recorded = schedule.contract.run, schedule.provenance.get("call")
     takes = arguments_of(target)
+    asked = run.get("num_inference_steps", made.steps)
+    if made.weights is not None and asked != made.steps:
+        logger.warning(OTHER_STEPS, made.steps, asked)
     known = {"num_inference_steps": made.steps, "guidance_scale": made.guidance}
     call = {name: value for name, value in known.items() if name in takes and value is not None}
     return host_of(target, verb, **{**call, **(recorded if isinstance(recorded, dict) else {}), **run})

@@ -215,8 +215,7 @@ class ClosedLoop:
         order: int | None = None,
         *,
         start: Tensor | None = None,
-        free_solver: bool = False,
-        solver: Run | None = None,
+        solver: Run | bool = False,
     ) -> Student:
         """A student with a mask, nothing learned yet.
 
@@ -224,13 +223,12 @@ class ClosedLoop:
             compute: The mask.
             order: See `Student`.
             start: See `Student`.
-            free_solver: See `Student`.
-            solver: The run of the host, whose learned solver a free one begins with.
+            solver: Whether its solver is free; the run of the host, if that brings the solver to begin with.
         """
         settings = self.settings
         scales = scales_of((self._references.fitting or self._references).target.shape, settings.scales)
         degree, table = settings.guidance_degree, None
-        if solver is not None:
+        if isinstance(solver, Run):
             scales, degree, table = solver.scales, solver.guidance_degree, torch.tensor(solver.weights)
         return Student(
             self.host,
@@ -238,7 +236,7 @@ class ClosedLoop:
             settings.history,
             order=order,
             start=start,
-            free_solver=free_solver or solver is not None,
+            free_solver=bool(solver),
             table=table,
             scales=scales,
             degree=degree,
@@ -261,8 +259,7 @@ class ClosedLoop:
         *,
         order: int | None = None,
         start: Tensor | None = None,
-        free_solver: bool = False,
-        solver: Run | None = None,
+        solver: Run | bool = False,
         stage: str = "",
     ) -> tuple[CacheSchedule, Outcome]:
         """Learns the parameters of a student with a mask.
@@ -272,16 +269,16 @@ class ClosedLoop:
             provenance: What to record beside the figures of learning.
             order: See `Student`.
             start: See `Student`.
-            free_solver: Learn the solver, too.
-            solver: See `student`; the error before learning is then that of what is given.
+            solver: See `student`; with a run, the error before learning is that of what is given.
             stage: See `Trainer.run`.
         """
         host = self.host
-        student = self.student(compute, order, start=start, free_solver=free_solver, solver=solver)
+        student = self.student(compute, order, start=start, solver=solver)
         contract = host.contract(self._model_name)
         begun = CacheSchedule(compute, host.table, contract)
         fraction = begun.cost.fraction
-        before = None if solver is None else self.kept_error(f"error given {stage}", student)
+        given = isinstance(solver, Run)
+        before = self.kept_error(f"error given {stage}", student) if given else None
         solver_fit = self._solver_fit(student)
         if solver_fit is not None:
             checked = self._references.validation is not None

@@ -318,18 +318,18 @@ def repair(
     for model in host.models.values():  # sizes in this call are not compared: a LoRA changes them
         schedule.check_layers(find_layers(model).with_sizes_of(schedule.layers))
     made = schedule.contract.run
-    solver = None if made.weights is None else made
-    if solver is None:
+    solver = False if made.weights is None else made
+    if not solver:
         schedule.contract.check_run(host.run)
     compute = schedule.compute.clone()
     compute[list(host.segments)] = True
-    if compute.all() and solver is None:
+    if compute.all() and not solver:
         raise ConfigError("the schedule computes everything; a predictor needs layers that are reused")
     start = schedule.predictor.coefficients
     with host.prepared():
         driven = host.for_schedule(schedule)
         trainer = Trainer(
-            "predictor" if solver is None else "predictor and solver",
+            "predictor and solver" if solver else "predictor",
             driven,
             settings,
             session,
@@ -337,7 +337,7 @@ def repair(
             mask=digest(compute),
             start=schedule.predictor.name if start is None else digest(start),
         )
-        references = solve(trainer, host, settings, fit_solver=solver is not None)
+        references = solve(trainer, host, settings, fit_solver=bool(solver))
         name = model_name or schedule.contract.model
         loop = ClosedLoop(trainer, driven, references, settings, name)
         learned, _ = loop.fit(compute, schedule.provenance, start=start, solver=solver)

@@ -159,7 +159,7 @@ def _learn_one(
             "fewer_steps": _fewer_steps(loop, host, int(evaluations), stage),
         },
         order=found.order,
-        free_solver=True,
+        solver=True,
         stage=stage,
     )
     return schedule, outcome.interrupted
@@ -272,7 +272,7 @@ class _Structure:
 
     def cross(self) -> float:
         """Judges it by all pictures that its solver can be fitted to, each half by the solver of the other half."""
-        student = self.loop.student(self._mask, self._order, free_solver=True)
+        student = self.loop.student(self._mask, self._order, solver=True)
         self.crossed = self._told("crossed error", lambda: self.loop.crossed_error(student))
         return self.crossed
 
@@ -308,7 +308,7 @@ class _Structure:
 
     @staticmethod
     def _error_of(loop: ClosedLoop, mask: Tensor, order: int, *, unseen: bool = False) -> float:
-        return loop.trial_error(loop.student(mask, order, free_solver=True), unseen=unseen)
+        return loop.trial_error(loop.student(mask, order, solver=True), unseen=unseen)
 
 
 def _every(ratio: float, steps: int, budget: float, costs: CostTable) -> Placement:

@@ -24,6 +24,8 @@ from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
 
+OTHER_STEPS = "the learned solver makes %d steps, not the %d that were asked for"
+"""What a run is told, whatever asked."""
 PROCESS = (
     "num_train_timesteps",
     "beta_start",
@@ -170,7 +172,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         asked = num_inference_steps or len(sigmas if sigmas is not None else timesteps or ()) or count
         if asked != count and not self._told:
             self._told = True
-            logger.warning("the learned solver makes %d steps, not the %d that were asked for", count, asked)
+            logger.warning(OTHER_STEPS, count, asked)
         levels, table = self._shifted(mu)
         self.num_inference_steps = count
         self._run_levels, self._run_table = levels.to(device), table.to(device, torch.float32)
