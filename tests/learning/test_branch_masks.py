@@ -87,7 +87,7 @@ def test_the_search_judges_nothing_over_the_budget():
         judged.append(placement)
         return -len(placement.whole)
 
-    best = search(spread_apart(EVALUATIONS, budget, COSTS), error_of, EVALUATIONS, 60, 0, fits=fits)
+    best, *_ = search(spread_apart(EVALUATIONS, budget, COSTS), error_of, EVALUATIONS, 60, 0, fits=fits)
     assert all(map(fits, judged))
     assert len(best.whole) == max(len(one.whole) for one in judged)
     assert len({len(one.whole) for one in judged}) > 1

@@ -10,6 +10,7 @@ import torch
 import l2c
 from l2c.errors import ConfigError
 from l2c.learning.estimate import _size
+from l2c.learning.mask_search import FINALISTS
 from l2c.learning.memory import kept_bytes
 from l2c.learning.prices import Prices, Structures, stage_seconds
 from l2c.testing import tiny_call, tiny_dit, tiny_pipeline
@@ -98,10 +99,13 @@ def seconds_of(budgets=1, solver=None, **changed):
 def test_seconds_are_those_of_runs_masks_and_steps():
     solved, searched, learned = seconds_of()
     assert solved == 8 * 5.5 + 2 * 6.5
-    assert searched == 3 * (0.25 + 4 * 3)
+    again = 0.25 + 6 * 3  # a mask by all that a solver would be fitted to, of which there are six
+    assert searched == 3 * (0.25 + 4 * 3) + 3 * again
     assert learned == 10 * 2 * 10 + 2 * 2 * 3
     assert seconds_of(2) == [solved, 2 * searched, 2 * learned]
-    assert seconds_of(trial_examples=40)[1] == 3 * (0.25 + 6 * 3)  # there are no more
+    assert seconds_of(trial_examples=40)[1] == 6 * again  # there are no more
+    assert seconds_of(trials=9)[1] == 9 * (0.25 + 4 * 3) + FINALISTS * again
+    assert seconds_of(trials=1)[1] == 0.25 + 4 * 3
 
 
 def test_a_learned_solver_is_fitted_for_each_mask_and_each_trial_of_noise_levels():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2c.hosts.native import ModelHost
-from l2c.learning.mask_search import search_mask
+from l2c.learning.mask_search import FINALISTS, search_mask
 from l2c.learning.settings import LearnSettings
 from l2c.learning.trainer import Trainer
 from l2c.schedule.cost import CostTable
@@ -21,7 +21,7 @@ def host() -> ModelHost:
     return ModelHost.of(tiny_dit(), "ddim", 10)
 
 
-def run(host: ModelHost, trainer: Trainer, trials: int, judged: list[torch.Tensor]):
+def run(host: ModelHost, trainer: Trainer, trials: int, judged: list[torch.Tensor], error_of_more=None):
     """A search for evaluations that are known, by how many are others."""
     costs = CostTable.macs(host.table)
 
@@ -29,7 +29,9 @@ def run(host: ModelHost, trainer: Trainer, trials: int, judged: list[torch.Tenso
         judged.append(mask)
         return 0.1 + float((mask.double().mean(1) - WANTED.double()).abs().sum()) + 0.01 * order
 
-    return search_mask(trainer, error_of, 10, 4 * costs.full, costs, trials, history=3)
+    return search_mask(
+        trainer, error_of, 10, 4 * costs.full, costs, trials, history=3, error_of_more=error_of_more
+    )
 
 
 def test_a_search_goes_on_where_one_with_fewer_trials_ended(host):
@@ -58,3 +60,30 @@ def test_time_that_is_up_does_not_cut_a_search_shorter_than_it_was(host, monkeyp
     assert again.trials >= 8
     assert again.error <= first.error
     assert len(judged) <= 1
+
+
+def test_more_pictures_decide_between_the_best_few(host, monkeypatch):
+    judged: list[torch.Tensor] = []
+    by_few = run(host, Trainer("masks", host, SETTINGS), 12, judged)
+    errors = [float((mask.double().mean(1) - WANTED.double()).abs().sum()) for mask in judged]
+    asked: list[torch.Tensor] = []
+
+    def last(mask: torch.Tensor, order: int) -> float:
+        asked.append(mask)
+        return -len(asked)
+
+    trainer = Trainer("masks", host, SETTINGS)
+    found = run(host, trainer, 12, [], last)
+    assert len(asked) == FINALISTS
+    assert torch.equal(asked[0], by_few.compute)
+    assert torch.equal(found.compute, asked[-1])
+    best = sorted(errors)[:FINALISTS]
+    assert all(
+        any(torch.equal(mask, one) for one, error in zip(judged, errors, strict=True) if error <= best[-1])
+        for mask in asked
+    )
+    assert torch.equal(run(host, trainer, 12, [], last).compute, found.compute)
+    assert len(asked) == FINALISTS  # what is known is not judged again
+    monkeypatch.setattr(trainer, "used_up", lambda share: True)
+    assert torch.equal(run(host, trainer, 24, [], last).compute, run(host, trainer, 24, []).compute)
+    assert len(asked) == FINALISTS

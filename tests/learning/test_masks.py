@@ -216,7 +216,7 @@ def judge(error_of, trials, seed=0, on_trial=None, starts=STARTS):
         judged.append(placement)
         return error_of(mask_of(placement, BUDGET))
 
-    found = search(starts, error, EVALUATIONS, trials, seed, on_trial)
+    found, *_ = search(starts, error, EVALUATIONS, trials, seed, on_trial)
     return found, judged
 
 
@@ -239,9 +239,11 @@ def test_search_judges_its_starts_with_the_order_that_is_best_for_the_first(orde
             judged.append(placement)
             return float(placement.whole != best.whole) + float(placement.order != order)
 
-        found = search(STARTS, error, EVALUATIONS, len(STARTS) + 2, 0)
+        found, *others = search(STARTS, error, EVALUATIONS, len(STARTS) + 2, 0)
         assert found == replace(best, order=order)
         assert [placement.order for placement in judged] == [2, 1, 0, *[order] * (len(STARTS) - 1)]
+        ranks = [error(one) for one in others]
+        assert ranks == sorted(ranks)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -251,7 +253,7 @@ def test_search_tries_another_order_later_on(seed):
     def error(placement):
         return 2.0 - (placement.whole == near) * (1 + (placement.order == 1))
 
-    found = search(STARTS, error, EVALUATIONS, 500, seed)
+    found, *_ = search(STARTS, error, EVALUATIONS, 500, seed)
     assert (found.order, found.whole) == (1, near)
 
 

@@ -17,6 +17,9 @@ from l2c.learning.trainer import Trainer
 from l2c.learning.trials import Trials
 from l2c.schedule.cost import BUDGET_TOLERANCE, CostTable
 
+FINALISTS = 4
+"""Masks that more pictures decide between. The least of many errors of few pictures is in part the luck of its mask."""
+
 
 def check_budget(
     budget: float, evaluations: int, costs: CostTable, scale: float, always: Sequence[int] = ()
@@ -62,7 +65,7 @@ class MaskSearchResult:
     Attributes:
         compute: The mask, bool (evaluations, layers).
         order: Of the polynomial that forecasts follow best with it.
-        error: Of what it makes with them.
+        error: The least of all that were tried.
         trials: Masks that were tried.
     """
 
@@ -86,6 +89,7 @@ def search_mask(
     first: Sequence[Placement] = (),
     until: float = 0.5,
     apart: bool | None = False,
+    error_of_more: Callable[[Tensor, int], float] | None = None,
 ) -> MaskSearchResult:
     """The mask that a search finds for a budget, or the checkpoint has.
 
@@ -104,6 +108,7 @@ def search_mask(
         first: Placements to start from besides those that `spread` makes, and before them.
         until: Share of the time limit after which no more masks are judged.
         apart: Whether the passes of guidance have rows of their own; None tries both.
+        error_of_more: The error by more pictures, which decides between the best few masks while there is time.
     """
     key, order_key = (f"{what} {stage}".rstrip() + f" after {trials}" for what in ("mask", "order"))
     trials_key = f"trials {stage}".rstrip()
@@ -137,7 +142,14 @@ def search_mask(
             until,
         )
         seed = trainer.settings.seed
-        found = search(starts, judge.error, others, trials, seed, judge.report, orders, fits)
+        ranked = search(starts, judge.error, others, trials, seed, judge.report, orders, fits)
+        found, best = ranked[0], ranked[:FINALISTS]
+        if error_of_more is not None and len(best) > 1 and not trainer.used_up(until):
+            again = trainer.keep(
+                f"finalists {stage}".rstrip() + f" after {trials}",
+                lambda: torch.tensor([error_of_more(mask_of(it), it.order) for it in best]),
+            )
+            found = best[int(again.argmin())]
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()

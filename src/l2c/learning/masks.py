@@ -9,7 +9,7 @@ order of the polynomial that forecasts follow is searched with the mask, since t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -202,8 +202,8 @@ def search(
     on_trial: Callable[[int, float], bool] | None = None,
     orders: Sequence[int] = ORDERS,
     fits: Callable[[Placement], bool] = lambda placement: True,
-) -> Placement:
-    """The best placement that a local search finds.
+) -> list[Placement]:
+    """Placements that a local search judges, the best one first.
 
     The first start is judged with every order, and the other starts with the best one. After that every move that makes
     the pictures better is taken at once; the next one is drawn at random, about as often from `moves` as from
@@ -220,7 +220,7 @@ def search(
         fits: Whether a placement is within the budget; the others are not judged.
     """
     best, least = starts[0], error_of(starts[0])
-    seen = {best}
+    seen = {best: least}
     for trial in range(1, trials):
         if on_trial is not None and on_trial(trial, least):
             break
@@ -238,12 +238,11 @@ def search(
                     break
         if not ahead:
             break
-        seen.add(ahead[0])
-        error = error_of(ahead[0])
+        seen[ahead[0]] = error = error_of(ahead[0])
         if error < least:
             best, least = ahead[0], error
-    return best
+    return sorted(seen, key=seen.__getitem__)
 
 
-def _unseen(placements: Iterable[Placement], seen: set[Placement]) -> list[Placement]:
+def _unseen(placements: Iterable[Placement], seen: Container[Placement]) -> list[Placement]:
     return [placement for placement in placements if placement not in seen]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from l2c.hosts.base import Host
+from l2c.learning.mask_search import FINALISTS
 from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import FIRST_ORDERS, SEARCHED, first_look
 
@@ -74,7 +75,10 @@ def stage_seconds(
     judged = min(settings.trial_examples, learned)
     trial_s, trials, fitted = prices.attach_s + judged * prices.sample_s, settings.trials, 0
     compared_s = begun_s = 0.0
-    if solver is not None:
+    if solver is None:
+        finalists = min(FINALISTS, trials) * (trials > 1)
+        compared_s = finalists * (prices.attach_s + settings.num_fitted * prices.sample_s)
+    else:
         if prices.fit_s and fine is not base:
             fitted = settings.num_fitted
             trial_s = prices.attach_s + judged * prices.fit_s
