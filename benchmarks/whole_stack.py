@@ -137,7 +137,7 @@ def _learned(
     compute[::every] = True
     starts = {}
     for order in range(min(depth, 3)):
-        starts[order] = loop.error(loop.student(compute, order, solver=True), loop.trial)
+        starts[order] = loop.trial_error(loop.student(compute, order, solver=True))
     order = min(starts, key=starts.__getitem__)
     with host.prepared():
         schedule, outcome = loop.fit(compute, {}, order=order, solver=True, stage=f"{depth}")

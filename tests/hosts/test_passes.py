@@ -208,20 +208,6 @@ QUICK = l2c.LearnSettings(
 )
 
 
-@pytest.fixture
-def favoured(monkeypatch):
-    """Lets searches prefer masks with passes apart."""
-    from l2c.learning.closed_loop import ClosedLoop
-
-    error = ClosedLoop.trial_error
-
-    def favouring(loop, student, **how):
-        wide = student.compute.shape[1] > len(loop.host.table)
-        return error(loop, student, **how) * (0.01 if wide else 1.0)
-
-    monkeypatch.setattr(ClosedLoop, "trial_error", favouring)
-
-
 @pytest.mark.parametrize("name", ["sd3", "wan"])
 def test_such_schedules_are_found_learned_and_repaired_through_a_pipeline(name, favoured, tmp_path):
     pipe, call = tiny_pipeline(name), call_of(name, steps=8)

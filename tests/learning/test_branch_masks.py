@@ -11,7 +11,7 @@ from l2c.learning.branch_masks import guided_moves, spread_apart
 from l2c.learning.masks import far_moves, moves, search
 from l2c.learning.placement import Placement
 from l2c.learning.student import Student
-from l2c.schedule.branches import branch_masks, check_branches, has_branches, join_branches
+from l2c.schedule.branches import branch_masks, check_branches, join_branches
 from l2c.schedule.cost import CostTable
 from l2c.schedule.forecast import Predictor, plan_reuse
 from l2c.testing import tiny_dit
@@ -91,21 +91,6 @@ def test_the_search_judges_nothing_over_the_budget():
     assert all(map(fits, judged))
     assert len(best.whole) == max(len(one.whole) for one in judged)
     assert len({len(one.whole) for one in judged}) > 1
-
-
-@pytest.fixture
-def favoured(monkeypatch):
-    """Lets searches prefer masks with passes apart."""
-    from l2c.learning.closed_loop import ClosedLoop
-
-    error = ClosedLoop.trial_error
-
-    def favouring(loop, student, **how):
-        found = error(loop, student, **how)
-        apart = has_branches(student.compute.shape[1], len(loop.host.table))
-        return found * (0.01 if apart else 1.0)
-
-    monkeypatch.setattr(ClosedLoop, "trial_error", favouring)
 
 
 def test_a_budget_is_met_with_passes_apart(favoured):

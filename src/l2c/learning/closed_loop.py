@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l2c.hosts.base import Host, errors
 from l2c.hosts.labelled_noise import LabelledNoise
+from l2c.learning.objective import power_mean, powers
 from l2c.learning.references import References, round_size
 from l2c.learning.settings import LearnSettings
 from l2c.learning.solver_fit import SolverFit
@@ -27,9 +28,6 @@ from l2c.sampling.draw import draw
 from l2c.schedule.contract import Run
 from l2c.schedule.scales import scales_of
 from l2c.schedule.schedule import CacheSchedule
-
-LEAST_ERROR = 1e-4
-"""Of a picture whose logarithm is taken, in what errors are measured in."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ class StudentTask:
             batch = self._references.rows(part)
             made = self.student(batch.examples)
             each = errors(made, batch.target, self._host.unit)
-            weighed = scale * _powers(each / scale, power).sum()
+            weighed = scale * powers(each / scale, power).sum()
             (weighed / len(mine)).backward()  # type: ignore[no-untyped-call]
             loss += weighed.detach() / len(mine)
             total += each.detach().sum() / len(mine)
@@ -107,11 +105,6 @@ class StudentTask:
         return torch.stack([epochs[place // count][place % count] for place in places])
 
 
-def _powers(errors: Tensor, power: float) -> Tensor:
-    """What each error counts for in a power mean, with the gradient of the error itself where that is 1."""
-    return errors.clamp_min(LEAST_ERROR).log() if power == 0 else errors**power / power
-
-
 class ClosedLoop:
     """What learning on one host and set of references shares, however many schedules come of it.
 
@@ -124,7 +117,6 @@ class ClosedLoop:
 
     Attributes:
         training: References to learn on.
-        trial: Those of them by which masks are judged.
     """
 
     def __init__(
@@ -139,18 +131,26 @@ class ClosedLoop:
         self._model_name, self._references = model_name, references
         self._held_out = references.rows(slice(0, settings.num_held_out))
         self.training = references.rows(slice(settings.num_held_out, None))
-        self.trial = (references.fitting or self.training).rows(slice(0, settings.trial_examples))
 
     def error(self, student: Student, references: References | None = None) -> float:
         """Mean error of the held-out examples, or of others; for the unit see `Host`.
 
         Held-out examples are made in the precision that the schedule will be used in.
         """
+        return self._errors_alone(student, references).mean().item()
+
+    def _errors_alone(self, student: Student, references: References | None = None) -> Tensor:
+        """Error of every example, made by a student that is not attached."""
         student.train(references is not None)
         with student.attached():
             found = self._errors(student, references or self._held_out)
         student.train()
-        return found.mean().item()
+        return found
+
+    def _typical_error(self, student: Student, count: int) -> float:
+        """Geometric mean of the errors of so many examples that are learned on."""
+        examples = self._references.fitting or self.training
+        return power_mean(self._errors_alone(student, examples.rows(slice(0, count))), 0)
 
     @torch.no_grad()
     def _errors(self, student: Student, references: References) -> Tensor:
@@ -182,21 +182,27 @@ class ClosedLoop:
 
     def _mean(self, found: Tensor) -> float:
         """The mean of errors that is made small, see `LearnSettings.tail`."""
-        if self.settings.tail == 0:
-            return float(found.clamp_min(LEAST_ERROR).log().mean().exp())
-        return float((found**self.settings.tail).mean() ** (1 / self.settings.tail))
+        return power_mean(found, self.settings.tail)
 
     def trial_error(self, student: Student, *, unseen: bool = False) -> float:
-        """Mean error of the pictures that masks are judged by; for a free solver see `SolverFit.trial_error`."""
-        fit = self._solver_fit(student)
-        return self.error(student, self.trial) if fit is None else fit.trial_error(student, unseen=unseen)
+        """Typical error of the pictures that masks are judged by; for a free solver see `SolverFit.trial_error`.
 
-    def crossed_error(self, student: Student) -> float:
-        """The same of more pictures, by which few students are told apart; see `SolverFit.crossed_error`."""
+        It is the geometric mean. Some pictures of a strongly guided run turn out quite different whatever the mask; in
+        the mean of few pictures these decide, and it tells less of the mean of others (measured, `docs/learning.md`).
+        """
         fit = self._solver_fit(student)
         if fit is not None:
-            return fit.crossed_error(student)
-        return self.error(student, self.training.rows(slice(0, self.settings.num_fitted)))
+            return fit.trial_error(student, unseen=unseen)
+        return self._typical_error(student, self.settings.trial_examples)
+
+    def error_of_more(self, student: Student) -> float:
+        """The same of more pictures, which tells a few masks apart for a solver that stays."""
+        return self._typical_error(student, self.settings.num_fitted)
+
+    def crossed_error(self, student: Student) -> float:
+        """Mean error by which structures are told apart; see `SolverFit.crossed_error`."""
+        fit = self._solver_fit(student)
+        return self.error_of_more(student) if fit is None else fit.crossed_error(student)
 
     def _solver_fit(self, student: Student) -> SolverFit | None:
         """What fits a student's solver; None if it has none of its own, or no paths are known."""

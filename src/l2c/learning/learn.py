@@ -273,7 +273,7 @@ def _search(
         always=always,
         first=first,
         apart=apart,
-        error_of_more=lambda compute, order: loop.crossed_error(loop.student(compute, order)),
+        error_of_more=lambda compute, order: loop.error_of_more(loop.student(compute, order)),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2c.hosts.base import errors
 from l2c.learning.noise_levels import search_levels
+from l2c.learning.objective import power_mean
 from l2c.learning.references import References
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
@@ -45,15 +46,15 @@ class SolverFit:
         self._fitting = fitting
 
     def trial_error(self, student: Student, *, unseen: bool = False) -> float:
-        """Mean error of the pictures that masks are judged by, to which the solver is fitted first.
+        """Typical error of the pictures that masks are judged by, to which the solver is fitted first.
 
-        That tells students with as many weights apart. A fit with more weights is closer to what it is fitted to: with
-        `unseen`, as many other pictures judge, of the same run.
+        That tells students with as many weights apart, by the geometric mean. A fit with more weights is closer to what
+        it is fitted to: with `unseen`, the mean error of as many other pictures judges, of the same run.
         """
         count = self._settings.trial_examples
         run = self._fitting.rows(slice(0, 2 * count if unseen else count))
         fitted = (len(run) + 1) // 2 if unseen else len(run)
-        return self._errors_apart(student, run, fitted).mean().item()
+        return power_mean(self._errors_apart(student, run, fitted), 1 if unseen else 0)
 
     def crossed_error(self, student: Student) -> float:
         """Mean error of all pictures that there are paths of: each half by the solver that is fitted to the other."""
