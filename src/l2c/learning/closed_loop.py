@@ -26,7 +26,6 @@ from l2c.learning.task import rate_at
 from l2c.learning.trainer import Outcome, Trainer
 from l2c.sampling.draw import draw
 from l2c.schedule.contract import Run
-from l2c.schedule.scales import scales_of
 from l2c.schedule.schedule import CacheSchedule
 
 logger = logging.getLogger(__name__)
@@ -229,26 +228,10 @@ class ClosedLoop:
             compute: The mask.
             order: See `Student`.
             start: See `Student`.
-            solver: Whether its solver is free; the run of the host, if that brings the solver to begin with.
+            solver: See `Student.of`.
         """
-        settings = self.settings
-        scales = scales_of((self._references.fitting or self._references).target.shape, settings.scales)
-        degree, table = settings.guidance_degree, None
-        if isinstance(solver, Run):
-            scales, degree, table = solver.scales, solver.guidance_degree, torch.tensor(solver.weights)
-        return Student(
-            self.host,
-            compute,
-            settings.history,
-            order=order,
-            start=start,
-            free_solver=bool(solver),
-            table=table,
-            scales=scales,
-            degree=degree,
-            bf16=settings.bf16,
-            recompute=settings.recompute,
-        )
+        shape = (self._references.fitting or self._references).target.shape
+        return Student.of(self.host, compute, self.settings, shape, order=order, start=start, solver=solver)
 
     def everything(self) -> Student:
         """A student that computes everything."""
@@ -275,7 +258,7 @@ class ClosedLoop:
             provenance: What to record beside the figures of learning.
             order: See `Student`.
             start: See `Student`.
-            solver: See `student`; with a run, the error before learning is that of what is given.
+            solver: See `Student.of`; with a run, the error before learning is that of what is given.
             stage: See `Trainer.run`.
         """
         host = self.host

@@ -27,7 +27,6 @@ from l2c.learning.settings import LearnSettings
 from l2c.learning.solver import structures_of
 from l2c.learning.student import Student
 from l2c.schedule.cost import CostTable
-from l2c.schedule.scales import scales_of
 
 PER_COMPUTED = 2
 """Evaluations of a learned solver for each that is computed, as the estimate assumes."""
@@ -202,14 +201,7 @@ def _prices(
     evaluations = [len(one.run.timesteps) for one in (short, longer)]
 
     def student() -> Student:
-        how: dict[str, Any] = {
-            "free_solver": free_solver,
-            "scales": scales_of((1, *host.table.sample_shape), settings.scales),
-            "degree": settings.guidance_degree,
-            "bf16": settings.bf16,
-            "recompute": settings.recompute,
-        }
-        return Student(host, mask, settings.history, **how)
+        return Student.of(host, mask, settings, (1, *host.table.sample_shape), solver=free_solver)
 
     drawn = [one.examples(TOGETHER, settings.seed, "timing") for one in (longer, host)]
     several, others = (some.rows(of_first_size(some, range(len(some)))) for some in drawn)

@@ -6,7 +6,7 @@ a solver that is learned with them the noise levels of its evaluations and the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,9 +20,11 @@ from l2c.learning.coefficients import Coefficients
 from l2c.learning.least_squares import Paths, StepFit
 from l2c.learning.noise_levels import room
 from l2c.learning.recompute import again_in_backward
+from l2c.learning.settings import LearnSettings
 from l2c.sampling.linear import learned_run
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import Predictor, ReusePlan
+from l2c.schedule.scales import scales_of
 from l2c.schedule.schedule import CacheSchedule
 
 LARGEST_SHIFT = 0.45
@@ -99,6 +101,46 @@ class Student(nn.Module):
         self.fitted = self._begun(table) if free_solver else None
         self._handle: Handle | None = None
         self._context = context_of(host.models)
+
+    @classmethod
+    def of(
+        cls,
+        host: Host,
+        compute: Tensor,
+        settings: LearnSettings,
+        shape: Sequence[int],
+        *,
+        order: int | None = None,
+        start: Tensor | None = None,
+        solver: Run | bool = False,
+    ) -> Student:
+        """A student as settings say.
+
+        Args:
+            host: See `Student`.
+            compute: See `Student`.
+            settings: How to learn.
+            shape: Of samples (B, ...).
+            order: See `Student`.
+            start: See `Student`.
+            solver: Whether its solver is free; the run of the host, if that brings the solver to begin with.
+        """
+        scales, degree, table = scales_of(shape, settings.scales), settings.guidance_degree, None
+        if isinstance(solver, Run):
+            scales, degree, table = solver.scales, solver.guidance_degree, torch.tensor(solver.weights)
+        return cls(
+            host,
+            compute,
+            settings.history,
+            order=order,
+            start=start,
+            free_solver=bool(solver),
+            table=table,
+            scales=scales,
+            degree=degree,
+            bf16=settings.bf16,
+            recompute=settings.recompute,
+        )
 
     def groups(self) -> list[dict[str, object]]:
         """Parameters for an optimizer, with their learning rates relative to that of the coefficients."""
