@@ -132,27 +132,33 @@ def search_mask(
         split = [] if apart is False else spread_apart(others, left, costs, orders[0])
         starts = list(dict.fromkeys([*known, *alike, *split]))
         fraction = costs.of(mask_of(starts[0])) / (evaluations * costs.full)
-        judge = Trials[Placement](
-            trainer,
-            lambda it: error_of(mask_of(it), it.order),
-            trials,
-            f"{SEARCHING} {stage}".rstrip(),
-            trials_key,
-            fraction,
-            until,
-        )
-        seed = trainer.settings.seed
-        ranked = search(starts, judge.error, others, trials, seed, judge.report, orders, fits)
+
+        def judge(by: Callable[[Tensor, int], float], count: int, name: str, key: str) -> Trials[Placement]:
+            def error(placement: Placement) -> float:
+                return by(mask_of(placement), placement.order)
+
+            return Trials(trainer, error, count, f"{name} {stage}".rstrip(), key, fraction, until)
+
+        few = judge(error_of, trials, SEARCHING, trials_key)
+        ranked = search(starts, few.error, others, trials, trainer.settings.seed, few.report, orders, fits)
         found, best = ranked[0], ranked[:FINALISTS]
         if error_of_more is not None and len(best) > 1 and not trainer.used_up(until):
-            again = trainer.keep(
-                f"finalists {stage}".rstrip() + f" after {trials}",
-                lambda: torch.tensor([error_of_more(mask_of(it), it.order) for it in best]),
-            )
-            found = best[int(again.argmin())]
+            more_key = f"finalists {stage}".rstrip() + f" after {trials}"
+            more = judge(error_of_more, len(best), f"{SEARCHING} by more pictures", more_key)
+            found = _closest(best, more)
         trainer.kept[key] = mask_of(found).to(torch.uint8)
         trainer.kept[order_key] = torch.tensor(found.order)
         trainer.save()
     kept = trainer.kept
     errors = kept[trials_key].tolist()
     return MaskSearchResult(kept[key].bool(), int(kept[order_key]), min(errors), len(errors))
+
+
+def _closest(placements: Sequence[Placement], judge: Trials[Placement]) -> Placement:
+    """The placement of the least error, of as many as there is time for."""
+    errors: list[float] = []
+    for place, placement in enumerate(placements, 1):
+        errors.append(judge.error(placement))
+        if judge.report(place, min(errors)):
+            break
+    return placements[errors.index(min(errors))]
