@@ -24,8 +24,9 @@ ORDERS = (2, 1, 0)
 """Of polynomials that forecasts follow. The smoother a run is, the higher is the best one: in few steps with strong
 guidance a copy, the order 0, has half the error of a parabola (measured on a flow at guidance 4.5)."""
 
-BEGUN = (3, 2)
-"""Evaluations at the beginning that all compute, of placements to start from."""
+BEGUN = ((3, 1.5), (3, 1.0), (2, 1.0))
+"""Of placements to start from: evaluations at the beginning that all compute, and the density of the others; see
+`along`."""
 
 
 def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) -> list[Placement]:
@@ -34,7 +35,8 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
     What is left computes a part of one more evaluation: of one of the places where it is more than half of one,
     otherwise in the widest gap. The first placement is even. Others compute the first evaluations one after another, so
     that nothing is forecast before it has a direction and a curvature: on a flow in 28 steps that takes most of the
-    error that reusing half of them adds (measured: .067 with everything, .092 evenly, .072 so). The others end later,
+    error that reusing half of them adds (measured: .067 with everything, .092 evenly, .072 so), and more of it if the
+    others are denser early, too (.080 after .093, on other pictures). The others end later,
     are denser at the beginning or at the end of the run, or have their evaluations in the middle of the steps of a
     solver with two evaluations per step, before any at their start, where forecasts cost least (measured on DPM-Solver
     singlestep).
@@ -50,7 +52,7 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
     every, all_but_last = range(evaluations), range(max(1, evaluations - 1))
     for places in (
         along(all_but_last, total, 1.0),
-        *(_begun(first, evaluations, total) for first in BEGUN if 2 * first <= total),
+        *(_begun(first, evaluations, total, power) for first, power in BEGUN if 2 * first <= total),
         _middles_first(evaluations, total, 1.25),
         along(every, total, 1.0),
         along(every, total, 1.25),
@@ -135,10 +137,10 @@ class _Room:
         return Placement(tuple(places), partial, fill, order)
 
 
-def _begun(first: int, evaluations: int, total: int) -> list[int]:
-    """So many evaluations in a row from the beginning, and the others evenly over what is left but the last."""
+def _begun(first: int, evaluations: int, total: int, power: float) -> list[int]:
+    """So many evaluations in a row from the beginning, and the others over what is left but the last."""
     rest = range(first - 1, max(first, evaluations - 1))
-    return [*range(first - 1), *along(rest, total - first + 1, 1.0)]
+    return [*range(first - 1), *along(rest, total - first + 1, power)]
 
 
 def _middles_first(evaluations: int, total: int, power: float) -> list[int]:
