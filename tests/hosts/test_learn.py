@@ -15,6 +15,7 @@ from l2c.errors import ConfigError, NumericsError
 from l2c.hosts.base import errors
 from l2c.hosts.pipeline.conditions import choose
 from l2c.hosts.pipeline.trajectory import PipelineTrajectory
+from l2c.learning.mask_search import FINALISTS
 from l2c.schedule.schedule import CacheSchedule
 from l2c.testing import tiny_call, tiny_dit, tiny_pipeline, tiny_run
 
@@ -69,6 +70,7 @@ def test_a_learned_schedule_meets_its_budget_and_is_better_than_before(learned):
         ["fine-step solutions"] * 4
         + ["fine-step solutions for validation"]
         + ["judging masks"] * (SETTINGS.trials - 1)
+        + ["judging masks by more pictures"] * min(FINALISTS, SETTINGS.trials)
         + ["learning"] * SETTINGS.iterations
     )
 
