@@ -131,8 +131,12 @@ def test_pictures_are_computed_once_for_all_budgets():
         *(
             (stage, iteration)
             for budget in BUDGETS
-            for stage in (f"judging masks {budget}", f"learning at {budget}")
-            for iteration in (1, 2, 3)
+            for stage, count in (
+                (f"judging masks {budget}", 3),
+                (f"judging masks by more pictures {budget}", 4),
+                (f"learning at {budget}", 3),
+            )
+            for iteration in range(1, count + 1)
         ),
     ]
 
@@ -212,7 +216,7 @@ def test_a_run_that_fails_again_and_again_ends_with_the_same_bytes(session, tmp_
             break
         except Stop:
             assert len(seen) == attempts + 1
-    assert len(seen) == 2 + 1 + 2 * (3 + 3)
+    assert len(seen) == 2 + 1 + 2 * (3 + 4 + 3)
     assert file_bytes(family, tmp_path) == expected["family"]
 
 
