@@ -146,10 +146,10 @@ class ClosedLoop:
         student.train()
         return found
 
-    def _typical_error(self, student: Student, count: int) -> float:
-        """Geometric mean of the errors of so many examples that are learned on."""
+    def _error_of_first(self, student: Student, count: int, power: float) -> float:
+        """Power mean of the errors of the first examples to learn on, the geometric mean for 0."""
         examples = self._references.fitting or self.training
-        return power_mean(self._errors_alone(student, examples.rows(slice(0, count))), 0)
+        return power_mean(self._errors_alone(student, examples.rows(slice(0, count))), power)
 
     @torch.no_grad()
     def _errors(self, student: Student, references: References) -> Tensor:
@@ -186,22 +186,25 @@ class ClosedLoop:
     def trial_error(self, student: Student, *, unseen: bool = False) -> float:
         """Typical error of the pictures that masks are judged by; for a free solver see `SolverFit.trial_error`.
 
-        It is the geometric mean. Some pictures of a strongly guided run turn out quite different whatever the mask; in
-        the mean of few pictures these decide, and it tells less of the mean of others (measured, `docs/learning.md`).
+        It is the geometric mean, or with `unseen`, by which structures are told apart, the mean. Some pictures of a
+        strongly guided run turn out quite different whatever the mask; in the mean of few pictures these decide, and it
+        tells less of the mean of others (measured, `docs/learning.md`).
         """
         fit = self._solver_fit(student)
         if fit is not None:
             return fit.trial_error(student, unseen=unseen)
-        return self._typical_error(student, self.settings.trial_examples)
+        return self._error_of_first(student, self.settings.trial_examples, 1 if unseen else 0)
 
     def error_of_more(self, student: Student) -> float:
-        """The same of more pictures, which tells a few masks apart for a solver that stays."""
-        return self._typical_error(student, self.settings.num_fitted)
+        """The geometric mean for more pictures, which tells a few masks apart for a solver that stays."""
+        return self._error_of_first(student, self.settings.num_fitted, 0)
 
     def crossed_error(self, student: Student) -> float:
         """Mean error by which structures are told apart; see `SolverFit.crossed_error`."""
         fit = self._solver_fit(student)
-        return self.error_of_more(student) if fit is None else fit.crossed_error(student)
+        if fit is not None:
+            return fit.crossed_error(student)
+        return self._error_of_first(student, self.settings.num_fitted, 1)
 
     def _solver_fit(self, student: Student) -> SolverFit | None:
         """What fits a student's solver; None if it has none of its own, or no paths are known."""
