@@ -35,11 +35,10 @@ def spread(evaluations: int, budget: float, costs: CostTable, order: int = 2) ->
     What is left computes a part of one more evaluation: of one of the places where it is more than half of one,
     otherwise in the widest gap. The first placement is even. Others compute the first evaluations one after another, so
     that nothing is forecast before it has a direction and a curvature: on a flow in 28 steps that takes most of the
-    error that reusing half of them adds (measured: .067 with everything, .092 evenly, .072 so), and more of it if the
-    others are denser early, too (.080 after .093, on other pictures). The others end later,
-    are denser at the beginning or at the end of the run, or have their evaluations in the middle of the steps of a
-    solver with two evaluations per step, before any at their start, where forecasts cost least (measured on DPM-Solver
-    singlestep).
+    error that reusing half of them adds (measured: .067 with everything, .092 evenly, .072 so), and more of it if
+    the others are denser early, too (.080 after .093, on other pictures). Further ones end later, are denser at
+    either end of the run, or have their evaluations in the middle of the steps of a solver with two evaluations per
+    step, before any at their start, where forecasts cost least (measured on DPM-Solver singlestep).
 
     Args:
         evaluations: Of the run.
