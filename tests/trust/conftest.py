@@ -93,17 +93,21 @@ class Runs:
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
 
-    def start(self, arguments: list[str], folder: Path, **order: Any) -> tuple[int, Path]:
-        """Starts a run; returns its process and where its stderr goes."""
+    def start(self, arguments: list[str], folder: Path, **order: Any) -> tuple[int, int]:
+        """Starts a run; returns its process and a pipe that its stderr comes from, which no limit on files cuts off."""
         self._number += 1
-        err = self._scratch / f"{self._number}.txt"
+        err = self._scratch / f"{self._number}.pipe"
+        os.mkfifo(err)
+        pipe = os.open(err, os.O_RDONLY | os.O_NONBLOCK)
         given = {"stderr": str(err), "folder": str(folder), "arguments": arguments}
-        return self._order({**given, **order}), err
+        return self._order({**given, **order}), pipe
 
-    def end(self, started: tuple[int, Path]) -> Ended:
+    def end(self, started: tuple[int, int]) -> Ended:
         """Waits for a run to end."""
-        process, err = started
-        return Ended(self._order({"wait": process}), err.read_text() if err.is_file() else "")
+        process, pipe = started
+        code = self._order({"wait": process})
+        with os.fdopen(pipe, "rb") as stderr:
+            return Ended(code, (stderr.read() or b"").decode())
 
     def __call__(self, arguments: list[str], folder: Path, **order: Any) -> Ended:
         """A run from beginning to end."""
