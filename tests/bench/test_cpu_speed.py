@@ -1,4 +1,4 @@
-"""A schedule that leaves half of the work leaves about half of the time; see results/ for exact figures."""
+"""The benchmark of speed on a CPU, which is no test: how long something takes depends on what else runs."""
 
 from pathlib import Path
 
@@ -16,26 +16,11 @@ def cpu_speed(load_benchmark):
     return load_benchmark("cpu_speed")
 
 
-REUSING = ("interval", "interval, compiled", "blocks")
-
-
-@pytest.mark.slow
-def test_half_the_work_takes_less_time(cpu_speed):
-    """Fastest of several interleaved repetitions; on a busy machine, of as many again."""
-    for _ in range(4):
-        results = cpu_speed.measure(images=1, steps=10, repetitions=5).results
-        assert results["everything_is_bit_equal"]
-        fastest = {name: row["min_s"] for name, row in results["variants"].items()}
-        gains = {name: fastest["none"] / seconds for name, seconds in fastest.items()}
-        if gains["everything"] > 0.8 and min(gains[name] for name in REUSING) > 1.25:
-            return
-    raise AssertionError(f"half of the work takes too long, as parts of the whole: {gains}")
-
-
 def test_cpu_speed_writes_what_it_measured(cpu_speed, tmp_path, capsys):
     out = tmp_path / "speed.json"
     assert cpu_speed.main(["--out", str(out), "--images", "1", "--steps", "2", "--repetitions", "1"]) == 0
     record = Record.load(out)
+    assert record.results["everything_is_bit_equal"]
     eager = {"none", "everything", "interval", "three terms", "blocks"}
     compiled = {f"{name}, compiled" for name in eager - {"blocks"}}
     assert set(record.timings) == set(record.results["variants"]) == eager | compiled

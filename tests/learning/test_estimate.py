@@ -49,13 +49,13 @@ def test_learning_by_layers_keeps_less_than_without():
 def test_minutes_are_about_those_that_learning_takes(monkeypatch):
     monkeypatch.setattr(time, "monotonic", time.process_time)  # whatever else runs on the machine
     model = l2c.load_target("dit-mini-cifar10")
-    settings = l2c.LearnSettings(iterations=3, batch_size=2, num_examples=8, reference_steps=12, trials=4)
-    run = {"solver": "ddim", "steps": 6}
+    settings = l2c.LearnSettings(iterations=3, batch_size=1, num_examples=4, reference_steps=6, trials=2)
+    run = {"solver": "ddim", "steps": 4}
     estimate = l2c.estimate_learning(model, budget=0.5, settings=settings, **run)
     begun = time.monotonic()
     l2c.learn(model, budget=0.5, settings=settings, **run)
     took = (time.monotonic() - begun) / 60
-    assert took / 1.5 < estimate.total_minutes < 1.5 * took
+    assert took / 3 < estimate.total_minutes < 3 * took
 
 
 def test_stages_add_up_and_budgets_count():
