@@ -96,15 +96,19 @@ def test_learned_solver_begins_without_an_evaluation_next_to_the_picture(scenes_
     assert plain.timesteps[-1] == pytest.approx(1)
     assert len(start.timesteps) == 8
     assert start.timesteps == pytest.approx([1000 - index * 999 / 8 for index in range(8)], rel=1e-3)
+    half = host.solver_starts(8)[len(rivals.START_SHIFTS)].run  # every second one of 15 steps
+    assert half.timesteps == pytest.approx([1000 - 2 * index * 999 / 15 for index in range(8)], rel=1e-3)
 
 
 def test_learned_solver_begins_at_the_shift_that_makes_the_best_pictures(scenes_pipeline, monkeypatch):
     host = l2c.host_of(l2c.load_pipeline(PIPELINE, quiet=True), prompts=scene_prompts(2), **CALL)
     starts = host.solver_starts(4)
-    first, *others = (torch.tensor(start.run.log_snrs, dtype=torch.float64) for start in starts)
-    for shift, other in zip(rivals.START_SHIFTS[1:], others, strict=True):
-        assert other[0] == first[0]
-        torch.testing.assert_close(other[1:], first[1:] - math.log(shift), rtol=0, atol=1e-6)
+    levels = [torch.tensor(start.run.log_snrs, dtype=torch.float64) for start in starts]
+    count = len(rivals.START_SHIFTS)
+    for alike, shifts in ((levels[:count], rivals.START_SHIFTS), (levels[count:], rivals.HALF_SHIFTS)):
+        for shift, found in zip(shifts, alike, strict=True):
+            assert found[0] == levels[0][0]
+            torch.testing.assert_close(found[1:], alike[0][1:] - math.log(shift), rtol=0, atol=1e-6)
     settings = l2c.LearnSettings(
         iterations=1,
         batch_size=1,

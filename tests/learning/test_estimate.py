@@ -116,9 +116,10 @@ def test_a_learned_solver_is_fitted_for_each_mask_and_each_trial_of_noise_levels
     # all three compared, a look at two of them, these compared again, the best and the whole one by more pictures, and
     # the rest of the trials for the best
     assert free[1] == 2 * (3 * trial + (3 + 2) * compared + 2 * crossed)
-    assert free[2] - known[2] == 2 * (
-        (2 + 4) * 6 * 2 + 2 * (3.5 + 4.5)
-    )  # the first noise levels, and the last
+    more = 2 * (3.5 + 4.5)
+    assert free[2] - known[2] == 2 * ((2 + 16) * 6 * 2 + more)  # the first noise levels, and the last
+    reused = Structures(searched=2, whole=0, starts=1, known=[3, 4])
+    assert seconds_of(2, reused)[2] - known[2] == 2 * ((2 + 4) * 6 * 2 + more)
     assert seconds_of(2, solver, level_trials=0)[2] - known[2] == 2 * (2 * 6 * 2 + 2 * (3.5 + 4.5))
     assert seconds_of(1, solver, reference_steps=None)[0] == seconds_of(reference_steps=None)[0]
 

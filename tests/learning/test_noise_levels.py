@@ -48,6 +48,16 @@ def test_no_more_levels_are_tried_than_allowed(trials):
     assert (error, tried, len(calls)) == (1.0, trials, trials + 1)
 
 
+def test_a_move_that_gets_closer_is_made_again_and_longer():
+    def error_of(levels):
+        return float(9 - levels[3])  # the nearer to its neighbour at 4, the better
+
+    found, _error, tried = search_levels(torch.arange(6.0, dtype=torch.float64), error_of, 7)
+    moves = 3 + 0.3 + 0.45 * 0.7 + 0.6 * (1 - 0.3 - 0.45 * 0.7)
+    assert found.tolist() == pytest.approx([0, 1, 2, moves, 4, 5])
+    assert tried == 7  # two sides of each of the levels before, and three of its own
+
+
 def test_room_is_the_distance_to_the_nearer_neighbour():
     assert room(torch.tensor([-3.0, -1.0, 0.0, 4.0])).tolist() == [0.0, 1.0, 1.0, 4.0]
 

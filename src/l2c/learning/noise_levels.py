@@ -13,6 +13,8 @@ from torch import Tensor
 
 STEPS = (0.3, 0.15, 0.08)
 """Of moves, in distances of a level to its nearer neighbour, the larger ones first."""
+GROWTH, LONGEST = 1.5, 0.6
+"""Of a move that got closer, and is made again: so a level that is far from its place gets there in few trials."""
 MOST_PLACES = 8
 """Around which levels are moved. Of more evaluations, neighbours go along."""
 LEAST_GAIN = 0.002
@@ -26,6 +28,8 @@ def search_levels(
     report: Callable[[int, float], bool] = lambda _trial, _error: False,
 ) -> tuple[Tensor, float, int]:
     """Moves noise levels to where the error is small. The first one stays, since the initial noise is given.
+
+    One place after another is tried to either side; a move that gets closer is made again, longer, until none does.
 
     Args:
         log_snrs: Half log-SNR of every evaluation (N,), rising, to begin at.
@@ -44,15 +48,22 @@ def search_levels(
         while moved:
             moved = False
             for place, along in list(signs.items()):
-                for sign in (along, -along):
+                near = torch.arange(count, device=best.device, dtype=best.dtype).sub(place).abs() / width
+                share = (1 - near).clamp_min(0)
+                sign, length, gained = along, step, False
+                while True:
                     if tried >= trials or (tried and report(tried, error)):
                         return best, error, tried
-                    near = torch.arange(count, device=best.device, dtype=best.dtype).sub(place).abs() / width
-                    trial = best + sign * step * room(best) * (1 - near).clamp_min(0)
+                    trial = best + sign * length * room(best) * share
                     found, tried = error_of(trial), tried + 1
                     if found < (1 - LEAST_GAIN) * error:
-                        best, error, signs[place], moved = trial, found, sign, True
+                        best, error, signs[place] = trial, found, sign
+                        gained, length = True, min(length * GROWTH, LONGEST)
+                    elif gained or sign != along:
                         break
+                    else:
+                        sign = -along
+                moved = moved or gained
     return best, error, tried
 
 

@@ -82,9 +82,8 @@ def stage_seconds(
         if prices.fit_s and fine is not base:
             fitted = settings.num_fitted
             trial_s = prices.attach_s + judged * prices.fit_s
-            begun_s = (
-                2 + settings.level_trials
-            ) * fitted * prices.fit_s + 2 * settings.num_validation * prices.sample_s
+            levels = settings.num_levels(reuses=not solver.whole)
+            begun_s = (2 + levels) * fitted * prices.fit_s + 2 * settings.num_validation * prices.sample_s
         structures = solver.searched + solver.whole
         ahead = min(
             SEARCHED, structures

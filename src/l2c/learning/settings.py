@@ -14,6 +14,8 @@ from l2c.schedule.contract import MOST_DEGREE
 from l2c.schedule.scales import MOST_SCALES
 
 HELD_OUT_SHARE = 0.25
+LEVELS_WITH_REUSE, LEVELS_ALONE = 4, 16
+"""Sets of noise levels that are tried with a learned solver."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class LearnSettings(TaskSettings):
         trial_examples: Pictures that each of them is judged by. A learned solver is fitted to them first; where numbers
             of evaluations are compared, as many others judge.
         fit_examples: Pictures that the steps of a learned solver are fitted to, all run together.
-        level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew.
+        level_trials: Sets of noise levels that are tried with a learned solver, at most, each fitted anew; if not
+            given, 4, and 16 where nothing is reused, which has more to gain by them and nothing else to search.
         scales: Of detail, at most, that a learned solver weighs apart, where its samples are maps and not tokens; 1
             weighs coarse and fine alike.
         guidance_degree: Of the polynomial in the guidance scale that the weights of a learned solver are, where
@@ -60,7 +63,7 @@ class LearnSettings(TaskSettings):
     trials: Count = 32
     trial_examples: Count = 8
     fit_examples: Count = 24
-    level_trials: Annotated[Whole, Field(ge=0)] = 4
+    level_trials: Annotated[Whole, Field(ge=0)] | None = None
     scales: Annotated[Count, Field(le=MOST_SCALES)] = MOST_SCALES
     guidance_degree: Annotated[Whole, Field(ge=0, le=MOST_DEGREE)] = 2
     branches: bool = True
@@ -77,6 +80,16 @@ class LearnSettings(TaskSettings):
                 f"num_examples must leave at least one batch of {self.batch_size} when a quarter is held out, "
                 f"got {self.num_examples}"
             )
+
+    def num_levels(self, *, reuses: bool) -> int:
+        """Sets of noise levels that are tried with a learned solver, at most.
+
+        Args:
+            reuses: Whether anything is reused beside it.
+        """
+        if self.level_trials is not None:
+            return self.level_trials
+        return LEVELS_WITH_REUSE if reuses else LEVELS_ALONE
 
     @property
     def num_held_out(self) -> int:

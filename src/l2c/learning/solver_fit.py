@@ -111,7 +111,7 @@ class SolverFit:
             return self._trainer.processes.mean(torch.tensor(found, device=log_snrs.device)).item()
 
         def searched() -> Tensor:
-            count = self._settings.level_trials
+            count = self._settings.num_levels(reuses=not bool(student.compute.all()))
             trials = Trials[Tensor](
                 self._trainer, error_of, count, f"trying {key}", f"trials of {key}", fraction, UNTIL
             )
