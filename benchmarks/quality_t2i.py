@@ -25,7 +25,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -41,86 +41,16 @@ from l2c.digest import digest
 from l2c.errors import L2CError
 from l2c.evaluation.metrics import rmse, ssim
 from l2c.files import atomic_write
-from l2c.hosts.pipeline.learned_scheduler import learned_from
 from l2c.learning.session import Progress, Session
 from l2c.records import Record, describe_device
 from l2c.scenes import CALL, PIPELINE, adherence, scene_prompts
 from l2c.schedule.schedule import CacheSchedule
+from quality_t2i_variants import KINDS, STEPS, Plan, Variant, plain
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED = (
     1_000_000  # of the pictures that are judged; learning draws its seeds at random, see `Host.examples`
 )
-STEPS = CALL["num_inference_steps"]
-SHIFTS = (0.5, 1.0, 2.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is learned and judged.
-
-    Attributes:
-        images: Pictures that everything is judged by.
-        fine_evaluations: Of their solution.
-        costs: For which solvers are learned, in evaluations.
-        shares: Of the work of the pipeline's own run, for which it is learned.
-        iterations: Of learning.
-        examples: Pictures to learn on, a quarter of which is held out.
-        trials: Masks that are tried.
-        reference_steps: Evaluations of the solutions to learn on, which `fine_evaluations` has nothing to do with.
-        bf16: Learn in bfloat16; what is learned is judged in float32.
-    """
-
-    images: int = 64
-    fine_evaluations: int = 200
-    costs: tuple[int, ...] = (14, *report.COSTS)
-    shares: tuple[float, ...] = tuple(report.SHARES)
-    iterations: int = 60
-    examples: int = 96
-    trials: int = 4
-    reference_steps: int = 80
-    bf16: bool = True
-
-    @classmethod
-    def quick(cls) -> Plan:
-        """One cost and half of the work."""
-        return cls(costs=(8,), shares=(0.5,))
-
-    def settings(self, solver: bool) -> l2c.LearnSettings:
-        """Settings of learning, with a solver or without."""
-        return l2c.LearnSettings(
-            iterations=self.iterations,
-            batch_size=min(8, self.examples - self.examples // 4),
-            num_examples=self.examples,
-            trials=self.trials,
-            trial_examples=12,
-            level_trials=16,
-            fit_examples=self.examples,
-            reference_steps=self.reference_steps,
-            bf16=self.bf16,
-            tail=0.0 if solver else 1.0,
-        )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way of sampling.
-
-    Attributes:
-        kind: `default`, `plain`, `solver`, `learned` or `own`.
-        name: Unique.
-        cost: In full evaluations.
-        steps: To ask the pipeline for.
-        scheduler: What drives the pipeline instead of its own.
-        schedule: What is reused, and the solver where it brings one.
-    """
-
-    kind: str
-    name: str
-    cost: float
-    steps: int
-    scheduler: Any = None
-    schedule: CacheSchedule | None = None
 
 
 class Benchmark:
@@ -154,55 +84,21 @@ class Benchmark:
             self.points = record.results["points"] if record.config == self.config else []
         work.mkdir(parents=True, exist_ok=True)
 
-    def plain(self, evaluations: int) -> Iterator[Variant]:
-        """Plain solvers with at most so many evaluations."""
-        from diffusers import (
-            DPMSolverMultistepScheduler,
-            FlowMatchEulerDiscreteScheduler,
-            FlowMatchHeunDiscreteScheduler,
-            UniPCMultistepScheduler,
-        )
-
-        own = self.host.with_steps(evaluations).run
-        shift = self.pipe.scheduler.config.shift
-        schedulers: dict[str, tuple[Any, int]] = {
-            "euler, as the pipeline has it": (self.pipe.scheduler, evaluations),
-            "dpmsolver++, levels of the pipeline": (
-                learned_from(self.pipe.scheduler, own.log_snrs),
-                evaluations,
-            ),
-        }
-        for spacing in ("karras", "exponential"):
-            made = FlowMatchEulerDiscreteScheduler(shift=shift, **{f"use_{spacing}_sigmas": True})
-            schedulers[f"euler, {spacing}"] = (made, evaluations)
-        for shift in SHIFTS:
-            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
-            of_order = {order: DPMSolverMultistepScheduler(**flow, solver_order=order) for order in (1, 2, 3)}
-            schedulers |= {
-                f"euler, shift {shift:g}": (of_order[1], evaluations),
-                f"dpmsolver++, shift {shift:g}": (of_order[2], evaluations),
-                f"dpmsolver++3, shift {shift:g}": (of_order[3], evaluations),
-                f"unipc, shift {shift:g}": (UniPCMultistepScheduler(**flow), evaluations),
-                f"heun, shift {shift:g}": (
-                    FlowMatchHeunDiscreteScheduler(shift=shift),
-                    (evaluations + 1) // 2,
-                ),
-            }
-        for name, (scheduler, steps) in schedulers.items():
-            spent = 2 * steps - 1 if name.startswith("heun") else steps
-            yield Variant("plain", f"{name}, {evaluations}", spent, steps, scheduler)
-
     def variants(self) -> Iterator[Variant]:
         """Everything that is compared; learns what is not there, one after another."""
         plan = self.plan
-        yield Variant("default", f"{STEPS} steps", STEPS, STEPS)
-        for share in plan.shares:
+        if "default" in plan.kinds:
+            yield Variant("default", f"{STEPS} steps", STEPS, STEPS)
+        for share in plan.shares if "own" in plan.kinds else ():
             schedule = self.learn(f"own-{share:.2f}", plan.settings(False), budget=share)
             yield Variant("own", f"own, {share:.2f}", STEPS * schedule.cost.fraction, STEPS, None, schedule)
         for cost in plan.costs:
-            yield from self.plain(cost)
+            if "plain" in plan.kinds:
+                yield from plain(self.host, self.pipe.scheduler, cost)
             settings = plan.settings(True)
             for kind, ratio in (("learned", None), ("solver", 1)):
+                if kind not in plan.kinds:
+                    continue
                 schedule = self.learn(f"{kind}-{cost}", settings, evaluations=cost, per_computed=ratio)
                 spent, steps = schedule.cost.fraction * schedule.num_evaluations, schedule.num_evaluations
                 yield Variant(kind, f"{kind}, {cost}", spent, steps, None, schedule)
@@ -362,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", default=PIPELINE, help="of the pipeline (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one cost and half of the work")
     parser.add_argument("--costs", type=int, nargs="+", help="only these, in evaluations")
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", help="measure only these variants")
     for name in ("images", "iterations", "examples", "trials", "fine-evaluations"):
         parser.add_argument(f"--{name}", type=int, help=f"default {getattr(Plan(), name.replace('-', '_'))}")
     parser.add_argument("--threads", type=int, default=2, help="default %(default)s")

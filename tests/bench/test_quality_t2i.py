@@ -53,7 +53,7 @@ def test_verdicts_compare_on_the_same_pictures(quality):
 def test_every_point_is_recorded_and_nothing_is_done_again(
     quality, scenes_pipeline, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(quality, "SHIFTS", (1.0,))
+    monkeypatch.setattr("quality_t2i_variants.SHIFTS", (1.0,))
     out = tmp_path / "record.json"
     where = ("--threads", "1", "--work", str(tmp_path / "work"), "--out", str(out))
     arguments = ["--quick", "--costs", "2", *SMALL, *where]
