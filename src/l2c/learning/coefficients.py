@@ -16,7 +16,8 @@ class Coefficients(nn.Module):
     """What is added to the weights that forecasts begin with.
 
     With the parameters at zero, reused layers follow the polynomial through their last `order + 1` computed values
-    over half log-SNR, or copy the last one where a solver evaluates a noise level twice.
+    over half log-SNR, for lines of a flow see `_line_of_flow`, or copy the last one where a solver evaluates a noise
+    level twice.
 
     Args:
         compute: Where to compute, bool (evaluations, layers).
@@ -29,6 +30,7 @@ class Coefficients(nn.Module):
             of its own only.
         num_layers: Layers of the model; None where the mask has no rows for each pass of guidance. The difference of
             the passes begins at the line through its last values.
+        flow: Whether the run is that of a flow.
 
     Attributes:
         compute: The mask.
@@ -50,9 +52,10 @@ class Coefficients(nn.Module):
         start: Tensor | None = None,
         begins: Sequence[int] = (0,),
         num_layers: int | None = None,
+        flow: bool = False,
     ) -> None:
         super().__init__()
-        self.compute = compute
+        self.compute, self._flow = compute, flow
         num_layers = compute.shape[1] if num_layers is None else num_layers
         self._difference = difference_column(num_layers)
         history = history if start is None else start.shape[-1]
@@ -61,8 +64,9 @@ class Coefficients(nn.Module):
         for first, end in zip(begins, [*begins[1:], len(compute)], strict=True):
             part = compute[first:end]
             if start is None:
-                weights = _polynomial(part, log_snrs[first:end], history, self._order)
-                line = _polynomial(part, log_snrs[first:end], history, self._order_of(self._difference))
+                times = log_snrs[first:end]
+                weights = _polynomial(part, times, history, self._order, flow)
+                line = _polynomial(part, times, history, self._order_of(self._difference), flow)
                 weights[:, self._difference :] = line[:, self._difference :]
             else:
                 weights = start[first:end]
@@ -88,7 +92,10 @@ class Coefficients(nn.Module):
             start = [weight for _, weight in terms]
             if log_snrs is not None:
                 nodes = [log_snrs[source] for source in sources[: self._order_of(layer) + 1]]
-                start[: len(nodes)] = lagrange_weights(log_snrs[evaluation], nodes)
+                if self._flow and len(nodes) == 2:
+                    start[:2] = _line_of_flow(log_snrs[evaluation], *nodes)
+                else:
+                    start[: len(nodes)] = lagrange_weights(log_snrs[evaluation], nodes)
             plan[evaluation, layer] = tuple(
                 (source, (start[index] + added[evaluation, layer, index]).float())
                 for index, source in enumerate(sources)
@@ -116,14 +123,36 @@ def _plan_of_part(compute: Tensor, weights: Tensor, first: int) -> ReusePlan:
     }
 
 
-def _polynomial(compute: Tensor, log_snrs: Sequence[float], history: int, order: int) -> Tensor:
+def _polynomial(
+    compute: Tensor, log_snrs: Sequence[float], history: int, order: int, flow: bool = False
+) -> Tensor:
     """Weights (evaluations, layers, history) of a polynomial, 0 on the values that it does not go through."""
     weights = torch.zeros(*compute.shape, history, dtype=torch.float64)
     weights[..., 0] = 1
     if order and len(set(log_snrs)) == len(log_snrs):
+        times = torch.tensor(log_snrs, dtype=torch.float64)
         for place, terms in plan_reuse(compute, Predictor("taylor", order), log_snrs).items():
-            weights[place][: len(terms)] = torch.tensor([weight for _, weight in terms], dtype=torch.float64)
+            found = [weight for _, weight in terms]
+            if flow and len(terms) == 2:
+                found = _line_of_flow(times[place[0]], *(times[source] for source, _ in terms))
+            weights[place][: len(terms)] = torch.tensor(found, dtype=torch.float64)
     return weights
+
+
+def _line_of_flow(now: Tensor, last: Tensor, before: Tensor) -> list[float | Tensor]:
+    """Weights of a line over sigma, which goes on by no more than it has come, from half log-SNRs ().
+
+    Half log-SNR has no end at pure noise nor at the picture, where what a flow computes changes as little as elsewhere:
+    lines over it hardly go on after the first evaluations, and too far at the last one. Both limits were measured, see
+    "Lines of a flow" in `docs/learning.md`.
+
+    >>> half = torch.logit(torch.tensor([0.6, 0.4, 0.3]))  # of sigma 0.4, 0.6 and 0.7
+    >>> [round(float(weight), 3) for weight in _line_of_flow(*half)]
+    [2.0, -1.0]
+    """
+    now, last, before = (torch.sigmoid(-level) for level in (now, last, before))
+    share = ((now - last) / (last - before)).clamp(max=1)
+    return [1 + share, -share]
 
 
 def difference_weights(history: int) -> Tensor:

@@ -22,6 +22,7 @@ from l2c.learning.noise_levels import room
 from l2c.learning.recompute import again_in_backward
 from l2c.learning.settings import LearnSettings
 from l2c.sampling.linear import learned_run
+from l2c.sampling.noise_schedule import FLOW_PREDICTION
 from l2c.schedule.contract import Run
 from l2c.schedule.forecast import Predictor, ReusePlan
 from l2c.schedule.scales import scales_of
@@ -88,8 +89,9 @@ class Student(nn.Module):
         self._host, self._bf16, self._recompute = host, bf16, recompute
         self.compute = compute
         run, device, count = host.run, host.device, len(compute)
+        flow = host.contract(weights=False).prediction_type == FLOW_PREDICTION
         self.forecasts = Coefficients(
-            compute, run.log_snrs, history, device, order, start, host.segments, len(host.table)
+            compute, run.log_snrs, history, device, order, start, host.segments, len(host.table), flow
         )
         self._log_snrs = torch.tensor(run.log_snrs, dtype=torch.float64, device=device)
         self._room = room(self._log_snrs)
