@@ -73,7 +73,9 @@ def test_learn_for_pipeline(tmp_path, capsys):
     assert example.main(again) == 0
     learned, repaired = map(l2c.CacheSchedule.from_pretrained, (out, tmp_path / "repaired"))
     assert learned.compute.equal(repaired.compute)
-    assert repaired.provenance["held_out_error_before"] == learned.provenance["held_out_error"]
+    assert repaired.provenance["held_out_error_before"] == pytest.approx(
+        learned.provenance["held_out_error"], abs=2e-5
+    )
     free = [*arguments, "--evaluations", "3", "--out", str(tmp_path / "free")]
     assert example.main(free) == 0
     assert "the work of 3.0 evaluations" in capsys.readouterr().out

@@ -83,7 +83,9 @@ def test_modular_flux_learns_and_checks_what_the_ordinary_pipeline_does():
     for what in ({"budget": 0.5}, {"solver": "auto", "evaluations": 3}):
         made = [l2c.learn(one, settings=SETTINGS, **what, **FLUX) for one in (pipe, other)]
         assert torch.equal(made[0].compute, made[1].compute)
-        assert made[0].provenance["held_out_error"] == made[1].provenance["held_out_error"]
+        assert made[0].provenance["held_out_error"] == pytest.approx(
+            made[1].provenance["held_out_error"], abs=2e-5
+        )
         drifts = [l2c.check(one, made[0], seeds=[5], **PROMPTS) for one in (pipe, other)]
         assert drifts[0].error == drifts[1].error
     assert pipe._blocks is blocks
@@ -113,7 +115,9 @@ def test_modular_flux_from_a_picture_from_enable_to_disable():
     made = [l2c.learn(one, budget=0.6, settings=SETTINGS, **call) for one in (pipe, other)]
     assert made[0].num_evaluations == 6
     assert torch.equal(made[0].compute, made[1].compute)
-    assert made[0].provenance["held_out_error"] == made[1].provenance["held_out_error"]
+    assert made[0].provenance["held_out_error"] == pytest.approx(
+        made[1].provenance["held_out_error"], abs=2e-5
+    )
     assert l2c.check(pipe, made[0], seeds=[5], **call).error < 1
     with pytest.raises(ConfigError, match="no solver is learned for a run that begins late"):
         l2c.learn(pipe, solver="auto", evaluations=3, settings=SETTINGS, **call)

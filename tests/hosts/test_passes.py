@@ -225,7 +225,9 @@ def test_such_schedules_are_found_learned_and_repaired_through_a_pipeline(name, 
     assert found.fraction == pytest.approx(schedule.cost.fraction)
     again = l2c.repair(pipe, schedule, settings=QUICK, **call)
     assert torch.equal(again.compute, schedule.compute)
-    assert again.provenance["held_out_error_before"] == schedule.provenance["held_out_error"]
+    assert again.provenance["held_out_error_before"] == pytest.approx(
+        schedule.provenance["held_out_error"], abs=2e-5
+    )
     off = replace(QUICK, branches=False)
     assert not l2c.learn(pipe, budget=0.6, settings=off, **call).has_branches
 

@@ -109,7 +109,9 @@ def test_forecasts_alone_are_learned_for_both(wan22):
         assert cache.summary().models["transformer_2"].unplanned == 0
     again = l2c.repair(wan22, schedule, settings=SETTINGS, **CALL)
     assert torch.equal(again.compute, schedule.compute)
-    assert again.provenance["held_out_error_before"] == schedule.provenance["held_out_error"]
+    assert again.provenance["held_out_error_before"] == pytest.approx(
+        schedule.provenance["held_out_error"], abs=2e-5
+    )
 
 
 def test_transformers_that_differ_or_take_turns_are_refused(wan22):

@@ -101,7 +101,9 @@ def test_a_budget_is_met_with_passes_apart(favoured):
     assert l2c.sample(model, [1, 2], schedule=schedule).isfinite().all()
     again = l2c.repair(model, schedule, settings=QUICK)
     assert torch.equal(again.compute, schedule.compute)
-    assert again.provenance["held_out_error_before"] == schedule.provenance["held_out_error"]
+    assert again.provenance["held_out_error_before"] == pytest.approx(
+        schedule.provenance["held_out_error"], abs=2e-5
+    )
 
 
 def test_a_family_may_have_schedules_with_passes_apart(favoured, tmp_path):
