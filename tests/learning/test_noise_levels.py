@@ -58,6 +58,21 @@ def test_a_move_that_gets_closer_is_made_again_and_longer():
     assert tried == 7  # two sides of each of the levels before, and three of its own
 
 
+def test_the_best_of_several_beginnings_is_gone_on_with():
+    def error_of(levels):
+        return (levels - wanted).square().mean().item()
+
+    wanted = even(6) + torch.tensor([0, 0.1, 0.2, 0.3, 0.2, 0.1])
+    others = [even(6) - 0.5, wanted + 0.1, even(6) + 0.7]
+    found, error, tried = search_levels(even(6), error_of, 3, others=others)
+    assert torch.equal(found, others[1])
+    assert (error, tried) == (error_of(others[1]), 3)
+    assert search_levels(even(6), error_of, 40, others=others)[1] < error
+    assert torch.equal(
+        search_levels(even(6), error_of, 1, others=others)[0], even(6)
+    )  # no time for the second
+
+
 def test_room_is_the_distance_to_the_nearer_neighbour():
     assert room(torch.tensor([-3.0, -1.0, 0.0, 4.0])).tolist() == [0.0, 1.0, 1.0, 4.0]
 

@@ -8,7 +8,7 @@ coefficients to the features instead, layer by layer, leaves small biases that p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -253,6 +253,7 @@ class ClosedLoop:
         start: Tensor | None = None,
         solver: Run | bool = False,
         stage: str = "",
+        starts: Sequence[Sequence[float]] = (),
     ) -> tuple[CacheSchedule, Outcome]:
         """Learns the parameters of a student with a mask.
 
@@ -263,6 +264,7 @@ class ClosedLoop:
             start: See `Student`.
             solver: See `Student.of`; with a run, the error before learning is that of what is given.
             stage: See `Trainer.run`.
+            starts: Noise levels that a free solver may begin at instead of the host's, see `SolverFit.begin`.
         """
         host = self.host
         student = self.student(compute, order, start=start, solver=solver)
@@ -274,7 +276,7 @@ class ClosedLoop:
         solver_fit = self._solver_fit(student)
         if solver_fit is not None:
             checked = self._references.validation is not None
-            solver_fit.begin(student, stage, fraction, self._validate if checked else None)
+            solver_fit.begin(student, stage, fraction, self._validate if checked else None, starts)
         begun_at = self.kept_error(f"error before {stage}", student)
         before = begun_at if before is None else before
         at_scales = self._at_scales()

@@ -6,7 +6,7 @@ Gradients take levels only a little way, since the weights that fit others are o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ def search_levels(
     error_of: Callable[[Tensor], float],
     trials: int,
     report: Callable[[int, float], bool] = lambda _trial, _error: False,
+    others: Sequence[Tensor] = (),
 ) -> tuple[Tensor, float, int]:
     """Moves noise levels to where the error is small. The first one stays, since the initial noise is given.
 
@@ -36,11 +37,18 @@ def search_levels(
         error_of: Error of a run with such levels.
         trials: Levels that are tried, at most, beside those to begin at.
         report: Takes the number of trials so far and the least error, and returns whether the time for them is up.
+        others: Where it might begin instead, which are tried first.
 
     Returns:
         The best half log-SNRs (N,), their error, and how many were tried.
     """
     count, best, error, tried = len(log_snrs), log_snrs, error_of(log_snrs), 0
+    for other in others:
+        if tried >= trials or (tried and report(tried, error)):
+            return best, error, tried
+        found, tried = error_of(other), tried + 1
+        if found < error:
+            best, error = other, found
     width = math.ceil((count - 1) / MOST_PLACES)
     signs = dict.fromkeys(range(1, count, max(width, 1)), 1.0)
     for step in STEPS:

@@ -46,6 +46,9 @@ LOOK_UNTIL, SEARCH_UNTIL = 0.3, 0.5
 """Shares of a time limit after which masks of each of these, and of the best one, are no longer tried."""
 REUSE_GAINS = 0.75
 """Share of its error that a structure which reuses layers has left, at most, when its mask has been searched."""
+SECOND_THOUGHTS = 4
+"""Noise levels to begin with between which all pictures decide that a solver is fitted to. First they are compared by
+few, which it is fitted to, too, and can meet more closely than others."""
 FIRST_ORDERS = (1, 2)
 """Of the polynomials that forecasts follow at first: noise levels to begin with are compared with the first of them."""
 
@@ -161,6 +164,7 @@ def _learn_one(
         order=found.order,
         solver=True,
         stage=stage,
+        starts=best.starts,
     )
     return schedule, outcome.interrupted
 
@@ -197,6 +201,7 @@ class _Structure:
     Attributes:
         name: For people.
         loop: Learning on the host that it begins as.
+        starts: The next best noise levels to begin at, as half log-SNRs; more pictures decide between them and those.
         found: What a search has found; None before one.
         error: That it is compared with others by; None before it is judged.
         crossed: The same by more pictures; None unless it is one of the last two.
@@ -228,6 +233,7 @@ class _Structure:
     def _begin(self, loops: Sequence[ClosedLoop]) -> None:
         """Takes the noise levels that its first mask makes the best pictures with, and the order of forecasts."""
         self.loop, mask = loops[0], self._mask
+        self.starts: list[Sequence[float]] = []
         most = self.loop.settings.history - 1
         orders = [order for order in FIRST_ORDERS if order <= most][: 1 if mask.all() else None] or [most]
 
@@ -238,8 +244,8 @@ class _Structure:
 
         if len(loops) > 1:
             found = self._trainer.keep(f"starts {self._stage}", errors)
-            place = int(found[: len(loops)].argmin())
-            self.loop = loops[place]
+            place, *others = found[: len(loops)].argsort()[:SECOND_THOUGHTS].tolist()
+            self.loop, self.starts = loops[place], [loops[other].host.run.log_snrs for other in others]
             by_order = torch.cat([found[place : place + 1], found[len(loops) :]])
             self._start = replace(self._start, order=orders[int(by_order.argmin())])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -74,7 +74,12 @@ class SolverFit:
         return errors(made[judged], run.target[judged], self._unit)
 
     def begin(
-        self, student: Student, stage: str, fraction: float, validate: Callable[[Student], float] | None
+        self,
+        student: Student,
+        stage: str,
+        fraction: float,
+        validate: Callable[[Student], float] | None,
+        others: Sequence[Sequence[float]] = (),
     ) -> None:
         """Gives a student the noise levels and weights to begin with.
 
@@ -84,9 +89,11 @@ class SolverFit:
             fraction: Share of the work that it computes, for people.
             validate: Error of pictures that nothing is fitted to: if they were closer with the weights and levels to
                 begin with, as may be with very few pictures, those stay.
+            others: Noise levels that the search may begin at instead, as half log-SNRs (N,); they take half of its
+                trials at most.
         """
         given = student.log_snrs, student.fitted
-        self._search(student, stage, fraction)
+        self._search(student, stage, fraction, others)
         if validate is None:
             return
         found = student.log_snrs, student.fitted
@@ -100,7 +107,9 @@ class SolverFit:
             kept = self._trainer.keep(f"fit is kept {stage}".rstrip(), is_closer)
             student.begin_at(*(found if kept else given))
 
-    def _search(self, student: Student, stage: str, fraction: float) -> None:
+    def _search(
+        self, student: Student, stage: str, fraction: float, others: Sequence[Sequence[float]]
+    ) -> None:
         """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""
         fitting, key = self._fitting, f"noise levels {stage}".rstrip()
 
@@ -115,7 +124,9 @@ class SolverFit:
             trials = Trials[Tensor](
                 self._trainer, error_of, count, f"trying {key}", f"trials of {key}", fraction, UNTIL
             )
-            levels, error, tried = search_levels(student.log_snrs, trials.error, count, trials.report)
+            first = student.log_snrs
+            rest = [first.new_tensor(levels) for levels in others[: count // 2]]
+            levels, error, tried = search_levels(first, trials.error, count, trials.report, rest)
             logger.info("%d sets of noise levels tried, error %.4f", tried, error)
             return levels.cpu()
 
