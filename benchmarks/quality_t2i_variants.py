@@ -32,7 +32,7 @@ class Plan:
         trials: Masks that are tried.
         reference_steps: Evaluations of the solutions to learn on, which `fine_evaluations` has nothing to do with.
         bf16: Learn in bfloat16; what is learned is judged in float32.
-        kinds: Of variants that are measured; see above.
+        kinds: Of variants that are measured; see `Variant`.
     """
 
     images: int = 64

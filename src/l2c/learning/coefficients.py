@@ -92,10 +92,7 @@ class Coefficients(nn.Module):
             start = [weight for _, weight in terms]
             if log_snrs is not None:
                 nodes = [log_snrs[source] for source in sources[: self._order_of(layer) + 1]]
-                if self._flow and len(nodes) == 2:
-                    start[:2] = _line_of_flow(log_snrs[evaluation], *nodes)
-                else:
-                    start[: len(nodes)] = lagrange_weights(log_snrs[evaluation], nodes)
+                start[: len(nodes)] = _through(log_snrs[evaluation], nodes, self._flow)
             plan[evaluation, layer] = tuple(
                 (source, (start[index] + added[evaluation, layer, index]).float())
                 for index, source in enumerate(sources)
@@ -130,16 +127,20 @@ def _polynomial(
     weights = torch.zeros(*compute.shape, history, dtype=torch.float64)
     weights[..., 0] = 1
     if order and len(set(log_snrs)) == len(log_snrs):
-        times = torch.tensor(log_snrs, dtype=torch.float64)
         for place, terms in plan_reuse(compute, Predictor("taylor", order), log_snrs).items():
-            found = [weight for _, weight in terms]
-            if flow and len(terms) == 2:
-                found = _line_of_flow(times[place[0]], *(times[source] for source, _ in terms))
+            found = _through(log_snrs[place[0]], [log_snrs[source] for source, _ in terms], flow)
             weights[place][: len(terms)] = torch.tensor(found, dtype=torch.float64)
     return weights
 
 
-def _line_of_flow(now: Tensor, last: Tensor, before: Tensor) -> list[float | Tensor]:
+def _through(now: float | Tensor, nodes: Sequence[float | Tensor], flow: bool) -> Sequence[float | Tensor]:
+    """Weights to begin with on values at half log-SNRs, the latest first."""
+    if flow and len(nodes) == 2:
+        return _line_of_flow(now, *nodes)
+    return lagrange_weights(now, nodes)
+
+
+def _line_of_flow(now: float | Tensor, last: float | Tensor, before: float | Tensor) -> list[Tensor]:
     """Weights of a line over sigma, which goes on by no more than it has come, from half log-SNRs ().
 
     Half log-SNR has no end at pure noise nor at the picture, where what a flow computes changes as little as elsewhere:
@@ -150,8 +151,9 @@ def _line_of_flow(now: Tensor, last: Tensor, before: Tensor) -> list[float | Ten
     >>> [round(float(weight), 3) for weight in _line_of_flow(*half)]
     [2.0, -1.0]
     """
-    now, last, before = (torch.sigmoid(-level) for level in (now, last, before))
-    share = ((now - last) / (last - before)).clamp(max=1)
+    levels = (torch.as_tensor(level, dtype=torch.float64) for level in (now, last, before))
+    here, newest, older = (torch.sigmoid(-level) for level in levels)
+    share = ((here - newest) / (newest - older)).clamp(max=1)
     return [1 + share, -share]
 
 

@@ -43,8 +43,12 @@ def search_levels(
         The best half log-SNRs (N,), their error, and how many were tried.
     """
     count, best, error, tried = len(log_snrs), log_snrs, error_of(log_snrs), 0
+
+    def is_over() -> bool:
+        return tried >= trials or (tried > 0 and report(tried, error))
+
     for other in others:
-        if tried >= trials or (tried and report(tried, error)):
+        if is_over():
             return best, error, tried
         found, tried = error_of(other), tried + 1
         if found < error:
@@ -60,7 +64,7 @@ def search_levels(
                 share = (1 - near).clamp_min(0)
                 sign, length, gained = along, step, False
                 while True:
-                    if tried >= trials or (tried and report(tried, error)):
+                    if is_over():
                         return best, error, tried
                     trial = best + sign * length * room(best) * share
                     found, tried = error_of(trial), tried + 1

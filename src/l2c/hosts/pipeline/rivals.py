@@ -106,9 +106,10 @@ def start_schedulers(
     if is_flow(scheduler):
         sigmas = [1 / (1 + math.exp(level)) for level in levels]
         next_to_picture = steps > 1 and sigmas[-1] < LEAST_LAST_STEP * (sigmas[-2] - sigmas[-1])
-        more, end = (1, -1) if next_to_picture else (0, None)
-        whole = run_of(steps + more).log_snrs[:end]
-        half = run_of(2 * steps - 1 + more).log_snrs[:end][::2]
+        if next_to_picture:
+            whole, half = run_of(steps + 1).log_snrs[:-1], run_of(2 * steps).log_snrs[:-1:2]
+        else:
+            whole, half = levels, run_of(2 * steps - 1).log_snrs[::2]
         kinds = [(whole, START_SHIFTS), (half, HALF_SHIFTS if len(half) == steps > 1 else ())]
         return [
             learned_from(scheduler, [levels[0], *(level - math.log(shift) for level in levels[1:])], mu=mu)
