@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from l2c.hosts.base import errors
 from l2c.learning.noise_levels import search_levels
 from l2c.learning.objective import power_mean
+from l2c.learning.recall import Recall
 from l2c.learning.references import References
 from l2c.learning.settings import LearnSettings
 from l2c.learning.student import Student
@@ -112,17 +115,29 @@ class SolverFit:
     ) -> None:
         """Noise levels whose fitted solver comes closest to the pictures that it is fitted to, and that solver."""
         fitting, key = self._fitting, f"noise levels {stage}".rstrip()
+        reuses = not bool(student.compute.all())
 
-        def error_of(log_snrs: Tensor) -> float:
+        def error_of(log_snrs: Tensor, recall: Recall | None = None) -> float:
             student.begin_at(log_snrs)
-            made = self._fit(student, fitting, len(fitting))
+            made = self._fit(student, fitting, len(fitting), recall)
             found = self._mean(errors(made, fitting.target, self._unit))
             return self._trainer.processes.mean(torch.tensor(found, device=log_snrs.device)).item()
 
         def searched() -> Tensor:
-            count = self._settings.num_levels(reuses=not bool(student.compute.all()))
+            count, least = self._settings.num_levels(reuses=reuses), math.inf
+            recall = None if reuses else Recall(student.models)  # with reuse, layers have values of their own
+
+            def trial(log_snrs: Tensor) -> float:
+                nonlocal least
+                error = error_of(log_snrs, recall)
+                if error < least:
+                    least = error
+                    if recall is not None:
+                        recall.keep()
+                return error
+
             trials = Trials[Tensor](
-                self._trainer, error_of, count, f"trying {key}", f"trials of {key}", fraction, UNTIL
+                self._trainer, trial, count, f"trying {key}", f"trials of {key}", fraction, UNTIL
             )
             first = student.log_snrs
             rest = [first.new_tensor(levels) for levels in others[: count // 2]]
@@ -135,10 +150,10 @@ class SolverFit:
         error_of(levels.to(student.log_snrs))
         student.train()
 
-    def _fit(self, student: Student, run: References, fitted: int) -> Tensor:
+    def _fit(self, student: Student, run: References, fitted: int, recall: Recall | None = None) -> Tensor:
         """Fits to the first pictures of a run, and returns what is made of all."""
         assert run.paths is not None
-        with student.attached():
+        with nullcontext() if recall is None else recall.run(), student.attached():
             made = student.fit_solver(run.examples, run.paths.rows(slice(0, fitted)))
         assert student.fitted is not None
         table, steps = student.fitted

@@ -154,6 +154,11 @@ class Student(nn.Module):
             ]
         return groups
 
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """What it runs."""
+        return list(self._host.models.values())
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Attaches it to its host, which it has to be while it runs."""
