@@ -116,7 +116,7 @@ class Benchmark:
             **cost,
             **how,
             settings=settings,
-            session=Session(checkpoint),
+            session=Session(checkpoint, solutions=self._work / "solutions"),
             on_progress=_progress(name),
         )
         if schedule.provenance["interrupted"]:

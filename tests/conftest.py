@@ -17,6 +17,7 @@ from l2c.models import DiT, DiTConfig, UViT, UViTConfig, load_model, random_mode
 
 torch.set_num_threads(1)  # the models are tiny: more threads wait for each other, above all on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ["L2C_SOLUTIONS"] = "off"  # nothing is left in the user's folder for caches, or taken from there
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -14,7 +14,7 @@ from l2c.cli.options import check_outputs
 from l2c.cli.targets import load, name_of
 from l2c.errors import OutputError
 from l2c.learning.paper import RouterSettings
-from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session
+from l2c.learning.session import LEARNING, SEARCHING, OnProgress, Progress, Session, solutions_folder
 from l2c.learning.settings import LearnSettings
 from l2c.processes import is_main, part
 from l2c.schedule.family import ScheduleFamily
@@ -35,6 +35,7 @@ def session_of(given: Mapping[str, Any]) -> Session:
         restart=given["restart"],
         time_limit_s=None if minutes is None else 60 * minutes,
         log_dir=given["log_dir"],
+        solutions=solutions_folder(),
     )
     check_outputs({**given, "checkpoint": session.checkpoint}, out=".safetensors", checkpoint="")
     return session

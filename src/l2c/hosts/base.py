@@ -29,6 +29,11 @@ class Examples(Protocol):
         """Some of them."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """Short name that tells them from others."""
+        ...
+
     def describe(self, row: int) -> str:
         """What one of them is, for people."""
         ...

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from l2c.digest import digest
+
 
 @dataclass(frozen=True)
 class LabelledNoise:
@@ -25,6 +27,12 @@ class LabelledNoise:
         chosen = rows if isinstance(rows, slice) else list(rows)
         scales = None if self.scales is None else self.scales[chosen]
         return LabelledNoise(self.noise[chosen], self.labels[chosen], scales)
+
+    @property
+    def identity(self) -> str:
+        """See `Examples.identity`."""
+        parts = (self.noise, self.labels, self.scales)
+        return digest(*(part.cpu() for part in parts if part is not None))
 
     def describe(self, row: int) -> str:
         """See `Examples.describe`."""

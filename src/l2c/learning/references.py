@@ -13,10 +13,14 @@ from l2c.errors import ConfigError, OneByOneError, Told
 from l2c.hosts.base import Examples, Host, errors, filled_up
 from l2c.learning.least_squares import Paths
 from l2c.learning.settings import LearnSettings
+from l2c.learning.solutions import Solutions
 from l2c.learning.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+TARGETS, PATHS = "fine-step solutions", "paths to solutions"
+VALIDATION = f"{TARGETS} for validation"
+"""What solutions are called, for people and where they are kept."""
 REPEATS = 0.01
 """Relative error of two runs from the same noise that is rounding, as kernels that add up in any order have it."""
 
@@ -53,7 +57,7 @@ class References:
 def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: bool = False) -> References:
     """References of so many examples as the settings say, held-out ones first.
 
-    They are shared by the processes and kept in the checkpoint.
+    They are shared by the processes and kept in the checkpoint, and in the folder of the session for other runs.
 
     Args:
         trainer: Processes, checkpoint and limits.
@@ -72,26 +76,33 @@ def solve(trainer: Trainer, host: Host, settings: LearnSettings, *, fit_solver: 
     _check_repeats(host, examples)
     size = round_size(trainer, host)
     fine = host.reference(settings.reference_steps)
-    count, fitting = settings.num_fitted, None
-    if fit_solver and fine is not host:
-        alike = of_first_size(examples, range(held_out, len(examples)))[:count]
-        unlike = [row for row in range(held_out, len(examples)) if row not in alike]
-        examples, count = examples.rows([*range(held_out), *alike, *unlike]), len(alike)
-        fitting = _with_paths(trainer, host, fine, examples.rows(slice(held_out, held_out + count)))
-    known = 0 if fitting is None else count
-    rest = examples.rows([*range(held_out), *range(held_out + known, len(examples))])
-    target = trainer.compute("fine-step solutions", fine.sample, rest, size).to(host.device)
-    if fitting is not None:
-        fitted = fitting.target
-        if fitted.shape[1:] != target.shape[1:]:  # of one size among several
-            fitted = filled_up(fitted, target[0].numel())
-        target = torch.cat([target[:held_out], fitted, target[held_out:]])
-    validation = None
+    others = examples.rows([])
     if settings.num_validation:
         others = host.examples(held_out + settings.num_validation, *key, "validation", held_out=held_out)
         others = others.rows(slice(held_out, None))  # with prompts that are not held out
-        checked = trainer.compute("fine-step solutions for validation", fine.sample, others, size)
+    count, fitting, fitted = 0, None, examples.rows([])
+    if fit_solver and fine is not host:
+        alike = of_first_size(examples, range(held_out, len(examples)))[: settings.num_fitted]
+        unlike = [row for row in range(held_out, len(examples)) if row not in alike]
+        examples, count = examples.rows([*range(held_out), *alike, *unlike]), len(alike)
+        fitted = examples.rows(slice(held_out, held_out + count))
+    before = Solutions.of(trainer, host, fine, {TARGETS: examples, PATHS: fitted, VALIDATION: others})
+    before.take()
+    if count:
+        fitting = _with_paths(trainer, host, fine, fitted)
+    known = 0 if fitting is None else count
+    rest = examples.rows([*range(held_out), *range(held_out + known, len(examples))])
+    target = trainer.compute(TARGETS, fine.sample, rest, size).to(host.device)
+    if fitting is not None:
+        solved = fitting.target
+        if solved.shape[1:] != target.shape[1:]:  # of one size among several
+            solved = filled_up(solved, target[0].numel())
+        target = torch.cat([target[:held_out], solved, target[held_out:]])
+    validation = None
+    if len(others):
+        checked = trainer.compute(VALIDATION, fine.sample, others, size)
         validation = References(others, checked.to(host.device))
+    before.put()
     return References(examples, target, validation, fitting)
 
 
@@ -111,7 +122,7 @@ def _with_paths(trainer: Trainer, host: Host, fine: Host, examples: Examples) ->
     )
     try:
         with Told(ConfigError, too_much, torch.OutOfMemoryError):
-            states = trainer.compute("paths to solutions", states_of, examples, len(examples))
+            states = trainer.compute(PATHS, states_of, examples, len(examples))
     except OneByOneError as error:
         logger.info("solvers begin at a known one, since their steps cannot be fitted: %s", error)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import Field
 from l2c.documents import Positive, Real, check_value
 
 LEARNING, SEARCHING = "learning", "judging masks"
+FOLDER = "L2C_SOLUTIONS"
+"""Environment variable with the folder that commands keep solutions in; `off` for none."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Session:
         time_limit_s: No iteration is begun that would end later than so many seconds after the start; one is
             always done.
         log_dir: Folder for a TensorBoard log of loss, error and share of the MACs.
+        solutions: Folder with fine-step solutions, which all runs of a model on the same examples can take from each
+            other, whatever they learn; commands have `solutions_folder()`.
     """
 
     checkpoint: Path | None = None
@@ -34,6 +39,7 @@ class Session:
     restart: bool = False
     time_limit_s: float | None = None
     log_dir: Path | None = None
+    solutions: Path | None = None
 
     def __post_init__(self) -> None:
         check_value("the time limit", self.time_limit_s, Positive | None)
@@ -67,3 +73,12 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+def solutions_folder() -> Path | None:
+    """Where commands keep solutions: `L2C_SOLUTIONS`, or `l2c/solutions` in the user's folder for caches."""
+    told = os.environ.get(FOLDER)
+    if told is not None:
+        return None if told in ("", "off") else Path(told)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "l2c" / "solutions"

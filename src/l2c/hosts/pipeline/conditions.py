@@ -120,6 +120,11 @@ class SeededConditions:
         )
 
     @property
+    def identity(self) -> str:
+        """See `Examples.identity`."""
+        return digest(plain(self.conditions), self.seeds)
+
+    @property
     def sizes(self) -> Sequence[str]:
         """See `Examples.sizes`."""
         return [size_name(condition) for condition in self.conditions]
@@ -246,4 +251,6 @@ def plain(value: Any) -> Any:
         return [plain(part) for part in value]
     if isinstance(value, Tensor):
         return digest(value.detach().float().cpu())
+    if hasattr(value, "tobytes"):  # pictures and arrays
+        return digest(value.tobytes().hex())
     return value if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__
