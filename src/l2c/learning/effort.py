@@ -11,9 +11,9 @@ EFFORTS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"iterations": 12, "num_examples": 16, "trials": 12, "level_trials": 2},
     "default": {},
     "best": {
-        "iterations": 120,
-        "num_examples": 96,
-        "trials": 96,
+        "iterations": 64,
+        "num_examples": 64,
+        "trials": 64,
         "trial_examples": 16,
         "fit_examples": 48,
         "level_trials": 16,
