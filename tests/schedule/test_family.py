@@ -131,6 +131,28 @@ def test_schedules_of_several_models_or_runs_are_refused(schedules, generator):
         ScheduleFamily([])
 
 
+def test_schedules_that_were_learned_on_several_machines_are_one_family(schedules, tmp_path):
+    """Processors round differently."""
+    contract = replace(schedules[0].contract, fingerprint=(0.5,) * 6)
+    run = contract.run
+    moved = replace(
+        contract,
+        run=replace(run, log_snrs=tuple(level + 1e-7 for level in run.log_snrs)),
+        fingerprint=(0.5 + 1e-6,) * 6,
+    )
+    here, there = (replace(schedules[at], contract=one) for at, one in enumerate((contract, moved)))
+    ScheduleFamily([here, there]).save(tmp_path / "family.safetensors")
+    again = ScheduleFamily.load(tmp_path / "family.safetensors")
+    assert sorted(one.contract.fingerprint[0] for one in again) == [0.5, 0.5 + 1e-6]
+    for change in (
+        {"log_snrs": tuple(level + 0.01 for level in run.log_snrs)},
+        {"timesteps": tuple(time + 0.01 for time in run.timesteps)},
+    ):
+        other = replace(there, contract=replace(moved, run=replace(run, **change)))
+        with pytest.raises(ScheduleError, match="one model and one run"):
+            ScheduleFamily([here, other])
+
+
 def test_files_that_are_no_family(schedules, tmp_path):
     path = tmp_path / "f.safetensors"
     with pytest.raises(ScheduleError, match="there is no schedule file"):

@@ -22,6 +22,8 @@ from l2c.schedule.schedule import CacheSchedule
 FORMAT = "l2c.schedule-family"
 VERSION = 3
 """Of what is read; a family is written in the version that its schedules need."""
+ROUNDING = 1e-4
+"""Difference of timesteps, half log-SNRs and numbers of a fingerprint that is no other run and no other model."""
 
 
 class ScheduleFamily:
@@ -42,7 +44,7 @@ class ScheduleFamily:
         self._schedules = sorted(schedules, key=lambda schedule: -schedule.cost.macs)
         for schedule in schedules:
             schedule.check_layers(schedules[0].layers)
-            if _in_family(schedule.contract, schedules[0].contract) != schedules[0].contract:
+            if not _alike(_in_family(schedule.contract, schedules[0].contract), schedules[0].contract):
                 raise ScheduleError(
                     "the schedules of a family are for one model and one run; save these apart"
                 )
@@ -128,3 +130,14 @@ def _in_family(contract: Contract, first: Contract) -> Contract:
     if run.weights is None or other.weights is None or run.guidance != other.guidance:
         return contract
     return replace(contract, run=other)
+
+
+def _alike(one: Contract, other: Contract) -> bool:
+    """Whether two contracts are the same but for rounding, which differs between machines."""
+    numbers = [(it.run.timesteps, it.run.log_snrs, it.fingerprint) for it in (one, other)]
+    run = replace(one.run, timesteps=other.run.timesteps, log_snrs=other.run.log_snrs)
+    return replace(one, run=run, fingerprint=other.fingerprint) == other and all(
+        len(mine) == len(theirs)
+        and all(abs(a - b) <= ROUNDING or a == b for a, b in zip(mine, theirs, strict=True))
+        for mine, theirs in zip(*numbers, strict=True)
+    )
