@@ -56,6 +56,18 @@ def test_a_cheaper_schedule_that_makes_better_pictures_is_taken(schedules):
     assert family.at(least.cost.fraction) is least
 
 
+def test_errors_of_other_pictures_are_not_compared(schedules):
+    """A cheaper schedule that was judged by easier pictures is not the better one."""
+
+    def judged(at, error, count):
+        known = {**schedules[at].provenance, "held_out_error": error, "settings": {"num_examples": count}}
+        return replace(schedules[at], provenance=known)
+
+    family = ScheduleFamily([judged(1, 0.03, 32), judged(2, 0.02, 64), judged(0, 0.025, 32)])
+    assert family.at(0.8).provenance["budget"] == 2 / 8
+    assert family.at(0.6).provenance["budget"] == 4 / 8
+
+
 def test_a_budget_is_met_within_a_hundredth(schedules):
     family = ScheduleFamily(schedules)
     cost = schedules[2].cost.fraction

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -63,7 +63,8 @@ class ScheduleFamily:
     def at(self, budget: float) -> CacheSchedule:
         """The best schedule that costs at most a share of the run's multiply-accumulates (MACs), within 1 %.
 
-        The best is the one of the least error on held-out pictures, or of the highest cost where that is not recorded.
+        The best is the one of the least error on held-out pictures, among those that were judged by the same ones as
+        the one of the highest cost; where errors are not recorded, it is that one.
 
         Args:
             budget: Fraction of the MACs, from 0 to 1; whole evaluations where schedules bring their solvers.
@@ -87,7 +88,8 @@ class ScheduleFamily:
         """The best of the schedules that cost at most a budget."""
         pairs = zip(costs, self, strict=True)
         if within := [one for cost, one in pairs if cost <= budget * (1 + BUDGET_TOLERANCE)]:
-            return min(within, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
+            alike = [one for one in within if _judged_by(one) == _judged_by(within[0])]
+            return min(alike, key=lambda schedule: schedule.provenance.get("held_out_error", math.inf))
         raise ConfigError(
             f"the cheapest schedule of the family takes {costs[-1]:.3f} {unit}, more than the budget of {budget:g}; "
             f"ask for as much or more, or learn one with l2c learn MODEL {options}"
@@ -130,6 +132,13 @@ def _in_family(contract: Contract, first: Contract) -> Contract:
     if run.weights is None or other.weights is None or run.guidance != other.guidance:
         return contract
     return replace(contract, run=other)
+
+
+def _judged_by(schedule: CacheSchedule) -> list[object]:
+    """What decides which pictures a schedule was judged by."""
+    settings: Any = schedule.provenance.get("settings")
+    known = settings if isinstance(settings, dict) else {}
+    return [known.get(name) for name in ("seed", "num_examples", "reference_steps")]
 
 
 def _alike(one: Contract, other: Contract) -> bool:
