@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +90,7 @@ class Solutions:
                 path, data, "learning goes on, without keeping solutions for other runs", replace=True
             )
         except OutputError as error:
-            logger.warning("%s", error)
+            warnings.warn(str(error), stacklevel=2)
             return
         _make_room(path)
 
