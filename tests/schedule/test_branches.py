@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 import l2c
 from l2c.errors import ConfigError, ScheduleError
-from l2c.schedule.branches import branch_masks, column_title, join_branches
+from l2c.schedule.branches import branch_masks, join_branches
 from l2c.schedule.cost import CostTable
 from l2c.schedule.forecast import Predictor
 
@@ -73,15 +73,6 @@ def test_masks_come_apart_as_they_were_joined(alike):
     cond, uncond, runs = branch_masks(alike.compute, len(alike.layers))
     assert cond is uncond
     assert runs.all()
-
-
-def test_columns_have_titles():
-    names = ("blocks.0.attn", "blocks.0.mlp")
-    titles = [column_title(column, names, branches=True) for column in range(5)]
-    assert titles == [
-        "cond blocks.0.attn", "cond blocks.0.mlp", "uncond blocks.0.attn", "uncond blocks.0.mlp", "difference",
-    ]  # fmt: skip
-    assert column_title(1, names, branches=False) == "blocks.0.mlp"
 
 
 def test_a_first_evaluation_without_an_unconditional_pass_is_refused(alike):

@@ -121,11 +121,3 @@ def without_derived(plan: ReusePlan, compute: Tensor, num_layers: int) -> ReuseP
     runs: list[bool] = compute[:, -1].tolist()
     layers = range(num_layers, 2 * num_layers)
     return {place: terms for place, terms in plan.items() if runs[place[0]] or place[1] not in layers}
-
-
-def column_title(column: int, names: tuple[str, ...], *, branches: bool) -> str:
-    """A column for people: `blocks.3.attn`, `uncond blocks.3.attn`, `difference`."""
-    layer = layer_of(column, len(names)) if branches else column
-    if layer is None:
-        return "difference"
-    return f"{BRANCHES[column // len(names)]} {names[layer]}" if branches else names[layer]
